@@ -1,0 +1,1 @@
+"""Decides and creates: the Ray controller, its gangs and pools."""

@@ -1,0 +1,1 @@
+"""Kvasir: serve large language models on one machine or on many."""

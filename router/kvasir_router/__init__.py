@@ -1,0 +1,1 @@
+"""The front door: HTTP, tokens in and out, routing and dispatch."""

@@ -1,0 +1,1 @@
+"""The engine: scheduler, KV pages, runner and models of one replica."""

@@ -1,0 +1,1 @@
+"""Pages: who holds which, what they contain, and how they travel."""

@@ -1,0 +1,1 @@
+"""One decoder, many specs: from a checkpoint to logits."""

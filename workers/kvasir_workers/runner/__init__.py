@@ -1,0 +1,1 @@
+"""From a plan to sampled tokens: batch, forward pass, sampling."""
