@@ -1,17 +1,17 @@
 """Every error that Kvasir raises on purpose.
 
-    KvasirError
-    ├── InvalidRequest            the caller's mistake in one request: 400, names the field
-    │   ├── ContextTooLong        prompt + max_tokens beyond what the model or the pages can hold
-    │   └── ModelNotFound         no such model is served: 404
-    ├── ConfigError               a setting that cannot be: names the key and the nearest right one
-    ├── CheckpointError           a model directory that can't be loaded: missing, truncated, unknown
-    ├── OutOfMemory               the plan does not fit the device: names what to lower
-    ├── WireError                 a message that is not what it claims to be: dropped and counted
-    ├── LayoutMismatch            two replicas whose pages can't be exchanged
-    ├── PlacementError            the cluster lacks what a gang needs
-    └── ServiceUnavailable        nobody can take the request now: 503, with the seconds to wait
-        └── StreamLost            an accepted stream could not be finished anywhere
+KvasirError
+├── InvalidRequest            the caller's mistake in one request: 400, names the field
+│   ├── ContextTooLong        prompt + max_tokens beyond what the model or the pages can hold
+│   └── ModelNotFound         no such model is served: 404
+├── ConfigError               a setting that cannot be: names the key and the nearest right one
+├── CheckpointError           a model directory that can't be loaded: missing, truncated, unknown
+├── OutOfMemory               the plan does not fit the device: names what to lower
+├── WireError                 a message that is not what it claims to be: dropped and counted
+├── LayoutMismatch            two replicas whose pages can't be exchanged
+├── PlacementError            the cluster lacks what a gang needs
+└── ServiceUnavailable        nobody can take the request now: 503, with the seconds to wait
+    └── StreamLost            an accepted stream could not be finished anywhere
 """
 
 

@@ -1,0 +1,221 @@
+"""The one tree of settings, read from YAML or made from flags, checked at load and frozen."""
+
+import dataclasses
+import difflib
+import types
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+import yaml
+
+from kvasir_protocol.errors import ConfigError
+from kvasir_protocol.ids import ReplicaId
+from kvasir_protocol.view import Role
+
+T = TypeVar("T")
+
+DType = Literal["auto", "float32", "bfloat16", "float16"]
+Device = Literal["auto", "cpu", "cuda"]
+RoutingPolicyName = Literal["least-loaded", "round-robin"]
+TransportName = Literal["auto", "shared-memory", "tcp"]
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ConfigError(message)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelConfig:
+    """path: a directory in Hugging Face format. max_model_len None: as long as the model and the pages allow."""
+
+    path: str
+    served_name: str
+    dtype: DType = "auto"
+    max_model_len: int | None = None
+
+    def __post_init__(self) -> None:
+        _require(
+            self.max_model_len is None or self.max_model_len >= 2,
+            f"model.max_model_len must be at least 2, got {self.max_model_len}",
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineConfig:
+    """How one replica computes. kv_cache_bytes None: a share of the memory that is free when it starts."""
+
+    device: Device = "auto"
+    page_size: int = 16
+    kv_cache_bytes: int | None = None
+    max_num_seqs: int = 256
+    max_num_batched_tokens: int = 2048
+    enable_prefix_caching: bool = True
+    num_threads: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("page_size", "max_num_seqs", "max_num_batched_tokens"):
+            value = getattr(self, name)
+            _require(value >= 1, f"engine.{name} must be at least 1, got {value}")
+        _require(
+            self.max_num_batched_tokens >= self.max_num_seqs,
+            f"engine.max_num_batched_tokens ({self.max_num_batched_tokens}) must be at least "
+            f"engine.max_num_seqs ({self.max_num_seqs}), so that every running sequence can get a token a step",
+        )
+        _require(
+            self.num_threads is None or self.num_threads >= 1,
+            f"engine.num_threads must be at least 1, got {self.num_threads}",
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HandoverConfig:
+    """Pages from prefill to decode. deadline_s: from reservation to commit; after it the decode side prefills."""
+
+    deadline_s: float = 10.0
+    transport: TransportName = "auto"
+
+    def __post_init__(self) -> None:
+        _require(self.deadline_s > 0, f"handover.deadline_s must be positive, got {self.deadline_s}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PoolConfig:
+    """Replicas of one role. A prefill pool needs a decode pool beside it, and the other way round."""
+
+    role: Role
+    replicas: int = 1
+    tensor_parallel_size: int = 1
+    pipeline_parallel_size: int = 1
+
+    def __post_init__(self) -> None:
+        _require(self.replicas >= 1, f"a pool needs at least one replica, got {self.replicas}")
+        _require(
+            self.tensor_parallel_size == 1 and self.pipeline_parallel_size == 1,
+            f"pool {self.role!r}: tensor_parallel_size and pipeline_parallel_size above 1 are not supported yet; set 1",
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RouterConfig:
+    """The HTTP front door. With api_keys every route but /health asks for one of them."""
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    api_keys: tuple[str, ...] = ()
+    policy: RoutingPolicyName = "least-loaded"
+    max_inflight_requests: int = 1024
+
+    def __post_init__(self) -> None:
+        _require(0 <= self.port <= 65535, f"router.port must be between 0 and 65535, got {self.port}")
+        _require(all(self.api_keys), "router.api_keys must not hold an empty key")
+
+
+SEPARATE_POOLS = (PoolConfig(role="prefill"), PoolConfig(role="decode"))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClusterConfig:
+    """Everything that a person may set."""
+
+    model: ModelConfig
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    handover: HandoverConfig = field(default_factory=HandoverConfig)
+    pools: tuple[PoolConfig, ...] = SEPARATE_POOLS
+    router: RouterConfig = field(default_factory=RouterConfig)
+
+    def __post_init__(self) -> None:
+        roles = [pool.role for pool in self.pools]
+        _require(
+            sorted(roles) in (["mixed"], ["decode", "prefill"]),
+            f"pools must be one mixed pool, or one prefill and one decode pool; got {roles}",
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReplicaConfig:
+    """What one replica must know to start. It listens on host at a port of the system's choosing."""
+
+    replica_id: ReplicaId
+    role: Role
+    model: ModelConfig
+    engine: EngineConfig
+    handover: HandoverConfig
+    host: str = "127.0.0.1"
+    port: int = 0
+    segment_prefix: str = "kvasir"
+
+
+def load_config(path: Path, defaults: Mapping[str, object]) -> ClusterConfig:
+    """The tree in a YAML file over defaults (a nested mapping). Raises ConfigError naming file and key."""
+    try:
+        document = yaml.safe_load(path.read_text()) or {}
+    except OSError as error:
+        raise ConfigError(f"can't read {path}: {error.strerror}") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is not YAML: {error}") from error
+    if not isinstance(document, Mapping):
+        raise ConfigError(f"{path}: expected a mapping with keys such as `model` and `pools`")
+    return build(ClusterConfig, merge(defaults, document))
+
+
+def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """Both trees as one; where both have a value, the one of `above`."""
+    merged = dict(below)
+    for key, value in above.items():
+        both_are_trees = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
+        merged[key] = merge(merged[key], value) if both_are_trees else value
+    return merged
+
+
+def build(cls: type[T], tree: object, where: str = "") -> T:
+    """The dataclass that a plain tree describes. An unknown key is an error that names the nearest right one."""
+    if not isinstance(tree, Mapping):
+        raise ConfigError(f"{where or 'configuration'}: expected keys and values, got {tree!r}")
+    hints = get_type_hints(cls)
+    known = {item.name: item for item in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    values: dict[str, object] = {}
+    for key, value in tree.items():
+        path = f"{where}.{key}" if where else str(key)
+        if key not in known:
+            raise ConfigError(f"unknown setting {path!r}{_nearest(str(key), known)}")
+        values[key] = _convert(hints[key], value, path)
+    for name, item in known.items():
+        has_default = item.default is not dataclasses.MISSING or item.default_factory is not dataclasses.MISSING
+        if name not in values and not has_default:
+            raise ConfigError(f"{where + '.' if where else ''}{name} is missing")
+    return cls(**values)
+
+
+def _nearest(key: str, known: Mapping[str, object]) -> str:
+    matches = difflib.get_close_matches(key, known, n=1)
+    return f"; did you mean {matches[0]!r}?" if matches else f"; known are {', '.join(known)}"
+
+
+def _convert(annotation: Any, value: object, path: str) -> object:
+    origin = get_origin(annotation)
+    if hasattr(annotation, "__supertype__"):
+        return _convert(annotation.__supertype__, value, path)
+    if dataclasses.is_dataclass(annotation):
+        return build(annotation, value, path)  # type: ignore[arg-type]
+    if origin in (Union, types.UnionType):
+        (member,) = (candidate for candidate in get_args(annotation) if candidate is not type(None))
+        return None if value is None else _convert(member, value, path)
+    if origin is Literal:
+        if value not in get_args(annotation):
+            raise ConfigError(f"{path}: {value!r} is none of {', '.join(map(repr, get_args(annotation)))}")
+        return value
+    if origin is tuple:
+        if not isinstance(value, list | tuple):
+            raise ConfigError(f"{path}: expected a list, got {value!r}")
+        return tuple(_convert(get_args(annotation)[0], item, f"{path}[{i}]") for i, item in enumerate(value))
+    return _convert_scalar(annotation, value, path)
+
+
+def _convert_scalar(expected: type, value: object, path: str) -> object:
+    accepted = (int, float) if expected is float else (expected,)
+    if not isinstance(value, accepted) or (isinstance(value, bool) and expected is not bool):
+        raise ConfigError(f"{path}: expected {expected.__name__}, got {value!r}")
+    return value

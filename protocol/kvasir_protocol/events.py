@@ -1,0 +1,74 @@
+"""What an engine tells: the tokens of each step, and how it fares."""
+
+from dataclasses import dataclass
+
+from kvasir_protocol.ids import ReplicaId, RequestId
+from kvasir_protocol.request import FinishReason
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenLogprobs:
+    """Natural logarithms of one token's probability and of the likeliest tokens' (best first), before any penalty."""
+
+    logprob: float
+    top_token_ids: tuple[int, ...] = ()
+    top_logprobs: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenOutput:
+    """New tokens of one sequence. first_index counts generated tokens from 0, so that a reader can drop repeats.
+
+    num_cached_tokens: prompt tokens found in the prefix cache. logprobs is empty or as long as token_ids.
+    stop_token: the last token is one that ended the sequence and is not part of the answer's text.
+    """
+
+    request_id: RequestId
+    first_index: int
+    token_ids: tuple[int, ...]
+    logprobs: tuple[TokenLogprobs, ...] = ()
+    finish_reason: FinishReason | None = None
+    stop_token: int | None = None
+    num_cached_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineCounters:
+    """Totals since the engine started."""
+
+    num_steps: int = 0
+    prompt_tokens: int = 0
+    cached_prompt_tokens: int = 0
+    computed_prompt_tokens: int = 0
+    generated_tokens: int = 0
+    num_preemptions: int = 0
+    finished_stop: int = 0
+    finished_length: int = 0
+    finished_abort: int = 0
+    finished_handed_over: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HandoverCounters:
+    """Totals of the page traffic since the replica started; bytes by transport."""
+
+    pushed_requests: int = 0
+    pushed_bytes_shared_memory: int = 0
+    pushed_bytes_tcp: int = 0
+    received_requests: int = 0
+    failed_requests: int = 0
+    quarantined_pages: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReplicaStats:
+    """How a replica fares right now; sent in answer to a Ping."""
+
+    replica_id: ReplicaId
+    num_running: int
+    num_waiting: int
+    num_pages: int
+    num_used_pages: int
+    engine: EngineCounters
+    handover: HandoverCounters
+    resident_bytes: int

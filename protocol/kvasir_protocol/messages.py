@@ -1,0 +1,226 @@
+"""Every message of the data plane. Each is one msgpack map on the wire (`wire.py`).
+
+router  -> replica    Hello  Ping  Submit  Reserve  Abort
+replica -> router     Welcome  Stats  Tokens  Rejected  Reserved  ReserveRefused  HandoverFailed
+prefill -> decode     BeginPush  PushPages  Commit  Quiet
+decode  -> prefill    PushGranted  PushRefused  CancelPush
+router  -> controller GetView            controller -> router  View
+"""
+
+from dataclasses import dataclass
+
+from kvasir_protocol.events import ReplicaStats, TokenOutput
+from kvasir_protocol.ids import Generation, PageIndex, ReplicaId, RequestId
+from kvasir_protocol.request import GenerationRequest
+from kvasir_protocol.view import ClusterView, ReplicaInfo
+
+LAYOUT_VERSION = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PageLayout:
+    """What one page is made of: both sides of a hand-over must have the same.
+
+    A page holds keys and values of page_size tokens: [num_layers, 2, page_size, num_kv_heads, head_dim] of dtype.
+    model_fingerprint names the weights, so that pages of one model never feed another.
+    """
+
+    version: int
+    dtype: str
+    page_size: int
+    num_layers: int
+    num_kv_heads: int
+    head_dim: int
+    model_fingerprint: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HandoverTicket:
+    """A decode replica's promise to take a request's pages; the router carries it to the prefill replica.
+
+    The sequence's pages before first_page are held already; its page first_page + i goes to page_indices[i].
+    segment names the shared memory in which those pages lie, or is "" where only TCP can reach them.
+    """
+
+    replica_id: ReplicaId
+    endpoint: str
+    generation: Generation
+    first_page: int
+    page_indices: tuple[PageIndex, ...]
+    segment: str
+    deadline_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hello:
+    """A router presents itself; asks for a Welcome."""
+
+    sender: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Welcome:
+    info: ReplicaInfo
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ping:
+    """Asks for Stats."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stats:
+    stats: ReplicaStats
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Submit:
+    """Generate. With a ticket: compute the prompt and the first token, then hand the pages over."""
+
+    request: GenerationRequest
+    ticket: HandoverTicket | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reserve:
+    """Set pages aside for a request that another replica will prefill; answered Reserved or ReserveRefused."""
+
+    request: GenerationRequest
+    deadline_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Abort:
+    request_id: RequestId
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tokens:
+    """All tokens that one step made for one router."""
+
+    outputs: tuple[TokenOutput, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rejected:
+    """The request was not taken; is_invalid tells the caller's mistake from a replica that can't take it now."""
+
+    request_id: RequestId
+    message: str
+    is_invalid: bool
+    field: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reserved:
+    request_id: RequestId
+    ticket: HandoverTicket
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReserveRefused:
+    request_id: RequestId
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HandoverFailed:
+    """Pages did not arrive; the decode replica holds nothing of the request any more: submit it again."""
+
+    request_id: RequestId
+    generation: Generation
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BeginPush:
+    """Asks to write into reserved pages. process_id lets a peer on the same host see that the writer died."""
+
+    request_id: RequestId
+    generation: Generation
+    layout: PageLayout
+    process_id: int
+    uses_shared_memory: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PushGranted:
+    generation: Generation
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PushRefused:
+    generation: Generation
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PushPages:
+    """Content of page_indices, page after page, each as PageLayout says (TCP only)."""
+
+    generation: Generation
+    page_indices: tuple[PageIndex, ...]
+    content: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Commit:
+    """All pages are there: the sequence may start. emitted_token_ids went to the client already."""
+
+    request_id: RequestId
+    generation: Generation
+    num_pages: int
+    emitted_token_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CancelPush:
+    """Stop writing, then say Quiet."""
+
+    generation: Generation
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Quiet:
+    """This side will not write into the reservation's pages any more."""
+
+    request_id: RequestId
+    generation: Generation
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GetView:
+    """A router asks what has changed since the version it knows (-1: nothing is known)."""
+
+    known_version: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class View:
+    view: ClusterView
+
+
+Message = (
+    Hello
+    | Welcome
+    | Ping
+    | Stats
+    | Submit
+    | Reserve
+    | Abort
+    | Tokens
+    | Rejected
+    | Reserved
+    | ReserveRefused
+    | HandoverFailed
+    | BeginPush
+    | PushGranted
+    | PushRefused
+    | PushPages
+    | Commit
+    | CancelPush
+    | Quiet
+    | GetView
+    | View
+)

@@ -1,0 +1,107 @@
+"""What a caller wants: sampling parameters and the request that travels to an engine."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+from kvasir_protocol.errors import InvalidRequest
+from kvasir_protocol.ids import RequestId
+
+MAX_LOGPROBS = 20
+"""Alternatives per token that a caller may ask for, as in OpenAI's and vLLM's servers."""
+
+MAX_SEED = 2**63 - 1
+
+FinishReason = Literal["stop", "length", "abort", "error", "handed_over"]
+"""Why a sequence ended; `handed_over` ends it on the prefill replica only and never reaches a client."""
+
+
+def _text_tuple(value: str | Iterable[str]) -> tuple[str, ...]:
+    return (value,) if isinstance(value, str) else tuple(value)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplingParams:
+    """How to choose tokens and when to stop; vLLM's names and meanings.
+
+    temperature 0 is greedy; top_k 0 or -1 and top_p 1 switch those filters off; max_tokens None means
+    "up to the context's end". Raises InvalidRequest that names the first field out of range.
+    """
+
+    n: int = 1
+    max_tokens: int | None = 16
+    min_tokens: int = 0
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
+    include_stop_str_in_output: bool = False
+    ignore_eos: bool = False
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logprobs: int | None = None
+    skip_special_tokens: bool = True
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "stop", _text_tuple(self.stop))
+        object.__setattr__(self, "stop_token_ids", tuple(self.stop_token_ids))
+        self._check_ranges()
+        if self.max_tokens is not None and self.min_tokens > self.max_tokens:
+            raise InvalidRequest(
+                f"min_tokens ({self.min_tokens}) must not exceed max_tokens ({self.max_tokens})", "min_tokens"
+            )
+        if any(not text for text in self.stop):
+            raise InvalidRequest("stop strings must not be empty", "stop")
+        if self.temperature == 0 and self.n > 1:
+            raise InvalidRequest("n must be 1 with temperature 0: greedy choices would all be the same", "n")
+
+    def _check_ranges(self) -> None:
+        """Raise InvalidRequest for the first number outside its closed range (written so that NaN fails too)."""
+        ranges: tuple[tuple[str, float | None, float, float], ...] = (
+            ("n", self.n, 1, 128),
+            ("max_tokens", self.max_tokens, 1, 2**31),
+            ("min_tokens", self.min_tokens, 0, 2**31),
+            ("temperature", self.temperature, 0, 2),
+            ("top_p", self.top_p, 1e-9, 1),
+            ("top_k", self.top_k, -1, 2**31),
+            ("min_p", self.min_p, 0, 1),
+            ("seed", self.seed, 0, MAX_SEED),
+            ("repetition_penalty", self.repetition_penalty, 0.01, 10),
+            ("presence_penalty", self.presence_penalty, -2, 2),
+            ("frequency_penalty", self.frequency_penalty, -2, 2),
+            ("logprobs", self.logprobs, 0, MAX_LOGPROBS),
+        )
+        for name, value, low, high in ranges:
+            if value is not None and not low <= value <= high:
+                raise InvalidRequest(f"{name} must be between {low:g} and {high:g}, got {value}", name)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GenerationRequest:
+    """One stream of tokens, as it travels from the router to an engine: ids only, no text.
+
+    sampling.max_tokens and sampling.seed are set; n is fanned out before, so that choice_index names this one.
+    emitted_token_ids were already given to the client by a replica that was lost: generation goes on after them.
+    """
+
+    request_id: RequestId
+    prompt_token_ids: tuple[int, ...]
+    sampling: SamplingParams
+    choice_index: int = 0
+    emitted_token_ids: tuple[int, ...] = ()
+    cache_salt: str = ""
+    priority: int = 0
+
+    @property
+    def max_tokens(self) -> int:
+        assert self.sampling.max_tokens is not None, f"{self.request_id}: max_tokens was not resolved at the door"
+        return self.sampling.max_tokens
+
+    @property
+    def seed(self) -> int:
+        assert self.sampling.seed is not None, f"{self.request_id}: the seed was not resolved at the door"
+        return self.sampling.seed

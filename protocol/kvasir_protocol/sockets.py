@@ -1,0 +1,120 @@
+"""ZeroMQ sockets with CURVE keys that derive from one cluster secret.
+
+Who knows the secret may speak; everybody else is refused in the handshake and can't read along.
+"""
+
+import hashlib
+import os
+import secrets
+from pathlib import Path
+from typing import Any
+
+import zmq
+from zmq.auth.thread import ThreadAuthenticator
+from zmq.utils import z85
+
+from kvasir_protocol.errors import ConfigError
+from kvasir_protocol.wire import MAX_MESSAGE_BYTES
+
+SECRET_BYTES = 32
+
+HEARTBEAT_MS = 1000
+PEER_TIMEOUT_MS = 4000
+"""A silent peer (a pulled cable) counts as gone after this long; a closed connection at once."""
+
+QUEUE_FRAMES = 100_000
+"""Frames that may wait for one slow peer before new ones are refused."""
+
+
+def load_or_create_secret(path: Path) -> bytes:
+    """The cluster secret in a file of mode 0600, made at first use."""
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    except FileExistsError:
+        return load_secret(path)
+    except FileNotFoundError:
+        path.parent.mkdir(parents=True, mode=0o700, exist_ok=True)
+        return load_or_create_secret(path)
+    with os.fdopen(descriptor, "wb") as file:
+        secret = secrets.token_bytes(SECRET_BYTES)
+        file.write(secret)
+    return secret
+
+
+def load_secret(path: Path) -> bytes:
+    """The cluster secret in a file. Raises ConfigError if it is missing, too short, or readable by others."""
+    try:
+        secret = path.read_bytes()
+        mode = path.stat().st_mode
+    except OSError as error:
+        raise ConfigError(f"can't read the cluster secret {path}: {error.strerror}") from error
+    if len(secret) < SECRET_BYTES:
+        raise ConfigError(f"the cluster secret {path} has {len(secret)} bytes, needs {SECRET_BYTES}; delete it")
+    if mode & 0o077:
+        raise ConfigError(f"the cluster secret {path} can be read by others; run: chmod 600 {path}")
+    return secret
+
+
+def _key_pair(secret: bytes, side: bytes) -> tuple[bytes, bytes]:
+    """(public, private) CURVE keys of one side, in Z85."""
+    private = z85.encode(hashlib.blake2b(secret, digest_size=32, person=b"kvasir-" + side).digest())
+    return zmq.curve_public(private), private
+
+
+class _Gatekeeper:
+    """Admits the one client key that derives from the secret (ZAP, RFC 27)."""
+
+    def __init__(self, secret: bytes) -> None:
+        public, _ = _key_pair(secret, b"client")
+        self._admitted = z85.decode(public)
+
+    def callback(self, domain: str, key: bytes) -> bool:
+        del domain
+        return secrets.compare_digest(key, self._admitted)
+
+
+def start_gatekeeper(context: zmq.Context[Any], secret: bytes) -> ThreadAuthenticator:
+    """Check every client of the context's server sockets from now on; stop() it before the context ends."""
+    authenticator = ThreadAuthenticator(context)
+    authenticator.start()
+    authenticator.configure_curve_callback(domain="*", credentials_provider=_Gatekeeper(secret))
+    return authenticator
+
+
+def bind_server(context: zmq.Context[Any], secret: bytes, host: str, port: int) -> tuple[Any, str]:
+    """A ROUTER socket listening on host, and its address; port 0 lets the system choose.
+
+    Sending to a peer that is gone raises EHOSTUNREACH. Raises ConfigError if the address can't be had.
+    """
+    socket = context.socket(zmq.ROUTER)
+    _, private = _key_pair(secret, b"server")
+    socket.curve_server = True
+    socket.curve_secretkey = private
+    socket.zap_domain = b"kvasir"
+    socket.router_mandatory = True
+    _set_common_options(socket)
+    try:
+        socket.bind(f"tcp://{host}:{port or '*'}")
+    except zmq.ZMQError as error:
+        socket.close()
+        raise ConfigError(f"can't listen on {host}:{port}: {error.strerror}") from error
+    return socket, socket.last_endpoint.decode()
+
+
+def connect_client(context: zmq.Context[Any], secret: bytes, endpoint: str) -> Any:
+    """A DEALER socket to one server; it reconnects by itself."""
+    socket = context.socket(zmq.DEALER)
+    public, private = _key_pair(secret, b"client")
+    socket.curve_publickey, socket.curve_secretkey = public, private
+    socket.curve_serverkey, _ = _key_pair(secret, b"server")
+    socket.reconnect_ivl, socket.reconnect_ivl_max = 50, 1000
+    _set_common_options(socket)
+    socket.connect(endpoint)
+    return socket
+
+
+def _set_common_options(socket: Any) -> None:
+    socket.linger = 0
+    socket.sndhwm = socket.rcvhwm = QUEUE_FRAMES
+    socket.maxmsgsize = MAX_MESSAGE_BYTES
+    socket.heartbeat_ivl, socket.heartbeat_timeout = HEARTBEAT_MS, PEER_TIMEOUT_MS

@@ -1,0 +1,44 @@
+"""What a router knows of the cluster: which replicas there are and how to reach them."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from kvasir_protocol.ids import ReplicaId
+
+Role = Literal["prefill", "decode", "mixed"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReplicaAddress:
+    """Where one replica listens and what it is for. endpoint is a ZeroMQ address, such as tcp://10.0.0.7:5601."""
+
+    replica_id: ReplicaId
+    role: Role
+    endpoint: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClusterView:
+    """All replicas that may take requests. version grows with every change; phase tells a person what goes on."""
+
+    version: int
+    replicas: tuple[ReplicaAddress, ...]
+    phase: str = "ready"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReplicaInfo:
+    """What a replica says of itself when a router greets it.
+
+    max_sequence_tokens: the longest sequence (prompt and answer) that its context and its pages can hold.
+    """
+
+    replica_id: ReplicaId
+    role: Role
+    model: str
+    vocab_size: int
+    max_sequence_tokens: int
+    page_size: int
+    num_pages: int
+    process_id: int
+    host: str

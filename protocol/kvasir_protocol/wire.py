@@ -1,0 +1,166 @@
+"""Messages to bytes and back: one msgpack map each, every field checked on arrival.
+
+    {"v": 1, "type": "Abort", "request_id": "cmpl-1/0"}
+
+Nothing is ever unpickled: the dataclasses in `messages.py` are the only things that can come out of `decode`.
+"""
+
+import dataclasses
+import types
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, NewType, TypeVar, Union, cast, get_args, get_origin, get_type_hints
+
+import msgpack
+
+from kvasir_protocol.errors import InvalidRequest, WireError
+from kvasir_protocol.messages import Message
+
+WIRE_VERSION = 1
+
+MAX_MESSAGE_BYTES = 64 * 2**20
+"""Room for a prompt of millions of tokens; pages travel in smaller pieces."""
+
+T = TypeVar("T")
+Reader = Callable[[object], object]
+
+
+def encode(message: Message) -> bytes:
+    """One message as bytes."""
+    body = {"v": WIRE_VERSION, "type": type(message).__name__, **to_plain(message)}
+    return cast(bytes, msgpack.packb(body, use_bin_type=True))
+
+
+def decode(frame: bytes) -> Message:
+    """The message in frame. Raises WireError if it is too large, malformed, unknown or ill-typed."""
+    if len(frame) > MAX_MESSAGE_BYTES:
+        raise WireError(f"message of {len(frame)} bytes; the most is {MAX_MESSAGE_BYTES}")
+    try:
+        body = msgpack.unpackb(frame, raw=False, strict_map_key=True, use_list=False)
+    except (ValueError, RecursionError) as error:
+        raise WireError(f"not msgpack: {error}") from error
+    if not isinstance(body, dict):
+        raise WireError(f"a message is a map, got {type(body).__name__}")
+    version, name = body.pop("v", None), body.pop("type", None)
+    if version != WIRE_VERSION:
+        raise WireError(f"wire version {version!r}, this side speaks {WIRE_VERSION}: run the same release everywhere")
+    reader = _MESSAGE_READERS.get(name) if isinstance(name, str) else None
+    if reader is None:
+        raise WireError(f"unknown message type {name!r}")
+    return cast(Message, reader(body))
+
+
+def to_plain(value: Any) -> Any:
+    """Dataclasses as dictionaries all the way down; other values as they are."""
+    if dataclasses.is_dataclass(value):
+        return {name: to_plain(getattr(value, name)) for name in _field_names(type(value))}
+    if isinstance(value, tuple) and value and dataclasses.is_dataclass(value[0]):
+        return [to_plain(item) for item in value]
+    return value
+
+
+def from_plain(cls: type[T], value: object) -> T:
+    """The dataclass that to_plain was given. Raises WireError that names the field."""
+    return cast(T, _reader_of(cls)(value))
+
+
+_FIELD_NAMES: dict[type, tuple[str, ...]] = {}
+
+
+def _field_names(cls: type) -> tuple[str, ...]:
+    if cls not in _FIELD_NAMES:
+        _FIELD_NAMES[cls] = tuple(field.name for field in dataclasses.fields(cls))
+    return _FIELD_NAMES[cls]
+
+
+_READERS: dict[type, Reader] = {}
+
+
+def _reader_of(annotation: Any) -> Reader:
+    """A function that checks a plain value against a type annotation and builds it."""
+    if isinstance(annotation, NewType):
+        return _reader_of(annotation.__supertype__)
+    if dataclasses.is_dataclass(annotation):
+        cls = cast(type, annotation)
+        if cls not in _READERS:
+            _READERS[cls] = _dataclass_reader(cls)
+        return _READERS[cls]
+    origin = get_origin(annotation)
+    if origin is Literal:
+        return _choice_reader(get_args(annotation))
+    if origin in (Union, types.UnionType):
+        return _union_reader(get_args(annotation))
+    if origin is tuple:
+        return _tuple_reader(get_args(annotation))
+    return _scalar_reader(annotation)
+
+
+def _scalar_reader(expected: type) -> Reader:
+    accepted = (int, float) if expected is float else (expected,)
+
+    def read(value: object) -> object:
+        if not isinstance(value, accepted) or (isinstance(value, bool) and expected is not bool):
+            raise WireError(f"expected {expected.__name__}, got {type(value).__name__}")
+        return value
+
+    return read
+
+
+def _choice_reader(choices: tuple[object, ...]) -> Reader:
+    def read(value: object) -> object:
+        if not isinstance(value, str) or value not in choices:
+            raise WireError(f"expected one of {choices}, got {value!r}")
+        return value
+
+    return read
+
+
+def _union_reader(members: tuple[Any, ...]) -> Reader:
+    """Only `X | None` is needed."""
+    (member,) = (candidate for candidate in members if candidate is not type(None))
+    inner = _reader_of(member)
+    return lambda value: None if value is None else inner(value)
+
+
+def _tuple_reader(arguments: tuple[Any, ...]) -> Reader:
+    assert len(arguments) == 2 and arguments[1] is Ellipsis, f"only tuple[X, ...] travels, not tuple{arguments}"
+    item = _reader_of(arguments[0])
+
+    def read(value: object) -> object:
+        if not isinstance(value, list | tuple):
+            raise WireError(f"expected a list, got {type(value).__name__}")
+        return tuple(map(item, value))
+
+    return read
+
+
+def _dataclass_reader(cls: type) -> Reader:
+    hints = get_type_hints(cls)
+    readers = {field.name: _reader_of(hints[field.name]) for field in dataclasses.fields(cls)}
+    required = {
+        field.name
+        for field in dataclasses.fields(cls)
+        if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+    }
+
+    def read(value: object) -> object:
+        if not isinstance(value, Mapping):
+            raise WireError(f"{cls.__name__}: expected a map, got {type(value).__name__}")
+        if unknown := value.keys() - readers.keys():
+            raise WireError(f"{cls.__name__}: unknown fields {sorted(map(str, unknown))}")
+        if missing := required - value.keys():
+            raise WireError(f"{cls.__name__}: missing fields {sorted(missing)}")
+        fields = {}
+        for name, item in value.items():
+            try:
+                fields[name] = readers[name](item)
+            except WireError as error:
+                raise WireError(f"{cls.__name__}.{name}: {error}") from error
+        try:
+            return cls(**fields)
+        except InvalidRequest as error:
+            raise WireError(f"{cls.__name__}: {error}") from error
+
+    return read
+
+
+_MESSAGE_READERS: dict[str, Reader] = {cls.__name__: _reader_of(cls) for cls in get_args(Message)}
