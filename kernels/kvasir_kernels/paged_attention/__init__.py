@@ -1,0 +1,1 @@
+"""Causal attention of the new tokens over the pages of their sequences."""

@@ -1,0 +1,44 @@
+"""What the attention operations read and write: one layer's pages, and which of them each sequence sees."""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class LayerCache:
+    """One layer's keys and values, cut into pages; the page pool owns the memory.
+
+    key, value: [N, P, K, D], contiguous. Slot `page * P + offset` is one token's place.
+    """
+
+    key: Tensor
+    value: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionBatch:
+    """Which tokens this step adds to each of the S sequences, and where their pages are.
+
+    query_lens: new tokens per sequence; the query rows are packed in this order and sum to T.
+    context_lens: tokens visible at the end of the step per sequence, cached and new.
+    page_tables: [S, M] int64, the pages of each sequence in order, padded with 0.
+    num_decodes: the first so many sequences bring exactly one token each.
+    """
+
+    query_lens: tuple[int, ...]
+    context_lens: tuple[int, ...]
+    page_tables: Tensor
+    num_decodes: int
+
+    def __post_init__(self) -> None:
+        assert len(self.query_lens) == len(self.context_lens) == self.page_tables.shape[0], (
+            f"{len(self.query_lens)} query_lens, {len(self.context_lens)} context_lens and "
+            f"{self.page_tables.shape[0]} page tables must describe the same sequences"
+        )
+        assert all(length == 1 for length in self.query_lens[: self.num_decodes]), (
+            f"the first {self.num_decodes} sequences must bring one token each, not {self.query_lens}"
+        )
+        assert all(1 <= query <= context for query, context in zip(self.query_lens, self.context_lens, strict=True)), (
+            f"each context {self.context_lens} must hold its new tokens {self.query_lens}"
+        )

@@ -1,0 +1,117 @@
+"""Paged attention against dense attention in float64, in a cache whose every unused slot is NaN."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from kvasir_kernels.dispatch import paged_attention
+from kvasir_kernels.paged_cache import AttentionBatch, LayerCache
+
+# One sequence of a step: new tokens, and tokens visible at its end.
+Lengths = tuple[int, int]
+
+
+def _dense(query: Tensor, key: Tensor, value: Tensor, scale: float, window: int | None) -> Tensor:
+    """Attend one sequence in float64, one query at a time; query: [T, H, D], key and value: [L, K, D]."""
+    group_size = query.shape[1] // key.shape[1]
+    key, value = (x.double().repeat_interleave(group_size, dim=1) for x in (key, value))
+    rows = []
+    for index, row in enumerate(query.double()):
+        position = len(key) - len(query) + index
+        first = 0 if window is None else max(0, position - window + 1)
+        weights = (torch.einsum("hd,lhd->hl", row, key[first : position + 1]) * scale).softmax(-1)
+        rows.append(torch.einsum("hl,lhd->hd", weights, value[first : position + 1]))
+    return torch.stack(rows)
+
+
+def _scatter(contexts: list[tuple[Tensor, Tensor]], page_size: int, seed: int) -> tuple[LayerCache, Tensor]:
+    """Lay each sequence's keys and values out in pages of random order; all other slots are NaN."""
+    needed = [-(-len(key) // page_size) for key, _ in contexts]
+    num_pages = sum(needed) + 3
+    shape = (num_pages, page_size, *contexts[0][0].shape[1:])
+    cache = LayerCache(torch.full(shape, torch.nan), torch.full(shape, torch.nan))
+    free = torch.randperm(num_pages, generator=torch.Generator().manual_seed(seed))
+    page_tables = torch.zeros(len(contexts), max(needed) + 2, dtype=torch.int64)
+    for index, (key, value) in enumerate(contexts):
+        pages, free = free[: needed[index]], free[needed[index] :]
+        page_tables[index, : len(pages)] = pages
+        for position in range(len(key)):
+            cache.key[pages[position // page_size], position % page_size] = key[position]
+            cache.value[pages[position // page_size], position % page_size] = value[position]
+    return cache, page_tables
+
+
+def _check(
+    lengths: list[Lengths],
+    *,
+    heads: tuple[int, int, int] = (4, 2, 8),
+    page_size: int = 4,
+    window: int | None = None,
+    seed: int = 0,
+) -> None:
+    num_heads, num_kv_heads, head_dim = heads
+    torch.manual_seed(seed)
+    lengths = sorted(lengths, key=lambda pair: pair[0] != 1)
+    contexts = [tuple(torch.randn(2, context, num_kv_heads, head_dim).unbind()) for _, context in lengths]
+    queries = [torch.randn(new, num_heads, head_dim) for new, _ in lengths]
+    cache, page_tables = _scatter(contexts, page_size, seed)  # type: ignore[arg-type]
+    batch = AttentionBatch(
+        query_lens=tuple(new for new, _ in lengths),
+        context_lens=tuple(context for _, context in lengths),
+        page_tables=page_tables,
+        num_decodes=sum(new == 1 for new, _ in lengths),
+    )
+    scale = head_dim**-0.5
+    output = paged_attention(torch.cat(queries), cache, batch, scale, window)
+    expected = [_dense(query, key, value, scale, window) for query, (key, value) in zip(queries, contexts, strict=True)]
+    torch.testing.assert_close(output.double(), torch.cat(expected), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("heads", [(1, 1, 2), (4, 4, 8), (4, 2, 8), (6, 1, 5), (14, 2, 64)])
+@pytest.mark.parametrize("window", [None, 1, 3, 100])
+def test_decodes_and_chunks_together_equal_dense_attention(heads: tuple[int, int, int], window: int | None) -> None:
+    _check([(1, 1), (1, 9), (1, 16), (5, 5), (3, 11), (7, 8)], heads=heads, window=window)
+
+
+@pytest.mark.parametrize("lengths", [[(1, 1)], [(1, 37), (1, 2)], [(13, 13)], [(13, 60)], [(2, 3), (2, 2)]])
+def test_steps_of_one_kind_equal_dense_attention(lengths: list[Lengths]) -> None:
+    _check(lengths)
+
+
+_lengths = st.tuples(st.integers(1, 9), st.integers(0, 20)).map(lambda pair: (pair[0], pair[0] + pair[1]))
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    lengths=st.lists(_lengths, min_size=1, max_size=5),
+    page_size=st.sampled_from([1, 3, 16]),
+    window=st.none() | st.integers(1, 24),
+    seed=st.integers(0, 1000),
+)
+def test_any_step_equals_dense_attention(lengths: list[Lengths], page_size: int, window: int | None, seed: int) -> None:
+    _check(lengths, page_size=page_size, window=window, seed=seed)
+
+
+def test_one_token_sequence_counted_as_a_chunk_gives_the_same() -> None:
+    torch.manual_seed(0)
+    key, value = torch.randn(2, 10, 2, 8).unbind()
+    cache, page_tables = _scatter([(key, value)], page_size=4, seed=1)
+    query = torch.randn(1, 4, 8)
+    outputs = [
+        paged_attention(query, cache, AttentionBatch((1,), (10,), page_tables, num_decodes), 0.3, 6)
+        for num_decodes in (0, 1)
+    ]
+    torch.testing.assert_close(*outputs, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("query_lens", "context_lens", "num_decodes"),
+    [((2,), (2,), 1), ((1, 1), (1,), 2), ((3,), (2,), 0)],
+)
+def test_a_batch_that_contradicts_itself_is_caught(
+    query_lens: tuple[int, ...], context_lens: tuple[int, ...], num_decodes: int
+) -> None:
+    with pytest.raises(AssertionError):
+        AttentionBatch(query_lens, context_lens, torch.zeros(1, 1, dtype=torch.int64), num_decodes)

@@ -1,0 +1,41 @@
+"""RMSNorm against a float64 computation and against transformers' own layer."""
+
+import pytest
+import torch
+from transformers.models.llama.modeling_llama import LlamaRMSNorm
+
+from kvasir_kernels.dispatch import add_rms_norm, rms_norm
+
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (3, 7), (5, 64), (2, 3, 33)])
+def test_equals_a_float64_computation(shape: tuple[int, ...]) -> None:
+    x, weight = torch.randn(shape), torch.randn(shape[-1])
+    wide = x.double()
+    expected = wide / (wide.square().mean(-1, keepdim=True) + 1e-5).sqrt() * weight.double()
+    torch.testing.assert_close(rms_norm(x, weight, 1e-5).double(), expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_rounds_where_transformers_rounds(dtype: torch.dtype) -> None:
+    layer = LlamaRMSNorm(48, eps=1e-6).to(dtype)
+    torch.nn.init.normal_(layer.weight)
+    x = 3 * torch.randn(9, 48).to(dtype)
+    with torch.inference_mode():
+        assert torch.equal(rms_norm(x, layer.weight, 1e-6), layer(x))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_fused_addition_equals_addition_then_norm(dtype: torch.dtype) -> None:
+    x, residual, weight = torch.randn(5, 32).to(dtype), torch.randn(5, 32).to(dtype), torch.randn(32)
+    normed, total = add_rms_norm(x, residual, weight.to(dtype), 1e-6)
+    assert torch.equal(total, x + residual)
+    assert torch.equal(normed, rms_norm(x + residual, weight.to(dtype), 1e-6))
+
+
+def test_arguments_are_left_as_they_were() -> None:
+    x, residual = torch.ones(2, 4), torch.ones(2, 4)
+    add_rms_norm(x, residual, torch.ones(4), 1e-6)
+    assert torch.equal(x, torch.ones(2, 4))
+    assert torch.equal(residual, torch.ones(2, 4))

@@ -1,0 +1,260 @@
+"""One replica's engine: requests in, tokens out, a step at a time."""
+
+from collections import Counter
+from collections.abc import Sequence as Many
+from dataclasses import dataclass
+from typing import Protocol
+
+from kvasir_protocol.config import EngineConfig
+from kvasir_protocol.errors import ContextTooLong, InvalidRequest, ServiceUnavailable
+from kvasir_protocol.events import EngineCounters, TokenOutput
+from kvasir_protocol.ids import PageIndex, RequestId
+from kvasir_protocol.messages import HandoverTicket
+from kvasir_protocol.request import FinishReason, GenerationRequest
+from kvasir_workers.kv.manager import KvManager
+from kvasir_workers.runner.sampler import SampledToken
+from kvasir_workers.scheduler import ScheduledSequence, Scheduler, StepPlan
+from kvasir_workers.sequence import Sequence
+
+
+class Runner(Protocol):
+    """Computes a plan on the device."""
+
+    def run(self, plan: StepPlan) -> list[SampledToken]:
+        """Write the new tokens' keys and values; one sampled token per entry that samples, in the plan's order."""
+        ...
+
+
+class PageExporter(Protocol):
+    """Takes pages that leave for another replica: pinned until they come back through Engine.release_exported."""
+
+    def export(self, sequence: Sequence, first_page: int, pages: Many[PageIndex]) -> None:
+        """Send these READY pages, the sequence's pages from first_page on."""
+        ...
+
+    def finish(self, sequence: Sequence, emitted_token_ids: tuple[int, ...]) -> None:
+        """All pages were exported: once they are sent, the other replica may go on after emitted_token_ids."""
+        ...
+
+    def cancel(self, sequence: Sequence) -> None:
+        """The sequence ended here: nothing more will come."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineLimits:
+    """max_sequence_tokens: prompt and answer together, what the context and the pages can hold."""
+
+    max_sequence_tokens: int
+    vocab_size: int
+    eos_token_ids: frozenset[int]
+
+
+class Engine:
+    """The loop's body. Not thread-safe: one thread owns it."""
+
+    def __init__(
+        self,
+        runner: Runner,
+        kv: KvManager,
+        config: EngineConfig,
+        limits: EngineLimits,
+        exporter: PageExporter | None = None,
+    ) -> None:
+        self._runner = runner
+        self._kv = kv
+        self._limits = limits
+        self._exporter = exporter
+        self._max_num_seqs = config.max_num_seqs
+        self._scheduler = Scheduler(config, kv)
+        self._reserved: set[Sequence] = set()
+        self._exported: Counter[PageIndex] = Counter()
+        self._counts: Counter[str] = Counter()
+
+    @property
+    def num_running(self) -> int:
+        return self._scheduler.num_running
+
+    @property
+    def num_waiting(self) -> int:
+        return self._scheduler.num_waiting
+
+    @property
+    def has_work(self) -> bool:
+        return self.num_running + self.num_waiting > 0
+
+    def counters(self) -> EngineCounters:
+        return EngineCounters(num_preemptions=self._scheduler.num_preemptions, **self._counts)
+
+    # Requests
+
+    def add(self, request: GenerationRequest, ticket: HandoverTicket | None = None) -> None:
+        """Queue a request; with a ticket its pages leave after the first token. Raises InvalidRequest."""
+        self._check(request)
+        self._scheduler.enqueue(Sequence(request, ticket))
+
+    def abort(self, request_id: RequestId) -> bool:
+        """End a sequence and take its pages back. False if there is none (it may just have ended)."""
+        sequence = self._scheduler.find(request_id)
+        if sequence is None:
+            return False
+        self._scheduler.remove(sequence)
+        if sequence.ticket is not None and self._exporter is not None:
+            self._exporter.cancel(sequence)
+        self._counts["finished_abort"] += 1
+        return True
+
+    def _check(self, request: GenerationRequest) -> None:
+        prompt, vocab_size = request.prompt_token_ids, self._limits.vocab_size
+        if not prompt:
+            raise InvalidRequest("the prompt is empty; give at least one token", "prompt")
+        if not all(0 <= token_id < vocab_size for token_id in (*prompt, *request.emitted_token_ids)):
+            raise InvalidRequest(f"the prompt has token ids outside the vocabulary of {vocab_size}", "prompt")
+        if not all(0 <= token_id < vocab_size for token_id in request.sampling.stop_token_ids):
+            raise InvalidRequest(f"a stop token id is outside the vocabulary of {vocab_size}", "stop_token_ids")
+        num_tokens = len(prompt) + request.max_tokens
+        if num_tokens > self._limits.max_sequence_tokens:
+            raise ContextTooLong(
+                f"prompt of {len(prompt)} tokens and max_tokens of {request.max_tokens} make {num_tokens}; this model "
+                f"serves up to {self._limits.max_sequence_tokens} in all: shorten the prompt or lower max_tokens",
+                "max_tokens" if len(prompt) < self._limits.max_sequence_tokens else "prompt",
+            )
+        if len(request.emitted_token_ids) >= request.max_tokens:
+            raise InvalidRequest("all of max_tokens were emitted already", "emitted_token_ids")
+        if self._scheduler.find(request.request_id) is not None:
+            raise InvalidRequest(f"request id {request.request_id!r} is in use", "request_id")
+
+    # The step
+
+    def step(self) -> list[TokenOutput]:
+        """Plan, run, commit: one pass of the model and what it yielded (empty if nothing could run)."""
+        plan = self._scheduler.plan()
+        if not plan.entries:
+            return []
+        sampled = self._runner.run(plan)
+        return self._commit(plan, sampled)
+
+    def _commit(self, plan: StepPlan, sampled: list[SampledToken]) -> list[TokenOutput]:
+        self._counts["num_steps"] += 1
+        outputs = []
+        tokens = iter(sampled)
+        for entry in plan.entries:
+            sequence, samples = entry.sequence, entry.samples
+            self._count_prompt_tokens(entry)
+            sequence.num_computed += entry.num_new
+            self._kv.publish_computed(sequence)
+            if sequence.ticket is not None:
+                self._export_published(sequence)
+            if samples:
+                outputs.append(self._append(sequence, next(tokens)))
+        return outputs
+
+    def _append(self, sequence: Sequence, token: SampledToken) -> TokenOutput:
+        first_index = sequence.num_generated
+        if first_index == len(sequence.request.emitted_token_ids):
+            self._count_prompt(sequence)
+        sequence.token_ids.append(token.token_id)
+        self._counts["generated_tokens"] += 1
+        is_stop = self._is_stop(sequence, token.token_id)
+        reason = self._finish_reason(sequence, is_stop=is_stop)
+        if reason is not None:
+            self._finish(sequence, reason)
+        return TokenOutput(
+            request_id=sequence.request_id,
+            first_index=first_index,
+            token_ids=(token.token_id,),
+            logprobs=(token.logprobs,) if token.logprobs is not None else (),
+            finish_reason=reason,
+            stop_token=token.token_id if is_stop else None,
+            num_cached_tokens=sequence.num_cached_tokens or 0,
+        )
+
+    def _is_stop(self, sequence: Sequence, token_id: int) -> bool:
+        sampling = sequence.request.sampling
+        if sequence.num_generated < sampling.min_tokens:
+            return False
+        is_eos = token_id in self._limits.eos_token_ids and not sampling.ignore_eos
+        return is_eos or token_id in sampling.stop_token_ids
+
+    def _finish_reason(self, sequence: Sequence, *, is_stop: bool) -> FinishReason | None:
+        if is_stop:
+            return "stop"
+        if sequence.num_generated >= sequence.request.max_tokens:
+            return "length"
+        return "handed_over" if sequence.ticket is not None else None
+
+    def _finish(self, sequence: Sequence, reason: FinishReason) -> None:
+        if sequence.ticket is not None:
+            assert self._exporter is not None, f"{sequence.request_id} has a ticket, but nothing exports pages"
+            if reason == "handed_over":
+                self._kv.publish_last(sequence)
+                self._export_published(sequence)
+                self._exporter.finish(sequence, (sequence.token_ids[-1],))
+            else:
+                self._exporter.cancel(sequence)
+        self._scheduler.remove(sequence)
+        self._counts[f"finished_{reason}"] += 1
+
+    def _count_prompt_tokens(self, entry: ScheduledSequence) -> None:
+        sequence = entry.sequence
+        num_left = sequence.num_prompt_tokens - sequence.num_computed
+        self._counts["computed_prompt_tokens"] += max(0, min(num_left, entry.num_new))
+
+    def _count_prompt(self, sequence: Sequence) -> None:
+        if sequence.num_cached_tokens is not None:
+            self._counts["prompt_tokens"] += sequence.num_prompt_tokens
+            self._counts["cached_prompt_tokens"] += sequence.num_cached_tokens
+
+    # Pages that leave for another replica
+
+    def _export_published(self, sequence: Sequence) -> None:
+        first = sequence.num_exported_pages
+        pages = sequence.pages[first : sequence.num_published_pages]
+        if not pages or self._exporter is None:
+            return
+        self._kv.pin(pages)
+        self._exported.update(pages)
+        sequence.num_exported_pages += len(pages)
+        self._exporter.export(sequence, first, pages)
+
+    def release_exported(self, pages: Many[PageIndex]) -> None:
+        """The exporter is done with these pages."""
+        self._exported.subtract(pages)
+        self._kv.release(pages)
+
+    # Pages that come from another replica
+
+    def reserve(self, request: GenerationRequest) -> Sequence:
+        """A sequence with pages for all its tokens, to be filled from outside; it does not run yet.
+
+        Its first num_computed tokens are in the prefix cache already. Raises InvalidRequest, or ServiceUnavailable
+        if there is no room now.
+        """
+        self._check(request)
+        sequence = Sequence(request)
+        if self.num_running + len(self._reserved) >= self._max_num_seqs:
+            raise ServiceUnavailable(f"all {self._max_num_seqs} places for running sequences are taken")
+        self._kv.attach_prefix(sequence)
+        if not self._kv.try_grow(sequence, sequence.num_tokens):
+            self._kv.detach(sequence)
+            raise ServiceUnavailable(f"{self._kv.num_available} pages are free, the request needs more")
+        self._reserved.add(sequence)
+        return sequence
+
+    def start_reserved(self, sequence: Sequence, emitted_token_ids: tuple[int, ...]) -> None:
+        """All pages were filled: the sequence goes on after the tokens that the other replica emitted."""
+        self._reserved.remove(sequence)
+        sequence.num_computed = sequence.num_tokens
+        self._kv.publish_computed(sequence)
+        sequence.token_ids.extend(emitted_token_ids)
+        self._scheduler.admit_running(sequence)
+
+    def release_reserved(self, sequence: Sequence) -> None:
+        """Nobody can write into the reserved pages any more: they may be used again."""
+        self._reserved.remove(sequence)
+        self._kv.detach(sequence)
+
+    def audit(self) -> None:
+        """Check that every page is held by exactly those who should. Raises AssertionError."""
+        reserved = [page for sequence in self._reserved for page in sequence.pages]
+        self._scheduler.audit([*reserved, *self._exported.elements()])

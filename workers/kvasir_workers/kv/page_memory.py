@@ -1,0 +1,70 @@
+"""The memory that pages lie in: private, or shared with the other processes of the host.
+
+A shared segment is a file in /dev/shm whose name starts with the cluster's prefix, so that what a killed process
+leaves behind can be found and removed. (The standard library's SharedMemory would unlink it when any reader exits.)
+"""
+
+import errno
+import mmap
+import os
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from kvasir_protocol.errors import OutOfMemory
+
+_SHARED_MEMORY = Path("/dev/shm")
+
+PageShape = tuple[int, int, int, int, int, int]
+"""[L, 2, N, P, K, D]: layers, keys and values, pages, tokens per page, key/value heads, head size."""
+
+
+class SharedSegment:
+    """A named piece of shared memory as one tensor. The creator removes the name; a reader only maps it."""
+
+    def __init__(self, name: str, tensor: Tensor, *, is_owner: bool) -> None:
+        self.name = name
+        self.tensor = tensor
+        self._is_owner = is_owner
+
+    @classmethod
+    def create(cls, name: str, shape: PageShape, dtype: torch.dtype) -> "SharedSegment":
+        """A new zeroed segment, its memory set aside now. Raises OutOfMemory if /dev/shm is too small."""
+        size = torch.Size(shape).numel() * dtype.itemsize
+        descriptor = os.open(_SHARED_MEMORY / name, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+        try:
+            os.posix_fallocate(descriptor, 0, size)
+            tensor = _map(descriptor, shape, dtype)
+        except OSError as error:
+            os.unlink(_SHARED_MEMORY / name)
+            if error.errno in (errno.ENOSPC, errno.ENOMEM):
+                raise OutOfMemory(
+                    f"/dev/shm has no room for {size / 2**20:.0f} MiB of pages; lower the KV cache size or enlarge it"
+                ) from error
+            raise
+        finally:
+            os.close(descriptor)
+        return cls(name, tensor, is_owner=True)
+
+    @classmethod
+    def attach(cls, name: str, shape: PageShape, dtype: torch.dtype) -> "SharedSegment":
+        """Another process's segment. Raises FileNotFoundError on another host, ValueError if the size differs."""
+        size = torch.Size(shape).numel() * dtype.itemsize
+        descriptor = os.open(_SHARED_MEMORY / Path(name).name, os.O_RDWR)
+        try:
+            if os.fstat(descriptor).st_size != size:
+                raise ValueError(f"segment {name} has {os.fstat(descriptor).st_size} bytes, expected {size}")
+            return cls(name, _map(descriptor, shape, dtype), is_owner=False)
+        finally:
+            os.close(descriptor)
+
+    def remove(self) -> None:
+        """Take the name away; the memory goes when the last process lets go of it."""
+        if self._is_owner:
+            (_SHARED_MEMORY / self.name).unlink(missing_ok=True)
+
+
+def _map(descriptor: int, shape: PageShape, dtype: torch.dtype) -> Tensor:
+    size = torch.Size(shape).numel() * dtype.itemsize
+    return torch.frombuffer(mmap.mmap(descriptor, size), dtype=dtype).view(shape)

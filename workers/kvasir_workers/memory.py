@@ -1,0 +1,102 @@
+"""How many pages a replica gets, decided before anything is loaded."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from kvasir_protocol.config import EngineConfig
+from kvasir_protocol.errors import ConfigError, OutOfMemory
+from kvasir_workers.kv.manager import pages_for
+from kvasir_workers.model.spec import DecoderSpec
+
+DEFAULT_FULL_SEQUENCES = 16
+"""Room, unless told otherwise, for this many sequences of full length, or for what a quarter of the memory holds."""
+
+DEFAULT_MEMORY_SHARE = {"cpu": 0.25, "cuda": 0.85}
+"""Share of the memory left beside the weights that pages may take: a CPU's is everybody's, a GPU's is ours."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemoryPlan:
+    """num_pages fit beside the weights; a sequence may have up to max_sequence_tokens tokens."""
+
+    num_pages: int
+    max_sequence_tokens: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Footprint:
+    """What a model takes: its weights once, page_bytes for each page; max_positions is its longest context."""
+
+    weight_bytes: int
+    page_bytes: int
+    max_positions: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FreeMemory:
+    device_type: str
+    num_bytes: int
+
+
+def page_bytes(spec: DecoderSpec, page_size: int, dtype: torch.dtype) -> int:
+    """Bytes of one page: keys and values of page_size tokens in every layer."""
+    return 2 * spec.num_layers * page_size * spec.num_kv_heads * spec.head_dim * dtype.itemsize
+
+
+def free_memory(device: torch.device) -> FreeMemory:
+    """What a new process could have on the device now."""
+    return FreeMemory(device_type=device.type, num_bytes=_free_bytes(device))
+
+
+def _free_bytes(device: torch.device) -> int:
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        return free
+    for line in Path("/proc/meminfo").read_text().splitlines():
+        if line.startswith("MemAvailable:"):
+            return min(int(line.split()[1]) * 1024, _cgroup_available_bytes())
+    raise OutOfMemory("/proc/meminfo does not tell the available memory; set the KV cache size yourself")
+
+
+def _cgroup_available_bytes() -> int:
+    """What a container may still take, or a very large number outside of one."""
+    try:
+        limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
+        used = int(Path("/sys/fs/cgroup/memory.current").read_text())
+    except (OSError, ValueError):
+        return 2**62
+    return 2**62 if limit == "max" else max(0, int(limit) - used)
+
+
+def plan_memory(footprint: Footprint, config: EngineConfig, max_model_len: int | None, free: FreeMemory) -> MemoryPlan:
+    """Divide the free memory between weights and pages.
+
+    Raises OutOfMemory with the numbers if they don't fit, ConfigError if max_model_len is beyond the model.
+    """
+    if max_model_len is not None and max_model_len > footprint.max_positions:
+        raise ConfigError(
+            f"max_model_len {max_model_len} is beyond the model's {footprint.max_positions} positions; lower it"
+        )
+    longest = max_model_len or footprint.max_positions
+    longest_pages = pages_for(longest, config.page_size)
+    room = free.num_bytes - footprint.weight_bytes
+    if config.kv_cache_bytes is None:
+        budget = int(max(0, room) * DEFAULT_MEMORY_SHARE[free.device_type])
+        num_pages = min(budget // footprint.page_bytes, longest_pages * DEFAULT_FULL_SEQUENCES)
+    else:
+        budget = config.kv_cache_bytes
+        num_pages = budget // footprint.page_bytes
+    least_pages = longest_pages if max_model_len is not None else 1
+    if num_pages < least_pages or num_pages * footprint.page_bytes > room:
+        raise OutOfMemory(
+            f"weights of {_mib(footprint.weight_bytes)} and {max(num_pages, least_pages)} pages of "
+            f"{_mib(footprint.page_bytes)} each do not fit: {_mib(free.num_bytes)} are free, of which pages may take "
+            f"{_mib(budget)}; lower max_model_len, set another KV cache size, use a smaller dtype, or free memory"
+        )
+    return MemoryPlan(num_pages=num_pages, max_sequence_tokens=min(longest, num_pages * config.page_size))
+
+
+def _mib(size: int) -> str:
+    return f"{size / 2**20:,.1f} MiB"

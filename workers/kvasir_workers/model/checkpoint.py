@@ -1,0 +1,156 @@
+"""A checkpoint directory as it lies on disk: config, generation defaults, and which tensor is in which file.
+
+Only headers are read here, never weights.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+
+from kvasir_protocol.errors import CheckpointError
+from kvasir_workers.model.config_fields import ConfigFields
+
+_CONFIG = "config.json"
+_GENERATION_CONFIG = "generation_config.json"
+_SINGLE_FILE = "model.safetensors"
+_INDEX = "model.safetensors.index.json"
+
+
+@dataclass(frozen=True, slots=True)
+class StoredTensor:
+    """One tensor of a checkpoint; `dtype` as safetensors names it (F32, BF16, ...)."""
+
+    file: Path
+    dtype: str
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GenerationDefaults:
+    """What the checkpoint's author suggests; None where nothing is said.
+
+    eos_token_ids: any of them ends a sequence. do_sample: False means greedy whatever the other values.
+    """
+
+    eos_token_ids: tuple[int, ...]
+    do_sample: bool | None
+    temperature: float | None
+    top_p: float | None
+    top_k: int | None
+    min_p: float | None
+    repetition_penalty: float | None
+
+
+def read_config(directory: Path) -> dict[str, object]:
+    """Return config.json as it stands; raises CheckpointError where it is missing or isn't a JSON object."""
+    if not directory.is_dir():
+        raise CheckpointError(f"no model directory at {directory}; give the path of a downloaded checkpoint")
+    if not (directory / _CONFIG).is_file():
+        raise CheckpointError(f"{directory} has no {_CONFIG}; give the directory that holds it, or download it again")
+    return _read_json(directory / _CONFIG)
+
+
+def read_generation_defaults(directory: Path) -> GenerationDefaults:
+    """Return generation_config.json's suggestions; the end tokens come from config.json where it names none."""
+    file = directory / _GENERATION_CONFIG
+    suggested = _read_json(file) if file.is_file() else {}
+    fields = ConfigFields(suggested, str(file))
+    eos_fields = fields
+    if not fields.has("eos_token_id"):
+        eos_fields = ConfigFields(read_config(directory), str(directory / _CONFIG))
+    return GenerationDefaults(
+        eos_token_ids=_eos_token_ids(eos_fields),
+        do_sample=fields.flag("do_sample", default=False) if fields.has("do_sample") else None,
+        temperature=_suggestion(fields, "temperature"),
+        top_p=_suggestion(fields, "top_p"),
+        top_k=None if (top_k := _suggestion(fields, "top_k")) is None else int(top_k),
+        min_p=_suggestion(fields, "min_p"),
+        repetition_penalty=_suggestion(fields, "repetition_penalty"),
+    )
+
+
+def read_stored_tensors(directory: Path) -> dict[str, StoredTensor]:
+    """Return every tensor of the checkpoint by name, from the headers of its safetensors files.
+
+    Raises CheckpointError for missing, truncated or inconsistent files.
+    """
+    if (directory / _SINGLE_FILE).is_file():
+        return _read_header(directory / _SINGLE_FILE)
+    if not (directory / _INDEX).is_file():
+        raise CheckpointError(
+            f"{directory} has neither {_SINGLE_FILE} nor {_INDEX}; "
+            "only safetensors checkpoints are read: download the weights, or convert them with save_pretrained"
+        )
+    return _read_shards(directory, _read_index(directory))
+
+
+def open_tensors(file: Path) -> Any:  # safetensors ships no types
+    """Return a memory-mapped safetensors file, to be used as a context manager.
+
+    Raises CheckpointError where it is missing, truncated or not safetensors at all.
+    """
+    try:
+        return safe_open(file, framework="pt", device="cpu")
+    except FileNotFoundError:
+        raise CheckpointError(f"{file} is missing; download the checkpoint again") from None
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(
+            f"{file} can't be read ({error}); it is truncated or damaged: download it again"
+        ) from None
+
+
+def _read_json(file: Path) -> dict[str, object]:
+    try:
+        content = json.loads(file.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{file} can't be read as JSON ({error}); download it again") from None
+    if not isinstance(content, dict):
+        raise CheckpointError(
+            f"{file} holds a JSON {type(content).__name__} where an object is needed; download it again"
+        )
+    return content
+
+
+def _read_index(directory: Path) -> Mapping[str, str]:
+    """Return the index's weight map: the file of each tensor, which must lie in the checkpoint's own directory."""
+    fields = ConfigFields(_read_json(directory / _INDEX), str(directory / _INDEX))
+    weight_map = fields.section("weight_map").values
+    files = {name: file for name, file in weight_map.items() if isinstance(file, str) and Path(file).name == file}
+    if not files or len(files) != len(weight_map):
+        raise CheckpointError(f'{fields.source}: "weight_map" must name a file of this directory for each tensor')
+    return files
+
+
+def _read_shards(directory: Path, files: Mapping[str, str]) -> dict[str, StoredTensor]:
+    tensors: dict[str, StoredTensor] = {}
+    for file in sorted(set(files.values())):
+        tensors.update(_read_header(directory / file))
+    for name, file in files.items():
+        if name not in tensors or tensors[name].file.name != file:
+            raise CheckpointError(f"{directory / file} lacks {name}, which {_INDEX} places there; download it again")
+    return tensors
+
+
+def _read_header(file: Path) -> dict[str, StoredTensor]:
+    with open_tensors(file) as stored:
+        slices = {name: stored.get_slice(name) for name in stored.keys()}  # noqa: SIM118 (not a dict)
+        return {name: StoredTensor(file, s.get_dtype(), tuple(s.get_shape())) for name, s in slices.items()}
+
+
+def _eos_token_ids(fields: ConfigFields) -> tuple[int, ...]:
+    value = fields.values.get("eos_token_id")
+    ids = value if isinstance(value, list) else [] if value is None else [value]
+    if not all(isinstance(item, int) and not isinstance(item, bool) and item >= 0 for item in ids):
+        raise fields.wrong("eos_token_id", "a token id or a list of them")
+    return tuple(ids)
+
+
+def _suggestion(fields: ConfigFields, key: str) -> float | None:
+    value = fields.values.get(key)
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
+        raise fields.wrong(key, "a number")
+    return value

@@ -1,0 +1,98 @@
+"""The decoder: one class for every family, told apart by its spec.
+
+token ids -> embedding -> L x ( norm -> attention -> +  norm -> feed-forward -> + ) -> norm -> logits
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from kvasir_kernels.dispatch import silu_mul
+from kvasir_kernels.paged_cache import AttentionBatch, LayerCache
+from kvasir_workers.model.attention import Attention, StepContext
+from kvasir_workers.model.norm import RMSNorm
+from kvasir_workers.model.rotary import RotaryTable
+from kvasir_workers.model.spec import DecoderSpec
+
+
+class FeedForward(nn.Module):
+    """SwiGLU; gate and up projections are one fused matrix, gate first."""
+
+    def __init__(self, spec: DecoderSpec) -> None:
+        super().__init__()
+        self.gate_up = nn.Linear(spec.hidden_size, 2 * spec.intermediate_size, bias=spec.mlp_bias)
+        self.down = nn.Linear(spec.intermediate_size, spec.hidden_size, bias=spec.mlp_bias)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Return what the layer adds to the residual: [T, E]."""
+        update: Tensor = self.down(silu_mul(self.gate_up(hidden)))
+        return update
+
+
+class DecoderLayer(nn.Module):
+    """Attention and feed-forward, each normalised before and added to the residual."""
+
+    def __init__(self, spec: DecoderSpec, layer_index: int) -> None:
+        super().__init__()
+        self.attention_norm = RMSNorm(spec.hidden_size, spec.norm_eps)
+        self.attention = Attention(spec, layer_index)
+        self.feed_forward_norm = RMSNorm(spec.hidden_size, spec.norm_eps)
+        self.feed_forward = FeedForward(spec)
+
+    def forward(self, update: Tensor, residual: Tensor, step: StepContext, cache: LayerCache) -> tuple[Tensor, Tensor]:
+        """Return the next update and residual, [T, E] each; their sum is the hidden state.
+
+        An update is added only where it is next normalised, so that addition and norm are one operation.
+        """
+        normed, residual = self.attention_norm.add(update, residual)
+        update = self.attention(normed, step, cache)
+        normed, residual = self.feed_forward_norm.add(update, residual)
+        return self.feed_forward(normed), residual
+
+
+class Decoder(nn.Module):
+    """A decoder-only language model over a paged cache; run it under `torch.inference_mode`.
+
+    Built whole on `device` with its memory allocated and nothing in it: `loader` fills the weights.
+    """
+
+    def __init__(self, spec: DecoderSpec, dtype: torch.dtype, device: torch.device) -> None:
+        super().__init__()
+        self.spec = spec
+        with torch.device("meta"):  # no time is spent on initial values
+            self.embedding = nn.Embedding(spec.vocab_size, spec.hidden_size)
+            self.layers = nn.ModuleList(DecoderLayer(spec, index) for index in range(spec.num_layers))
+            self.norm = RMSNorm(spec.hidden_size, spec.norm_eps)
+            if not spec.tie_word_embeddings:
+                self.lm_head = nn.Linear(spec.hidden_size, spec.vocab_size, bias=False)
+        self.to(dtype).to_empty(device=device).requires_grad_(False).eval()
+        self.rotary = RotaryTable(spec.rotary, spec.head_dim, spec.max_position_embeddings, device)
+
+    def forward(
+        self,
+        token_ids: Tensor,
+        positions: Tensor,
+        slots: Tensor,
+        caches: Sequence[LayerCache],
+        batch: AttentionBatch,
+    ) -> Tensor:
+        """Return the last hidden state of each of the step's tokens, [T, E]; writes their keys and values to `caches`.
+
+        token_ids, positions, slots: [T] int64, packed in the order of `batch`; a slot of -1 is padding.
+        caches: one per layer.
+        """
+        cos, sin = self.rotary.at(positions)
+        step = StepContext(cos, sin, slots, batch)
+        update: Tensor = self.embedding(token_ids)
+        residual = torch.zeros_like(update)
+        for layer, cache in zip(self.layers, caches, strict=True):
+            update, residual = layer(update, residual, step, cache)
+        normed, _ = self.norm.add(update, residual)
+        return normed
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Return the next-token logits of `hidden` [R, E]: [R, V] float32."""
+        weight = self.embedding.weight if self.spec.tie_word_embeddings else self.lm_head.weight
+        return F.linear(hidden, weight).float()

@@ -1,0 +1,33 @@
+"""Runs plans through the decoder."""
+
+import torch
+from torch import Tensor
+
+from kvasir_kernels.paged_cache import LayerCache
+from kvasir_workers.model.decoder import Decoder
+from kvasir_workers.runner.batch import build_batch
+from kvasir_workers.runner.sampler import SampledToken, sample
+from kvasir_workers.scheduler import StepPlan
+
+
+class ModelRunner:
+    """A decoder, its pages and the device they are on.
+
+    pages: [L, 2, N, P, K, D], keys (0) and values (1) of every layer; the caller owns the memory.
+    """
+
+    def __init__(self, decoder: Decoder, pages: Tensor, eos_token_ids: frozenset[int]) -> None:
+        self._decoder = decoder
+        self._caches = [LayerCache(layer[0], layer[1]) for layer in pages]
+        self._page_size = pages.shape[3]
+        self._device = pages.device
+        self._eos_token_ids = eos_token_ids
+
+    @torch.inference_mode()
+    def run(self, plan: StepPlan) -> list[SampledToken]:
+        batch = build_batch(plan, self._page_size, self._device)
+        hidden = self._decoder(batch.token_ids, batch.positions, batch.slots, self._caches, batch.attention)
+        if not batch.sampled:
+            return []
+        logits = self._decoder.logits(hidden[batch.sample_rows])
+        return sample(logits, batch.sampled, self._eos_token_ids)

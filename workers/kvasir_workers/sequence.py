@@ -1,0 +1,63 @@
+"""One stream of tokens inside an engine."""
+
+from dataclasses import dataclass, field
+
+from kvasir_protocol.ids import PageHash, PageIndex, RequestId
+from kvasir_protocol.messages import HandoverTicket
+from kvasir_protocol.page_hash import child_hash, root_hash
+from kvasir_protocol.request import GenerationRequest
+
+
+@dataclass(slots=True, eq=False)
+class Sequence:
+    """Tokens, and how many of them the model has computed: the only progress there is.
+
+        token_ids   [ prompt ............ | generated ....... ]
+        computed    [ num_computed tokens have keys and values | pending ]
+
+    pages hold the keys and values of the first num_computed tokens; page_hashes name the full pages among them;
+    the first num_published_pages are READY, the others are this sequence's alone.
+    ticket: the pages go to another replica when the prompt is computed; num_exported_pages have been offered to it.
+    """
+
+    request: GenerationRequest
+    ticket: HandoverTicket | None = None
+    token_ids: list[int] = field(init=False)
+    num_prompt_tokens: int = field(init=False)
+    num_computed: int = 0
+    num_cached_tokens: int | None = None
+    pages: list[PageIndex] = field(default_factory=list)
+    page_hashes: list[PageHash] = field(default_factory=list)
+    num_published_pages: int = 0
+    num_exported_pages: int = 0
+
+    def __post_init__(self) -> None:
+        self.token_ids = [*self.request.prompt_token_ids, *self.request.emitted_token_ids]
+        self.num_prompt_tokens = len(self.request.prompt_token_ids)
+        if self.ticket is not None:
+            self.num_exported_pages = self.ticket.first_page
+
+    @property
+    def request_id(self) -> RequestId:
+        return self.request.request_id
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.token_ids)
+
+    @property
+    def num_pending(self) -> int:
+        return len(self.token_ids) - self.num_computed
+
+    @property
+    def num_generated(self) -> int:
+        return len(self.token_ids) - self.num_prompt_tokens
+
+    def hashes_up_to(self, num_tokens: int, page_size: int) -> list[PageHash]:
+        """Names of the full pages within the first num_tokens tokens; computed once and kept."""
+        num_pages = num_tokens // page_size
+        while len(self.page_hashes) < num_pages:
+            start = len(self.page_hashes) * page_size
+            parent = self.page_hashes[-1] if self.page_hashes else root_hash(page_size, self.request.cache_salt)
+            self.page_hashes.append(child_hash(parent, self.token_ids[start : start + page_size]))
+        return self.page_hashes[:num_pages]
