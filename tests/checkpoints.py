@@ -36,7 +36,7 @@ def make_checkpoint(
         "tie_word_embeddings": False,
     }
     config = AutoConfig.for_model(MODEL_TYPES[family], **(sizes | overrides))
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)  # type: ignore[no-untyped-call]
     _randomise(model, seed)
     model.save_pretrained(directory, max_shard_size=max_shard_size)
     return directory

@@ -18,6 +18,8 @@ from kvasir_protocol.wire import MAX_MESSAGE_BYTES
 
 SECRET_BYTES = 32
 
+_ZAP_DOMAIN = "kvasir"
+
 HEARTBEAT_MS = 1000
 PEER_TIMEOUT_MS = 4000
 """A silent peer (a pulled cable) counts as gone after this long; a closed connection at once."""
@@ -65,8 +67,7 @@ class _Gatekeeper:
     """Admits the one client key that derives from the secret (ZAP, RFC 27)."""
 
     def __init__(self, secret: bytes) -> None:
-        public, _ = _key_pair(secret, b"client")
-        self._admitted = z85.decode(public)
+        self._admitted, _ = _key_pair(secret, b"client")
 
     def callback(self, domain: str, key: bytes) -> bool:
         del domain
@@ -77,7 +78,7 @@ def start_gatekeeper(context: zmq.Context[Any], secret: bytes) -> ThreadAuthenti
     """Check every client of the context's server sockets from now on; stop() it before the context ends."""
     authenticator = ThreadAuthenticator(context)
     authenticator.start()
-    authenticator.configure_curve_callback(domain="*", credentials_provider=_Gatekeeper(secret))
+    authenticator.configure_curve_callback(domain=_ZAP_DOMAIN, credentials_provider=_Gatekeeper(secret))
     return authenticator
 
 
@@ -90,7 +91,7 @@ def bind_server(context: zmq.Context[Any], secret: bytes, host: str, port: int) 
     _, private = _key_pair(secret, b"server")
     socket.curve_server = True
     socket.curve_secretkey = private
-    socket.zap_domain = b"kvasir"
+    socket.zap_domain = _ZAP_DOMAIN.encode()
     socket.router_mandatory = True
     _set_common_options(socket)
     try:

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Sequence as Many
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Protocol
 
 from kvasir_protocol.config import EngineConfig
@@ -69,7 +69,7 @@ class Engine:
         self._scheduler = Scheduler(config, kv)
         self._reserved: set[Sequence] = set()
         self._exported: Counter[PageIndex] = Counter()
-        self._counts: Counter[str] = Counter()
+        self._counts: Counter[str] = Counter({item.name: 0 for item in fields(EngineCounters)})
 
     @property
     def num_running(self) -> int:
@@ -84,7 +84,15 @@ class Engine:
         return self.num_running + self.num_waiting > 0
 
     def counters(self) -> EngineCounters:
-        return EngineCounters(num_preemptions=self._scheduler.num_preemptions, **self._counts)
+        return EngineCounters(**{**self._counts, "num_preemptions": self._scheduler.num_preemptions})
+
+    @property
+    def num_steps(self) -> int:
+        return self._counts["num_steps"]
+
+    @property
+    def num_used_pages(self) -> int:
+        return self._kv.num_used
 
     # Requests
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from kvasir_protocol.errors import OutOfMemory
 
-_SHARED_MEMORY = Path("/dev/shm")
+SHARED_MEMORY = Path("/dev/shm")
 
 PageShape = tuple[int, int, int, int, int, int]
 """[L, 2, N, P, K, D]: layers, keys and values, pages, tokens per page, key/value heads, head size."""
@@ -32,12 +32,12 @@ class SharedSegment:
     def create(cls, name: str, shape: PageShape, dtype: torch.dtype) -> "SharedSegment":
         """A new zeroed segment, its memory set aside now. Raises OutOfMemory if /dev/shm is too small."""
         size = torch.Size(shape).numel() * dtype.itemsize
-        descriptor = os.open(_SHARED_MEMORY / name, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+        descriptor = os.open(SHARED_MEMORY / name, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
         try:
             os.posix_fallocate(descriptor, 0, size)
             tensor = _map(descriptor, shape, dtype)
         except OSError as error:
-            os.unlink(_SHARED_MEMORY / name)
+            os.unlink(SHARED_MEMORY / name)
             if error.errno in (errno.ENOSPC, errno.ENOMEM):
                 raise OutOfMemory(
                     f"/dev/shm has no room for {size / 2**20:.0f} MiB of pages; lower the KV cache size or enlarge it"
@@ -51,7 +51,7 @@ class SharedSegment:
     def attach(cls, name: str, shape: PageShape, dtype: torch.dtype) -> "SharedSegment":
         """Another process's segment. Raises FileNotFoundError on another host, ValueError if the size differs."""
         size = torch.Size(shape).numel() * dtype.itemsize
-        descriptor = os.open(_SHARED_MEMORY / Path(name).name, os.O_RDWR)
+        descriptor = os.open(SHARED_MEMORY / Path(name).name, os.O_RDWR)
         try:
             if os.fstat(descriptor).st_size != size:
                 raise ValueError(f"segment {name} has {os.fstat(descriptor).st_size} bytes, expected {size}")
@@ -62,7 +62,7 @@ class SharedSegment:
     def remove(self) -> None:
         """Take the name away; the memory goes when the last process lets go of it."""
         if self._is_owner:
-            (_SHARED_MEMORY / self.name).unlink(missing_ok=True)
+            (SHARED_MEMORY / self.name).unlink(missing_ok=True)
 
 
 def _map(descriptor: int, shape: PageShape, dtype: torch.dtype) -> Tensor:

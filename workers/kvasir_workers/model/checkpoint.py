@@ -4,12 +4,14 @@ Only headers are read here, never weights.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Protocol
 
 from safetensors import SafetensorError, safe_open
+from torch import Tensor
 
 from kvasir_protocol.errors import CheckpointError
 from kvasir_workers.model.config_fields import ConfigFields
@@ -27,6 +29,21 @@ class StoredTensor:
     file: Path
     dtype: str
     shape: tuple[int, ...]
+
+
+class TensorSlice(Protocol):
+    """The header of one tensor in an open safetensors file."""
+
+    def get_shape(self) -> list[int]: ...
+    def get_dtype(self) -> str: ...
+
+
+class TensorFile(Protocol):
+    """What we use of an open safetensors file; the library ships no types."""
+
+    def keys(self) -> Iterable[str]: ...
+    def get_slice(self, name: str) -> TensorSlice: ...
+    def get_tensor(self, name: str) -> Tensor: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,13 +105,14 @@ def read_stored_tensors(directory: Path) -> dict[str, StoredTensor]:
     return _read_shards(directory, _read_index(directory))
 
 
-def open_tensors(file: Path) -> Any:  # safetensors ships no types
-    """Return a memory-mapped safetensors file, to be used as a context manager.
+def open_tensors(file: Path) -> AbstractContextManager[TensorFile]:
+    """Return a memory-mapped safetensors file.
 
     Raises CheckpointError where it is missing, truncated or not safetensors at all.
     """
     try:
-        return safe_open(file, framework="pt", device="cpu")
+        opened: AbstractContextManager[TensorFile] = safe_open(file, framework="pt", device="cpu")
+        return opened
     except FileNotFoundError:
         raise CheckpointError(f"{file} is missing; download the checkpoint again") from None
     except (SafetensorError, OSError) as error:

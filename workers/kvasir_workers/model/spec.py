@@ -94,9 +94,10 @@ def _llama(fields: ConfigFields) -> _Traits:
 
 
 def _mistral(fields: ConfigFields) -> _Traits:
-    # Absent means transformers' default; null means none.
-    absent = "sliding_window" not in fields.values
-    window = 4096 if absent else fields.integer("sliding_window") if fields.has("sliding_window") else None
+    if "sliding_window" not in fields.values:
+        window: int | None = 4096  # transformers' default
+    else:
+        window = fields.integer("sliding_window") if fields.has("sliding_window") else None
     return _Traits(windows=_uniform_windows(fields, window))
 
 

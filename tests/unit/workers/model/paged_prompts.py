@@ -39,7 +39,7 @@ class PagedPrompts:
         hidden = self.decoder(token_ids, torch.cat(positions), torch.cat(slots), self.caches, batch)
         for index, end in zip(order, ends, strict=True):
             self.num_computed[index] = end
-        return dict(zip(order, self.decoder.logits(hidden).split(query_lens), strict=True))
+        return dict(zip(order, torch.split(self.decoder.logits(hidden), list(query_lens)), strict=True))
 
     def _slots(self, index: int, positions: Tensor) -> Tensor:
         return self.page_tables[index, positions // PAGE_SIZE] * PAGE_SIZE + positions % PAGE_SIZE

@@ -1,0 +1,86 @@
+"""A blocking stand-in for a router, for tests that speak to real replicas."""
+
+import time
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import zmq
+
+from kvasir_protocol.events import TokenOutput
+from kvasir_protocol.ids import RequestId
+from kvasir_protocol.messages import Message, Ping, Reserve, Reserved, Stats, Submit, Tokens
+from kvasir_protocol.request import GenerationRequest
+from kvasir_protocol.sockets import connect_client
+from kvasir_protocol.wire import decode, encode
+
+M = TypeVar("M")
+DEADLINE_S = 30.0
+
+
+class WireClient:
+    """One connection to one replica; keeps what arrives until somebody asks for it."""
+
+    def __init__(self, endpoint: str, secret: bytes) -> None:
+        self._context: Any = zmq.Context()
+        self._socket = connect_client(self._context, secret, endpoint)
+        self._received: list[Message] = []
+
+    def send(self, message: Message) -> None:
+        self._socket.send(encode(message))
+
+    def send_raw(self, *frames: bytes) -> None:
+        self._socket.send_multipart(frames)
+
+    def expect(self, kind: type[M], condition: Callable[[M], bool] = lambda _: True) -> M:
+        """The first message of a kind for which the condition holds; fails after a deadline."""
+        deadline = time.monotonic() + DEADLINE_S
+        while True:
+            for index, message in enumerate(self._received):
+                if isinstance(message, kind) and condition(message):
+                    del self._received[index]
+                    return message
+            remaining_ms = int((deadline - time.monotonic()) * 1000)
+            assert remaining_ms > 0 and self._socket.poll(remaining_ms), f"no {kind.__name__}; got {self._received}"
+            self._received.append(decode(self._socket.recv()))
+
+    def outputs_of(self, request_id: RequestId) -> list[TokenOutput]:
+        """All outputs of a request up to the one that ends it."""
+        outputs: list[TokenOutput] = []
+        while not outputs or outputs[-1].finish_reason is None:
+            batch = self.expect(Tokens, lambda m: any(output.request_id == request_id for output in m.outputs))
+            outputs += [output for output in batch.outputs if output.request_id == request_id]
+            others = tuple(output for output in batch.outputs if output.request_id != request_id)
+            if others:
+                self._received.append(Tokens(outputs=others))
+        return outputs
+
+    def generate(self, request: GenerationRequest) -> list[int]:
+        self.send(Submit(request=request))
+        return token_ids(self.outputs_of(request.request_id))
+
+    def hears_anything(self, wait_s: float) -> bool:
+        """Whether a Ping is answered within wait_s."""
+        self.send(Ping())
+        return bool(self._socket.poll(int(wait_s * 1000)))
+
+    def stats(self) -> Stats:
+        self.send(Ping())
+        return self.expect(Stats)
+
+    def close(self) -> None:
+        self._socket.close(linger=0)
+        self._context.term()
+
+
+def token_ids(outputs: list[TokenOutput]) -> list[int]:
+    return [token_id for output in outputs for token_id in output.token_ids]
+
+
+def hand_over(
+    request: GenerationRequest, prefill: WireClient, decode_side: WireClient, deadline_s: float = 10.0
+) -> tuple[list[TokenOutput], list[TokenOutput]]:
+    """Generate on two replicas: what the prefill side gave, and what the decode side gave."""
+    decode_side.send(Reserve(request=request, deadline_s=deadline_s))
+    reserved = decode_side.expect(Reserved, lambda m: m.request_id == request.request_id)
+    prefill.send(Submit(request=request, ticket=reserved.ticket))
+    return prefill.outputs_of(request.request_id), decode_side.outputs_of(request.request_id)

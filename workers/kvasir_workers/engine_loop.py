@@ -1,0 +1,93 @@
+"""The thread that owns an engine: commands in, outputs out, and proof of progress."""
+
+import logging
+import time
+from collections import deque
+from collections.abc import Callable
+from threading import Event, Thread
+
+from kvasir_protocol.events import TokenOutput
+from kvasir_workers.engine import Engine
+
+_log = logging.getLogger(__name__)
+
+_STARVED_PAUSE_S = 0.002
+"""Pause when no sequence could run because all pages are promised to hand-overs."""
+
+_IDLE_AUDIT_AFTER_S = 1.0
+
+STUCK_AFTER_S = 60.0
+"""A step longer than this counts as hung: the longest honest one is a full prefill chunk of a large model on CPU."""
+
+Command = Callable[[Engine], object]
+
+
+class EngineLoop:
+    """Runs an engine's steps while it has work; deliver gets each step's outputs, on the engine's thread."""
+
+    def __init__(self, engine: Engine, deliver: Callable[[list[TokenOutput]], None]) -> None:
+        self._engine = engine
+        self._deliver = deliver
+        self._commands: deque[Command] = deque()
+        self._bell = Event()
+        self._is_stopping = False
+        self._failure: str | None = None
+        self._last_progress = time.monotonic()
+        self._thread = Thread(target=self._run, name="engine", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def post(self, command: Command) -> None:
+        """Run a command on the engine's thread, between two steps; in order."""
+        self._commands.append(command)
+        self._bell.set()
+
+    def stop(self) -> None:
+        self._is_stopping = True
+        self._bell.set()
+        self._thread.join()
+
+    def failure(self) -> str | None:
+        """Why the loop is dead or makes no progress though there is work; None while all is well."""
+        if self._failure is not None:
+            return self._failure
+        stuck_s = time.monotonic() - self._last_progress
+        if self._engine.has_work and stuck_s > STUCK_AFTER_S:
+            return f"no step finished for {stuck_s:.0f} s with {self._engine.num_running} sequences running"
+        return None
+
+    def _run(self) -> None:
+        try:
+            while not self._is_stopping:
+                self._run_commands()
+                if self._engine.has_work:
+                    self._step()
+                else:
+                    self._wait()
+        except Exception as error:
+            _log.exception("the engine died")
+            self._failure = f"{type(error).__name__}: {error}"
+
+    def _run_commands(self) -> None:
+        while self._commands:
+            self._commands.popleft()(self._engine)
+
+    def _step(self) -> None:
+        num_steps = self._engine.num_steps
+        outputs = self._engine.step()
+        if outputs:
+            self._deliver(outputs)
+        if self._engine.num_steps > num_steps:
+            self._last_progress = time.monotonic()
+        else:
+            time.sleep(_STARVED_PAUSE_S)
+
+    def _wait(self) -> None:
+        """Sleep until a command comes; check the books once in each quiet time."""
+        self._last_progress = time.monotonic()
+        if not self._bell.wait(_IDLE_AUDIT_AFTER_S):
+            self._engine.audit()
+            self._bell.wait()
+        self._bell.clear()
+        self._last_progress = time.monotonic()

@@ -1,0 +1,1 @@
+"""Pages on their way: pushed by the replica that prefilled, taken in by the replica that decodes."""

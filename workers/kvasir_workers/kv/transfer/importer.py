@@ -1,0 +1,250 @@
+"""The decode side of a hand-over: reservations, and who may write into their pages.
+
+    open --BeginPush--> pushing --Commit, all pages there--> started
+      |                    |
+      | abort, deadline    | abort, deadline
+      v                    v
+    freed <------------ quarantined       (shared memory: until the writer says Quiet or is dead;
+                                           TCP: freed at once, since this process itself does the writing)
+
+A writer asks before it writes, so an open reservation can be freed at once. Late messages are told apart by their
+generation. One thread owns all of this; pages are given back through `PageDesk`.
+"""
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, Protocol
+
+from torch import Tensor
+
+from kvasir_protocol.events import HandoverCounters
+from kvasir_protocol.ids import Generation, PageIndex, RequestId
+from kvasir_protocol.messages import (
+    BeginPush,
+    CancelPush,
+    Commit,
+    HandoverFailed,
+    Message,
+    PageLayout,
+    PushGranted,
+    PushPages,
+    PushRefused,
+    Quiet,
+)
+from kvasir_workers.kv.transfer.page_content import layout_page_bytes, unpack_pages
+from kvasir_workers.sequence import Sequence
+
+_log = logging.getLogger(__name__)
+
+Peer = bytes
+"""The socket identity of a router or of a replica."""
+
+
+class PageDesk(Protocol):
+    """The engine, seen from here."""
+
+    def start_reserved(self, sequence: Sequence, emitted_token_ids: tuple[int, ...]) -> None: ...
+
+    def release_reserved(self, sequence: Sequence) -> None: ...
+
+
+@dataclass(slots=True)
+class Reservation:
+    """Pages set aside for one request. missing: those whose content has not come yet."""
+
+    sequence: Sequence
+    generation: Generation
+    router: Peer
+    deadline: float
+    patience_s: float
+    missing: set[PageIndex]
+    state: Literal["open", "pushing", "quarantined"] = "open"
+    writer: Peer = b""
+    writer_process_id: int | None = None
+    uses_shared_memory: bool = False
+
+
+@dataclass(slots=True)
+class _Counts:
+    received_requests: int = 0
+    failed_requests: int = 0
+
+
+@dataclass(slots=True)
+class PageImporter:
+    """All reservations of one replica. send delivers a message to a peer; clock counts seconds."""
+
+    pages: Tensor
+    layout: PageLayout
+    desk: PageDesk
+    send: Callable[[Peer, Message], None]
+    clock: Callable[[], float]
+    is_process_alive: Callable[[int], bool] = field(default=lambda process_id: Path(f"/proc/{process_id}").exists())
+    _reservations: dict[Generation, Reservation] = field(default_factory=dict)
+    _generation_of: dict[RequestId, Generation] = field(default_factory=dict)
+    _last_generation: int = 0
+    _counts: _Counts = field(default_factory=_Counts)
+
+    def counters(self, pushed: HandoverCounters) -> HandoverCounters:
+        """The push side's totals with this side's beside them."""
+        return HandoverCounters(
+            pushed_requests=pushed.pushed_requests,
+            pushed_bytes_shared_memory=pushed.pushed_bytes_shared_memory,
+            pushed_bytes_tcp=pushed.pushed_bytes_tcp,
+            received_requests=self._counts.received_requests,
+            failed_requests=self._counts.failed_requests,
+            quarantined_pages=sum(
+                len(r.sequence.pages) for r in self._reservations.values() if r.state == "quarantined"
+            ),
+        )
+
+    def _num_quarantined_pages(self) -> int:
+        held = self._reservations.values()
+        return sum(len(reservation.sequence.pages) for reservation in held if reservation.state == "quarantined")
+
+    def open(self, sequence: Sequence, router: Peer, patience_s: float) -> Reservation:
+        """A reservation for a sequence whose pages the engine has set aside."""
+        self._last_generation += 1
+        first_page = sequence.num_published_pages
+        reservation = Reservation(
+            sequence=sequence,
+            generation=Generation(self._last_generation),
+            router=router,
+            deadline=self.clock() + patience_s,
+            patience_s=patience_s,
+            missing=set(sequence.pages[first_page:]),
+        )
+        self._reservations[reservation.generation] = reservation
+        self._generation_of[sequence.request_id] = reservation.generation
+        return reservation
+
+    # What the writer says
+
+    def begin(self, writer: Peer, message: BeginPush) -> None:
+        reservation = self._live(message.generation)
+        if reservation is None or reservation.state != "open":
+            self.send(writer, PushRefused(generation=message.generation, reason="no such reservation"))
+            return
+        if message.layout != self.layout:
+            reason = f"pages differ: pushed {message.layout}, expected {self.layout}"
+            self.send(writer, PushRefused(generation=message.generation, reason=reason))
+            self._fail(reservation, reason)
+            return
+        reservation.state = "pushing"
+        reservation.writer = writer
+        # A writer in another process namespace can't be seen: its death proves nothing, only its word does.
+        reservation.writer_process_id = message.process_id if self.is_process_alive(message.process_id) else None
+        reservation.uses_shared_memory = message.uses_shared_memory
+        self._extend(reservation)
+        self.send(writer, PushGranted(generation=message.generation))
+
+    def take_pages(self, writer: Peer, message: PushPages) -> None:
+        """Pages that the writer sent or, over shared memory, says to have written."""
+        reservation = self._pushed_by(writer, message.generation)
+        if reservation is None:
+            return
+        expected_bytes = (
+            0 if reservation.uses_shared_memory else layout_page_bytes(self.layout) * len(message.page_indices)
+        )
+        if not reservation.missing.issuperset(message.page_indices) or len(message.content) != expected_bytes:
+            self._fail(reservation, "the writer sent pages that were not asked for, or of another size")
+            return
+        if not reservation.uses_shared_memory:
+            unpack_pages(message.content, self.pages, message.page_indices)
+        reservation.missing.difference_update(message.page_indices)
+        self._extend(reservation)
+
+    def commit(self, writer: Peer, message: Commit) -> None:
+        reservation = self._pushed_by(writer, message.generation)
+        if reservation is None:
+            return
+        if reservation.missing:
+            self._fail(reservation, f"committed with {len(reservation.missing)} pages missing")
+            return
+        self._forget(reservation)
+        self._counts.received_requests += 1
+        self.desk.start_reserved(reservation.sequence, message.emitted_token_ids)
+
+    def quiet(self, writer: Peer, message: Quiet) -> None:
+        """The writer stopped, by itself or because it was told to: nobody can write into the pages any more."""
+        reservation = self._reservations.get(message.generation)
+        if reservation is None or reservation.writer != writer:
+            return
+        if reservation.state == "quarantined":
+            self._free(reservation)
+        else:
+            reservation.uses_shared_memory = False
+            self._fail(reservation, message.reason)
+
+    # What ends a reservation
+
+    def abort(self, request_id: RequestId) -> bool:
+        """The request is not wanted any more. False if no reservation of it waits."""
+        reservation = self._live(self._generation_of.get(request_id, Generation(0)))
+        if reservation is None:
+            return False
+        self._drop(reservation)
+        return True
+
+    def abort_router(self, router: Peer) -> None:
+        """A router is gone, and with it everybody who waits for its requests."""
+        for reservation in list(self._reservations.values()):
+            if reservation.router == router and reservation.state != "quarantined":
+                self._drop(reservation)
+
+    def tick(self) -> None:
+        """Look at the clock: deadlines that passed, writers that died."""
+        now = self.clock()
+        for reservation in list(self._reservations.values()):
+            if reservation.state == "quarantined":
+                process_id = reservation.writer_process_id
+                if process_id is not None and not self.is_process_alive(process_id):
+                    self._free(reservation)
+            elif now >= reservation.deadline:
+                self._fail(reservation, f"no pages for {reservation.patience_s:g} s")
+
+    def _fail(self, reservation: Reservation, reason: str) -> None:
+        """The router is told to submit the request again; the pages come back when they are quiet."""
+        _log.warning("hand-over of %s failed: %s", reservation.sequence.request_id, reason)
+        self._counts.failed_requests += 1
+        failed = HandoverFailed(
+            request_id=reservation.sequence.request_id, generation=reservation.generation, reason=reason
+        )
+        router = reservation.router
+        self._drop(reservation)
+        self.send(router, failed)
+
+    def _drop(self, reservation: Reservation) -> None:
+        if reservation.state == "pushing" and reservation.uses_shared_memory:
+            reservation.state = "quarantined"
+            self._unname(reservation)
+            self.send(reservation.writer, CancelPush(generation=reservation.generation))
+        else:
+            self._free(reservation)
+
+    def _free(self, reservation: Reservation) -> None:
+        self._forget(reservation)
+        self.desk.release_reserved(reservation.sequence)
+
+    def _forget(self, reservation: Reservation) -> None:
+        del self._reservations[reservation.generation]
+        self._unname(reservation)
+
+    def _unname(self, reservation: Reservation) -> None:
+        """The request id may belong to a later reservation already."""
+        request_id = reservation.sequence.request_id
+        if self._generation_of.get(request_id) == reservation.generation:
+            del self._generation_of[request_id]
+
+    def _live(self, generation: Generation) -> Reservation | None:
+        reservation = self._reservations.get(generation)
+        return None if reservation is None or reservation.state == "quarantined" else reservation
+
+    def _pushed_by(self, writer: Peer, generation: Generation) -> Reservation | None:
+        reservation = self._live(generation)
+        return reservation if reservation and reservation.state == "pushing" and reservation.writer == writer else None
+
+    def _extend(self, reservation: Reservation) -> None:
+        reservation.deadline = self.clock() + reservation.patience_s

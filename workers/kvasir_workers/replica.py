@@ -1,0 +1,158 @@
+"""A replica: model, engine, data plane and hand-over in one process.
+
+`python -m kvasir_workers.replica --config replica.yaml --secret-file FILE` starts one by hand.
+"""
+
+import argparse
+import os
+import signal
+import socket as os_socket
+import sys
+from pathlib import Path
+from threading import Event
+
+import torch
+import yaml
+import zmq
+
+from kvasir_protocol.config import ReplicaConfig, build
+from kvasir_protocol.errors import ConfigError, KvasirError
+from kvasir_protocol.events import ReplicaStats
+from kvasir_protocol.ids import RequestId
+from kvasir_protocol.request import GenerationRequest, SamplingParams
+from kvasir_protocol.sockets import bind_server, load_or_create_secret, start_gatekeeper
+from kvasir_protocol.view import ReplicaInfo
+from kvasir_workers.kv.transfer.pusher import PagePusher
+from kvasir_workers.kv.transfer.writers import WriterFactory
+from kvasir_workers.load import LoadedModel, build_engine, load_model
+from kvasir_workers.replica_server import Binding, ReplicaServer
+
+_CANARY_TOKENS = 2
+"""One token by prefill and one by decode: both paths of the model have run before anybody is served."""
+
+
+class Replica:
+    """Loads in the constructor, serves from `start` to `stop`. Raises KvasirError if it can't be had."""
+
+    def __init__(self, config: ReplicaConfig, secret: bytes) -> None:
+        if config.engine.num_threads is not None:
+            torch.set_num_threads(config.engine.num_threads)
+        self._config = config
+        self._is_serving = False
+        self._loaded = load_model(config.model, config.engine, self._segment_name())
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self._gatekeeper = start_gatekeeper(self._context, secret)
+        try:
+            socket, self.endpoint = bind_server(self._context, secret, config.host, config.port)
+        except ConfigError:
+            self._close()
+            raise
+        self.info = _info(config, self._loaded)
+        self.layout = self._loaded.layout
+        self._assemble(socket, secret)
+
+    def _segment_name(self) -> str | None:
+        if self._config.handover.transport == "tcp":
+            return None
+        return f"{self._config.segment_prefix}-{self._config.replica_id}-{os.getpid()}"
+
+    def _assemble(self, socket: "zmq.Socket[bytes]", secret: bytes) -> None:
+        loaded = self._loaded
+        writers = WriterFactory(
+            loaded.pages, loaded.layout, allow_shared_memory=self._config.handover.transport != "tcp"
+        )
+        self._pusher = PagePusher(
+            loaded.layout,
+            writers,
+            secret,
+            release=lambda pages: self._server.loop.post(lambda engine: engine.release_exported(pages)),
+        )
+        engine = build_engine(loaded, self._config.engine, exporter=self._pusher)
+        segment = loaded.segment.name if loaded.segment is not None else ""
+        binding = Binding(context=self._context, socket=socket, endpoint=self.endpoint, segment=segment)
+        self._server = ReplicaServer(binding, self.info, engine, loaded.pages, loaded.layout)
+
+    def start(self) -> None:
+        """Send a canary through the model, then serve."""
+        _run_canary(self._loaded, self._config)
+        self._pusher.start()
+        self._server.start(self._pusher.counters)
+        self._is_serving = True
+
+    def stats(self) -> ReplicaStats:
+        return self._server.stats()
+
+    def failure(self) -> str | None:
+        """Why this replica must be replaced; None while all is well."""
+        return self._server.loop.failure()
+
+    def stop(self) -> None:
+        """End all threads and give the shared memory's name back; streams that still run are cut. Idempotent."""
+        if self._is_serving:
+            self._is_serving = False
+            self._server.stop()
+            self._pusher.stop()
+        self._close()
+
+    def _close(self) -> None:
+        if not self._context.closed:
+            self._gatekeeper.stop()
+            self._context.destroy(linger=0)
+        if self._loaded.segment is not None:
+            self._loaded.segment.remove()
+
+
+def _info(config: ReplicaConfig, loaded: LoadedModel) -> ReplicaInfo:
+    return ReplicaInfo(
+        replica_id=config.replica_id,
+        role=config.role,
+        model=config.model.served_name,
+        vocab_size=loaded.limits.vocab_size,
+        max_sequence_tokens=loaded.limits.max_sequence_tokens,
+        page_size=config.engine.page_size,
+        num_pages=loaded.pages.shape[2],
+        process_id=os.getpid(),
+        host=os_socket.gethostname(),
+    )
+
+
+def _run_canary(loaded: LoadedModel, config: ReplicaConfig) -> None:
+    """Generate from an engine of its own, so that no count and no cached page of it stays."""
+    engine = build_engine(loaded, config.engine)
+    num_prompt_tokens = max(1, min(64, loaded.limits.max_sequence_tokens - _CANARY_TOKENS))
+    sampling = SamplingParams(temperature=0, max_tokens=_CANARY_TOKENS, ignore_eos=True, seed=0)
+    prompt = tuple(i % loaded.limits.vocab_size for i in range(num_prompt_tokens))
+    engine.add(GenerationRequest(request_id=RequestId("canary"), prompt_token_ids=prompt, sampling=sampling))
+    while engine.has_work:
+        engine.step()
+    engine.audit()
+
+
+def main() -> int:
+    """Serve one replica until SIGTERM or SIGINT."""
+    parser = argparse.ArgumentParser(prog="python -m kvasir_workers.replica", description="Serve one replica.")
+    parser.add_argument("--config", type=Path, required=True, help="YAML with the fields of ReplicaConfig")
+    parser.add_argument("--secret-file", type=Path, required=True, help="the cluster secret; made if it is missing")
+    arguments = parser.parse_args()
+    stop = Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    try:
+        config = build(ReplicaConfig, yaml.safe_load(arguments.config.read_text()))
+        replica = Replica(config, load_or_create_secret(arguments.secret_file))
+    except (KvasirError, OSError, yaml.YAMLError) as error:
+        print(f"replica: error: {error}", file=sys.stderr)
+        return 1
+    replica.start()
+    print(f"{config.replica_id} ({config.role}) listens on {replica.endpoint}", flush=True)
+    while not stop.wait(1.0):
+        if failure := replica.failure():
+            print(f"replica: error: {failure}", file=sys.stderr)
+            replica.stop()
+            return 1
+    replica.stop()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,269 @@
+"""A replica's data plane: one thread, one socket, all messages of routers and of other replicas."""
+
+import logging
+import resource
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from threading import Thread
+
+import zmq
+from torch import Tensor
+
+from kvasir_protocol.errors import InvalidRequest, ServiceUnavailable, WireError
+from kvasir_protocol.events import HandoverCounters, ReplicaStats, TokenOutput
+from kvasir_protocol.ids import RequestId
+from kvasir_protocol.messages import (
+    Abort,
+    BeginPush,
+    Commit,
+    HandoverFailed,
+    HandoverTicket,
+    Hello,
+    Message,
+    PageLayout,
+    Ping,
+    PushPages,
+    Quiet,
+    Rejected,
+    Reserve,
+    Reserved,
+    ReserveRefused,
+    Stats,
+    Submit,
+    Tokens,
+    Welcome,
+)
+from kvasir_protocol.request import GenerationRequest
+from kvasir_protocol.view import ReplicaInfo
+from kvasir_protocol.wire import decode, encode
+from kvasir_workers.engine import Engine
+from kvasir_workers.engine_loop import EngineLoop
+from kvasir_workers.kv.transfer.importer import PageImporter, Peer
+from kvasir_workers.mailbox import Mailbox
+from kvasir_workers.sequence import Sequence
+
+_log = logging.getLogger(__name__)
+
+_POLL_MS = 100
+"""How often deadlines are looked at when nothing arrives."""
+
+
+class EngineDesk:
+    """The importer's way back to the engine: commands for its thread."""
+
+    def __init__(self, loop: EngineLoop) -> None:
+        self._loop = loop
+
+    def start_reserved(self, sequence: Sequence, emitted_token_ids: tuple[int, ...]) -> None:
+        self._loop.post(lambda engine: engine.start_reserved(sequence, emitted_token_ids))
+
+    def release_reserved(self, sequence: Sequence) -> None:
+        self._loop.post(lambda engine: engine.release_reserved(sequence))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Binding:
+    """The bound socket; segment is the name of the shared memory that the pages lie in, or ""."""
+
+    context: "zmq.Context[zmq.Socket[bytes]]"
+    socket: "zmq.Socket[bytes]"
+    endpoint: str
+    segment: str
+
+
+class ReplicaServer:
+    """Answers messages on a bound socket until stopped; owns the binding from `start` on."""
+
+    def __init__(self, binding: Binding, info: ReplicaInfo, engine: Engine, pages: Tensor, layout: PageLayout) -> None:
+        self._socket = binding.socket
+        self._context = binding.context
+        self._endpoint, self._segment = binding.endpoint, binding.segment
+        self._info = info
+        self._engine = engine
+        self._mailbox = Mailbox(binding.context)
+        self.loop = EngineLoop(engine, self._deliver)
+        self._importer = PageImporter(pages, layout, EngineDesk(self.loop), self._send, time.monotonic)
+        self._pushed: Callable[[], HandoverCounters] = HandoverCounters
+        self._streams: dict[RequestId, Peer] = {}
+        self._thread = Thread(target=self._run, name="replica-server", daemon=True)
+        self._is_stopping = False
+
+    def start(self, pushed: Callable[[], HandoverCounters]) -> None:
+        """Serve; pushed tells the totals of the push side."""
+        self._pushed = pushed
+        self.loop.start()
+        self._thread.start()
+
+    def stop(self) -> None:
+        self.loop.stop()
+        self._mailbox.post(self._set_stopping)
+        self._thread.join()
+
+    def stats(self) -> ReplicaStats:
+        return ReplicaStats(
+            replica_id=self._info.replica_id,
+            num_running=self._engine.num_running,
+            num_waiting=self._engine.num_waiting,
+            num_pages=self._info.num_pages,
+            num_used_pages=self._engine.num_used_pages,
+            engine=self._engine.counters(),
+            handover=self._importer.counters(self._pushed()),
+            resident_bytes=resident_bytes(),
+        )
+
+    def _set_stopping(self) -> None:
+        self._is_stopping = True
+
+    def _run(self) -> None:
+        poller = zmq.Poller()
+        poller.register(self._mailbox.socket, zmq.POLLIN)
+        poller.register(self._socket, zmq.POLLIN)
+        while not self._is_stopping:
+            for socket, _ in poller.poll(_POLL_MS):
+                if socket is self._mailbox.socket:
+                    self._mailbox.run_posted()
+                else:
+                    self._receive()
+            self._importer.tick()
+        self._mailbox.close()
+        self._socket.close()
+
+    def _receive(self) -> None:
+        frames = self._socket.recv_multipart()
+        peer = frames[0]
+        try:
+            if len(frames) != 2:
+                raise WireError(f"{len(frames) - 1} frames where one was expected")
+            self._handle(peer, decode(frames[1]))
+        except WireError as error:
+            _log.warning("bad message dropped: %s", error)
+
+    def _handle(self, peer: Peer, message: Message) -> None:
+        match message:
+            case Hello():
+                self._send(peer, Welcome(info=self._info))
+            case Ping():
+                self._send(peer, Stats(stats=self.stats()))
+            case Submit(request=request, ticket=ticket):
+                if self._open_stream(peer, request):
+                    self.loop.post(partial(self._add, peer, request, ticket))
+            case Reserve(request=request, deadline_s=deadline_s):
+                if self._open_stream(peer, request):
+                    self.loop.post(partial(self._reserve, peer, request, deadline_s))
+            case Abort(request_id=request_id):
+                self._abort(peer, request_id)
+            case BeginPush():
+                self._importer.begin(peer, message)
+            case PushPages():
+                self._importer.take_pages(peer, message)
+            case Commit():
+                self._importer.commit(peer, message)
+            case Quiet():
+                self._importer.quiet(peer, message)
+            case _:
+                raise WireError(f"a replica has no use for {type(message).__name__}")
+
+    def _send(self, peer: Peer, message: Message) -> None:
+        """Deliver to a peer; one that is gone (or takes nothing any more) loses its requests."""
+        if isinstance(message, HandoverFailed):
+            self._streams.pop(message.request_id, None)
+        try:
+            self._socket.send_multipart([peer, encode(message)], zmq.NOBLOCK)
+        except zmq.ZMQError as error:
+            if error.errno not in (zmq.EHOSTUNREACH, zmq.EAGAIN):
+                raise
+            self._lose(peer)
+
+    def _lose(self, peer: Peer) -> None:
+        lost = [request_id for request_id, owner in self._streams.items() if owner == peer]
+        if lost:
+            _log.warning("a router is gone; its %d requests are aborted", len(lost))
+        for request_id in lost:
+            self._abort(peer, request_id)
+
+    # Streams
+
+    def _open_stream(self, peer: Peer, request: GenerationRequest) -> bool:
+        if request.request_id in self._streams:
+            self._reject(peer, request.request_id, InvalidRequest("the request id is in use", "request_id"))
+            return False
+        self._streams[request.request_id] = peer
+        return True
+
+    def _reject(self, peer: Peer, request_id: RequestId, error: InvalidRequest) -> None:
+        self._send(peer, Rejected(request_id=request_id, message=str(error), is_invalid=True, field=error.field))
+
+    def _close_and_reject(self, peer: Peer, request_id: RequestId, error: InvalidRequest) -> None:
+        self._streams.pop(request_id, None)
+        self._reject(peer, request_id, error)
+
+    def _abort(self, peer: Peer, request_id: RequestId) -> None:
+        if self._streams.get(request_id) != peer:
+            return
+        del self._streams[request_id]
+        if not self._importer.abort(request_id):
+            self.loop.post(lambda engine: engine.abort(request_id))
+
+    def _deliver(self, outputs: list[TokenOutput]) -> None:
+        """Called by the engine's thread."""
+        self._mailbox.post(lambda: self._send_outputs(outputs))
+
+    def _send_outputs(self, outputs: list[TokenOutput]) -> None:
+        by_peer: defaultdict[Peer, list[TokenOutput]] = defaultdict(list)
+        for output in outputs:
+            peer = self._streams.get(output.request_id)
+            if peer is not None:
+                by_peer[peer].append(output)
+                if output.finish_reason is not None:
+                    del self._streams[output.request_id]
+        for peer, batch in by_peer.items():
+            self._send(peer, Tokens(outputs=tuple(batch)))
+
+    # Run by the engine's thread
+
+    def _add(self, peer: Peer, request: GenerationRequest, ticket: HandoverTicket | None, engine: Engine) -> None:
+        try:
+            engine.add(request, ticket)
+        except InvalidRequest as error:
+            self._mailbox.post(partial(self._close_and_reject, peer, request.request_id, error))
+
+    def _reserve(self, peer: Peer, request: GenerationRequest, deadline_s: float, engine: Engine) -> None:
+        try:
+            sequence = engine.reserve(request)
+        except InvalidRequest as error:
+            self._mailbox.post(partial(self._close_and_reject, peer, request.request_id, error))
+        except ServiceUnavailable as error:
+            self._mailbox.post(partial(self._refuse, peer, request.request_id, str(error)))
+        else:
+            self._mailbox.post(partial(self._promise, peer, sequence, deadline_s))
+
+    def _refuse(self, peer: Peer, request_id: RequestId, reason: str) -> None:
+        self._streams.pop(request_id, None)
+        self._send(peer, ReserveRefused(request_id=request_id, reason=reason))
+
+    def _promise(self, peer: Peer, sequence: Sequence, deadline_s: float) -> None:
+        """The engine has set pages aside: write the ticket, unless the router has changed its mind."""
+        if self._streams.get(sequence.request_id) != peer:
+            self.loop.post(lambda engine: engine.release_reserved(sequence))
+            return
+        reservation = self._importer.open(sequence, peer, deadline_s)
+        ticket = HandoverTicket(
+            replica_id=self._info.replica_id,
+            endpoint=self._endpoint,
+            generation=reservation.generation,
+            first_page=sequence.num_published_pages,
+            page_indices=tuple(sequence.pages[sequence.num_published_pages :]),
+            segment=self._segment,
+            deadline_s=deadline_s,
+        )
+        self._send(peer, Reserved(request_id=sequence.request_id, ticket=ticket))
+
+
+def resident_bytes() -> int:
+    """Physical memory that this process has now."""
+    num_pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return num_pages * resource.getpagesize()
