@@ -1,1 +1,32 @@
-"""Kvasir: serve large language models on one machine or on many."""
+"""Kvasir: serve large language models on one machine or on many.
+
+    from kvasir import LLM, SamplingParams
+    for output in LLM().generate(["What is a KV cache?"], SamplingParams(max_tokens=64)):
+        print(output.outputs[0].text)
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from kvasir.llm import LLM
+    from kvasir.outputs import CompletionOutput, Logprob, RequestOutput
+    from kvasir_protocol.request import SamplingParams
+
+__all__ = ["LLM", "CompletionOutput", "Logprob", "RequestOutput", "SamplingParams"]
+__version__ = "0.1.0"
+
+_HOME_OF = {
+    "LLM": "kvasir.llm",
+    "CompletionOutput": "kvasir.outputs",
+    "Logprob": "kvasir.outputs",
+    "RequestOutput": "kvasir.outputs",
+    "SamplingParams": "kvasir_protocol.request",
+}
+
+
+def __getattr__(name: str) -> object:
+    """Import on first use, so that `kvasir --help` does not wait for torch."""
+    if name not in _HOME_OF:
+        raise AttributeError(f"module 'kvasir' has no attribute {name!r}")
+    return getattr(import_module(_HOME_OF[name]), name)
