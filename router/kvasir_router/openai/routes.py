@@ -1,0 +1,111 @@
+"""/v1/models, /v1/completions, /v1/chat/completions."""
+
+import secrets
+import time
+from typing import Any
+
+from fastapi import APIRouter, Request
+from fastapi.responses import JSONResponse
+from starlette.responses import Response
+
+from kvasir_router.front_door import VERSION, FrontDoor
+from kvasir_router.openai.bodies import ChatBody, CompletionBody, GenerationBody
+from kvasir_router.openai.formats import AnswerHead, ChatFormat, ChoiceFormat, CompletionFormat, frames, whole_answer
+from kvasir_router.openai.generation import Generation, Order
+from kvasir_router.openai.prompts import TokenIds, chat_prompt, check_ids, completion_prompts
+from kvasir_router.openai.sampling import DEFAULT_COMPLETION_TOKENS, chat_sampling, completion_sampling
+from kvasir_router.sse import EventStream, unless_client_leaves
+
+
+def openai_routes(door: FrontDoor) -> APIRouter:
+    routes = APIRouter()
+
+    @routes.get("/v1/models")
+    async def list_models() -> dict[str, Any]:
+        return {"object": "list", "data": [_model(door)]}
+
+    @routes.get("/v1/models/{name:path}")
+    async def get_model(name: str) -> dict[str, Any]:
+        door.check_model(name)
+        return _model(door)
+
+    @routes.post("/v1/completions")
+    async def create_completion(body: CompletionBody, http: Request) -> Response:
+        async def tokenise() -> list[TokenIds]:
+            return await completion_prompts(body, door.codec)
+
+        answer_format = CompletionFormat(door.codec, body.return_token_ids)
+        order = Order(
+            wire_id=_wire_id(http, answer_format),
+            sampling=completion_sampling(body, door.codec.defaults),
+            num_prompts=_num_prompts(body),
+            tokenise=tokenise,
+            default_max_tokens=DEFAULT_COMPLETION_TOKENS,
+            cache_salt=body.cache_salt,
+            priority=body.priority,
+        )
+        return await _answer(door, body, http, order, answer_format)
+
+    @routes.post("/v1/chat/completions")
+    async def create_chat_completion(body: ChatBody, http: Request) -> Response:
+        async def tokenise() -> list[TokenIds]:
+            return [await chat_prompt(body, door.codec)]
+
+        answer_format = ChatFormat(door.codec, body.return_token_ids)
+        order = Order(
+            wire_id=_wire_id(http, answer_format),
+            sampling=chat_sampling(body, door.codec.defaults),
+            num_prompts=1,
+            tokenise=tokenise,
+            default_max_tokens=None,
+            cache_salt=body.cache_salt,
+            priority=body.priority,
+        )
+        return await _answer(door, body, http, order, answer_format)
+
+    return routes
+
+
+async def _answer(
+    door: FrontDoor, body: GenerationBody, http: Request, order: Order, answer_format: ChoiceFormat
+) -> Response:
+    door.check_model(body.model)
+    body.refuse_unsupported()
+    check_ids(order.sampling.stop_token_ids, door.codec, "stop_token_ids")
+    generation = Generation(door, order)
+    head = AnswerHead(
+        answer_id=_answer_id(http, answer_format),
+        created=int(time.time()),
+        model=door.served_name,
+        fingerprint=f"kvasir-{VERSION}",
+    )
+    if not body.stream:
+        whole = whole_answer(generation, answer_format, head)
+        return JSONResponse(await unless_client_leaves(http.receive, whole))
+    include_usage = body.stream_options is not None and body.stream_options.include_usage
+    return EventStream(frames(generation, answer_format, head, include_usage=include_usage))
+
+
+def _answer_id(http: Request, answer_format: ChoiceFormat) -> str:
+    return f"{answer_format.id_prefix}-{http.state.request_id}"
+
+
+def _wire_id(http: Request, answer_format: ChoiceFormat) -> str:
+    return f"{_answer_id(http, answer_format)}.{secrets.token_hex(4)}"
+
+
+def _num_prompts(body: CompletionBody) -> int:
+    is_one = isinstance(body.prompt, str) or (bool(body.prompt) and isinstance(body.prompt[0], int))
+    return 1 if is_one else len(body.prompt)
+
+
+def _model(door: FrontDoor) -> dict[str, Any]:
+    return {
+        "id": door.served_name,
+        "object": "model",
+        "created": door.created_at,
+        "owned_by": "kvasir",
+        "root": door.served_name,
+        "parent": None,
+        "max_model_len": door.context_tokens,
+    }

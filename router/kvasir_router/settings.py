@@ -1,0 +1,64 @@
+"""What a router process is told at its start."""
+
+import re
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+from kvasir_protocol.config import RoutingPolicyName
+from kvasir_protocol.errors import ConfigError
+from kvasir_protocol.ids import ReplicaId
+from kvasir_protocol.view import ReplicaAddress, Role
+
+_REPLICA = re.compile(r"(?P<role>prefill|decode|mixed)@(?P<endpoint>tcp://\S+:\d+)")
+
+MAX_BODY_BYTES = 32 * 2**20
+"""A prompt of a million tokens as a list of ids fits; what is larger is a mistake."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RouterSettings:
+    """Exactly one of replicas and controller_endpoint is given. Without api_keys everybody may ask."""
+
+    model_directory: Path
+    served_name: str
+    secret: bytes
+    replicas: tuple[ReplicaAddress, ...] = ()
+    controller_endpoint: str | None = None
+    api_keys: tuple[str, ...] = ()
+    policy: RoutingPolicyName = "least-loaded"
+    max_inflight_requests: int = 1024
+    max_body_bytes: int = MAX_BODY_BYTES
+
+    def __post_init__(self) -> None:
+        if bool(self.replicas) == (self.controller_endpoint is not None):
+            raise ConfigError("a router needs either --replicas or --controller, not both")
+        if self.max_inflight_requests < 1:
+            raise ConfigError(f"--max-inflight must be at least 1, got {self.max_inflight_requests}")
+
+
+def parse_replicas(text: str) -> tuple[ReplicaAddress, ...]:
+    """`prefill@tcp://host:port,decode@tcp://…`, named prefill-0, prefill-1, decode-0 … in order."""
+    counts: Counter[Role] = Counter()
+    addresses = []
+    for item in text.split(","):
+        match = _REPLICA.fullmatch(item.strip())
+        if match is None:
+            raise ConfigError(f"--replicas: {item!r} is not ROLE@tcp://HOST:PORT with role prefill, decode or mixed")
+        role: Role = match["role"]  # type: ignore[assignment]  # the pattern admits nothing else
+        replica_id = ReplicaId(f"{role}-{counts[role]}")
+        counts[role] += 1
+        addresses.append(ReplicaAddress(replica_id=replica_id, role=role, endpoint=match["endpoint"]))
+    return tuple(addresses)
+
+
+def read_api_keys(path: Path) -> tuple[str, ...]:
+    """One key per line; empty lines and those that begin with # don't count. Raises ConfigError if there is none."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise ConfigError(f"can't read the API keys {path}: {error.strerror}") from error
+    keys = tuple(line.strip() for line in lines if line.strip() and not line.startswith("#"))
+    if not keys:
+        raise ConfigError(f"{path} holds no API key; write one per line or leave --api-key-file out")
+    return keys

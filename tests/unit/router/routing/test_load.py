@@ -1,0 +1,43 @@
+import pytest
+
+from kvasir_protocol.events import EngineCounters, HandoverCounters, ReplicaStats
+from kvasir_protocol.ids import ReplicaId
+from kvasir_protocol.view import ReplicaAddress
+from kvasir_router.routing.load import InflightCounter, ReplicaLoad, replica_load
+
+NAME = ReplicaId("decode-0")
+ADDRESS = ReplicaAddress(replica_id=NAME, role="decode", endpoint="tcp://127.0.0.1:1")
+
+
+def test_stream_is_counted_while_it_runs() -> None:
+    counter = InflightCounter()
+    with counter.counted(NAME), counter.counted(NAME):
+        assert counter[NAME] == 2
+    assert counter[NAME] == 0
+
+
+def test_stream_that_fails_is_no_longer_counted() -> None:
+    counter = InflightCounter()
+    with pytest.raises(ZeroDivisionError), counter.counted(NAME):
+        raise ZeroDivisionError
+    assert counter[NAME] == 0
+
+
+def test_load_joins_own_count_and_what_the_replica_tells() -> None:
+    stats = ReplicaStats(
+        replica_id=NAME,
+        num_running=2,
+        num_waiting=1,
+        num_pages=200,
+        num_used_pages=50,
+        engine=EngineCounters(),
+        handover=HandoverCounters(),
+        resident_bytes=0,
+    )
+    assert replica_load(ADDRESS, 4, stats) == ReplicaLoad(
+        replica_id=NAME, role="decode", num_inflight=4, num_requests=3, page_usage=0.25
+    )
+
+
+def test_replica_that_has_told_nothing_counts_as_idle() -> None:
+    assert replica_load(ADDRESS, 0, None).num_requests == 0

@@ -1,0 +1,90 @@
+import pytest
+
+from kvasir_protocol.errors import ServiceUnavailable
+from kvasir_protocol.ids import ReplicaId
+from kvasir_protocol.view import Role
+from kvasir_router.routing.load import ReplicaLoad
+from kvasir_router.routing.policy import LeastLoaded, RequestShape, RoundRobin, RoutingPolicy, make_policy
+
+SHAPE = RequestShape(num_prompt_tokens=10, max_tokens=10)
+
+
+def load(name: str, *, num_inflight: int = 0, num_requests: int = 0, page_usage: float = 0.0) -> ReplicaLoad:
+    role: Role = name.partition("-")[0]  # type: ignore[assignment]
+    return ReplicaLoad(
+        replica_id=ReplicaId(name),
+        role=role,
+        num_inflight=num_inflight,
+        num_requests=num_requests,
+        page_usage=page_usage,
+    )
+
+
+def choose(policy: RoutingPolicy, *loads: ReplicaLoad) -> tuple[str | None, str]:
+    route = policy.choose(SHAPE, loads)
+    return route.prefill, route.decode
+
+
+@pytest.mark.parametrize("policy", [LeastLoaded(), RoundRobin()])
+@pytest.mark.parametrize(
+    ("alive", "expected"),
+    [
+        (["prefill-0", "decode-0"], ("prefill-0", "decode-0")),
+        (["decode-0"], (None, "decode-0")),
+        (["prefill-0"], (None, "prefill-0")),
+        (["mixed-0"], (None, "mixed-0")),
+        (["prefill-0", "mixed-0"], (None, "mixed-0")),
+    ],
+)
+def test_living_roles_decide_who_prefills(
+    policy: RoutingPolicy, alive: list[str], expected: tuple[str | None, str]
+) -> None:
+    assert choose(policy, *map(load, alive)) == expected
+
+
+@pytest.mark.parametrize("policy", [LeastLoaded(), RoundRobin()])
+def test_without_replicas_service_is_unavailable(policy: RoutingPolicy) -> None:
+    with pytest.raises(ServiceUnavailable, match="no replica is up"):
+        policy.choose(SHAPE, [])
+
+
+def test_least_loaded_of_each_pool_is_chosen() -> None:
+    loads = [
+        load("prefill-0", num_inflight=2),
+        load("prefill-1", num_inflight=1),
+        load("decode-0", num_inflight=3),
+        load("decode-1", num_inflight=4),
+    ]
+    assert choose(LeastLoaded(), *loads) == ("prefill-1", "decode-0")
+
+
+def test_requests_of_other_routers_count() -> None:
+    assert choose(LeastLoaded(), load("mixed-0", num_requests=5), load("mixed-1", num_inflight=2)) == (None, "mixed-1")
+
+
+def test_own_requests_count_before_the_replica_tells_of_them() -> None:
+    assert choose(LeastLoaded(), load("mixed-0", num_inflight=5), load("mixed-1", num_requests=2)) == (None, "mixed-1")
+
+
+def test_of_equally_loaded_the_one_with_more_free_pages_is_chosen() -> None:
+    assert choose(LeastLoaded(), load("mixed-0", page_usage=0.9), load("mixed-1", page_usage=0.1)) == (None, "mixed-1")
+
+
+def test_round_robin_takes_turns_in_both_pools() -> None:
+    policy = RoundRobin()
+    loads = [load("decode-1"), load("decode-0"), load("prefill-0"), load("prefill-1"), load("prefill-2")]
+    assert [choose(policy, *loads) for _ in range(4)] == [
+        ("prefill-0", "decode-0"),
+        ("prefill-1", "decode-1"),
+        ("prefill-2", "decode-0"),
+        ("prefill-0", "decode-1"),
+    ]
+
+
+def test_route_says_why() -> None:
+    assert "no decode replica is alive" in LeastLoaded().choose(SHAPE, [load("prefill-0")]).reason
+
+
+def test_policies_are_made_by_name() -> None:
+    assert isinstance(make_policy("least-loaded"), LeastLoaded)
+    assert isinstance(make_policy("round-robin"), RoundRobin)
