@@ -1,1 +1,1 @@
-"""Decides and creates: the Ray controller, its gangs and pools."""
+"""Decides which replicas there should be, creates them through Ray, and replaces those that are lost."""

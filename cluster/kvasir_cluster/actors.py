@@ -1,0 +1,89 @@
+"""The Ray actor around one rank. The only module of the cluster that knows the workers."""
+
+import os
+import threading
+from dataclasses import dataclass
+
+from kvasir_cluster.spec import BuildRank, RunningRank
+from kvasir_protocol.config import ReplicaConfig
+from kvasir_protocol.errors import CheckpointError, ConfigError, KvasirError, OutOfMemory, PlacementError
+from kvasir_protocol.view import ReplicaInfo
+
+HOPELESS = (CheckpointError, ConfigError, OutOfMemory, PlacementError)
+"""Errors that another try with the same configuration can't heal."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RankStarted:
+    endpoint: str
+    info: ReplicaInfo
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RankRefused:
+    """The rank said why it can't start."""
+
+    message: str
+    can_heal: bool
+
+
+def build_replica(config: ReplicaConfig, secret: bytes, rank: int) -> RunningRank:
+    """The real rank: imports torch, so only a rank's process may call it."""
+    from kvasir_workers.replica import Replica
+
+    assert rank == 0, f"{config.replica_id}: a replica has one rank as long as PoolConfig admits no more, got {rank}"
+    return Replica(config, secret)
+
+
+class RankActor:
+    """One rank in a process of its own. Ray calls its methods from several threads.
+
+    start may be asked again, by a controller that was restarted: the answer is the same.
+    """
+
+    def __init__(self, config: ReplicaConfig, secret: bytes, rank: int, build: BuildRank) -> None:
+        self._config = config
+        self._secret = secret
+        self._rank_index = rank
+        self._build = build
+        self._rank: RunningRank | None = None
+        self._answer: RankStarted | RankRefused | None = None
+        self._starting = threading.Lock()
+        self._sentinel = threading.Event()
+
+    def start(self) -> RankStarted | RankRefused:
+        """Load the model, pass a canary token through it, and say where it listens."""
+        with self._starting:
+            if self._answer is None:
+                try:
+                    self._answer = self._start()
+                except KvasirError as error:
+                    self._answer = RankRefused(message=str(error), can_heal=not isinstance(error, HOPELESS))
+            return self._answer
+
+    def _start(self) -> RankStarted:
+        if self._config.engine.num_threads is not None:
+            # Read when torch is loaded, which is below: replicas on one host must not fight for its cores.
+            os.environ["OMP_NUM_THREADS"] = str(self._config.engine.num_threads)
+        self._rank = self._build(self._config, self._secret, self._rank_index)
+        self._rank.start()
+        return RankStarted(endpoint=self._rank.endpoint, info=self._rank.info)
+
+    def failure(self) -> str | None:
+        """Why the rank is of no use any more; None while it is healthy or still starts."""
+        return self._rank.failure() if self._rank is not None else None
+
+    def wait_until_stopped(self) -> None:
+        """Return after stop. While it hasn't, the pending answer fails the moment this process dies.
+
+        One caller at a time: a new one is a restarted controller, and frees its predecessor's thread.
+        """
+        predecessor, self._sentinel = self._sentinel, threading.Event()
+        predecessor.set()
+        self._sentinel.wait()
+
+    def stop(self) -> None:
+        """Finish in order: threads joined, shared memory removed."""
+        if self._rank is not None:
+            self._rank.stop()
+        self._sentinel.set()

@@ -1,0 +1,92 @@
+"""What the controller is told when it is created, and what it tells of its progress."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from kvasir_cluster.placement import Resource
+from kvasir_cluster.plan import GangState, Pacing
+from kvasir_protocol.config import ClusterConfig, ReplicaConfig
+from kvasir_protocol.view import ReplicaInfo
+
+
+class RunningRank(Protocol):
+    """One rank of a gang inside its own process; rank 0, the leader, is a whole `kvasir_workers.replica.Replica`."""
+
+    @property
+    def endpoint(self) -> str: ...
+
+    @property
+    def info(self) -> ReplicaInfo: ...
+
+    def start(self) -> None:
+        """Return once a canary token has gone through the model."""
+
+    def failure(self) -> str | None:
+        """Why it is of no use any more; None while it is healthy."""
+
+    def stop(self) -> None: ...
+
+
+BuildRank = Callable[[ReplicaConfig, bytes, int], RunningRank]
+"""(config, cluster secret, rank) -> the rank, loaded but not started. Runs in the rank's own process."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Timings:
+    """How long to wait for what. poll_s bounds how late the controller notices what sends it no signal.
+
+    start_s covers loading the weights. health_deadline_s: a replica that leaves a question unanswered for
+    this long is taken for hung. stop_s: for a replica to finish in order before it is killed.
+    """
+
+    poll_s: float = 0.25
+    placement_s: float = 10.0
+    start_s: float = 900.0
+    health_period_s: float = 1.0
+    health_deadline_s: float = 15.0
+    stop_s: float = 5.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ControllerSpec:
+    """The desired state and the place to serve the view from.
+
+    instance tells this cluster from others on the same hosts.
+    view_port is fixed, because routers must find the controller again after it was restarted.
+    """
+
+    instance: str
+    config: ClusterConfig
+    secret: bytes = field(repr=False)
+    build_rank: BuildRank
+    resource: Resource
+    replica_host: str
+    view_host: str
+    view_port: int
+    timings: Timings = field(default_factory=Timings)
+    pacing: Pacing = field(default_factory=Pacing)
+
+    @property
+    def name(self) -> str:
+        """What the names of its placement groups, actors and shared-memory segments start with."""
+        return f"kvasir-{self.instance}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Progress:
+    """How far the cluster has come. news: what happened since the controller lives, oldest first, for a person.
+
+    fatal: why it can't come up as it is configured; nothing is tried any more.
+    """
+
+    process_id: int
+
+    phase: str
+    gangs: tuple[tuple[str, GangState], ...]
+    news: tuple[str, ...]
+    fatal: str | None = None
+
+    @property
+    def is_ready(self) -> bool:
+        return self.phase == "ready"

@@ -1,0 +1,61 @@
+"""A replica without a model, which does what files in the folder `model.path` tell it.
+
+REPLICA.refuse   CheckpointError with the file's text while it is built      REPLICA.sick   failure() gives the text
+REPLICA.crash    the process ends while it starts                            REPLICA.pid    written by the replica
+A name without generation, such as decode-0, stands for every generation of the slot; `RANK:` may stand before it.
+"""
+
+import os
+from pathlib import Path
+
+from kvasir_protocol.config import ReplicaConfig
+from kvasir_protocol.errors import CheckpointError
+from kvasir_protocol.view import ReplicaInfo
+
+
+class FakeReplica:
+    def __init__(self, config: ReplicaConfig, rank: int) -> None:
+        self._orders = Path(config.model.path)
+        self._name = f"{rank}:{config.replica_id}"
+        self._segment = Path(f"/dev/shm/{config.segment_prefix}-{config.replica_id}-{rank}")
+        if (text := self._order("refuse")) is not None:
+            raise CheckpointError(text)
+        self.endpoint = f"tcp://127.0.0.1:9/{os.getpid()}"
+        self.info = ReplicaInfo(
+            replica_id=config.replica_id,
+            role=config.role,
+            model=config.model.served_name,
+            vocab_size=2,
+            max_sequence_tokens=2,
+            page_size=1,
+            num_pages=1,
+            process_id=os.getpid(),
+            host=config.host,
+        )
+
+    def _order(self, kind: str) -> str | None:
+        rank, _, replica_id = self._name.partition(":")
+        slot = replica_id.partition(".")[0]
+        for name in (self._name, f"{rank}:{slot}", replica_id, slot):
+            path = self._orders / f"{name}.{kind}"
+            if path.exists():
+                return path.read_text()
+        return None
+
+    def start(self) -> None:
+        (self._orders / f"{self._name}.pid").write_text(str(os.getpid()))
+        if self._order("crash") is not None:
+            os._exit(3)
+        self._segment.touch()
+
+    def failure(self) -> str | None:
+        return self._order("sick")
+
+    def stop(self) -> None:
+        self._segment.unlink(missing_ok=True)
+        (self._orders / f"{self._name}.stopped").touch()
+
+
+def build_fake(config: ReplicaConfig, secret: bytes, rank: int) -> FakeReplica:
+    del secret
+    return FakeReplica(config, rank)
