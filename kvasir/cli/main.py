@@ -1,0 +1,69 @@
+"""The `kvasir` command. Every subcommand imports what it needs when it runs, so that --help answers at once."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from kvasir.cli.options import add_serve_options
+from kvasir_protocol.errors import KvasirError
+
+DEFAULT_URL = "http://127.0.0.1:8000"
+
+
+class _Version(argparse.Action):
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        from importlib.metadata import version
+
+        print(f"kvasir {version('kvasir')}")
+        parser.exit()
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> None:  # type: ignore[override]
+        """One line, as all errors of this command."""
+        self.exit(2, f"kvasir: error: {message}; see `{self.prog} --help`\n")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Everything that may stand on the command line."""
+    parser = _Parser(prog="kvasir", description="Serve large language models on one machine or on many.")
+    parser.add_argument("--version", action=_Version, nargs=0, help="print the version and leave")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    serve = commands.add_parser(
+        "serve", help="serve a model on this host", description="Serve a model on this host until Ctrl-C."
+    )
+    add_serve_options(serve)
+    status = commands.add_parser("status", help="show the replicas of a running server and what they do")
+    chat = commands.add_parser(
+        "chat",
+        help="talk to a running server",
+        description="Talk to a running server. /clear forgets, /exit or Ctrl-D leaves, Ctrl-C stops an answer.",
+    )
+    for command in (status, chat):
+        command.add_argument("--url", default=DEFAULT_URL, help="where it listens (default: %(default)s)")
+        command.add_argument("--api-key", metavar="KEY", help="default: the environment's KVASIR_API_KEY")
+    chat.add_argument("--system", metavar="TEXT", help="a system message before the talk")
+    chat.add_argument("--max-tokens", type=int, metavar="N", help="the longest answer")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; the exit code: 0 done or stopped as wished, 1 failed, 2 not understood."""
+    options = build_parser().parse_args(arguments)
+    try:
+        match options.command:
+            case "serve":
+                from kvasir.cli.serve import serve
+
+                return serve(options)
+            case "status":
+                from kvasir.cli.status import show_status
+
+                return show_status(options.url, options.api_key)
+            case _:
+                from kvasir.cli.chat import Chat, talk
+
+                return talk(Chat(options.url, options.api_key, options.system, options.max_tokens))
+    except KvasirError as error:
+        print(f"kvasir: error: {error}", file=sys.stderr)
+        return 1

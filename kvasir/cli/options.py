@@ -1,0 +1,111 @@
+"""The flags of `kvasir serve`, and the configuration that they, a file and the defaults make together."""
+
+import argparse
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, get_args
+
+from kvasir.demo import DEMO_MODEL_NAME, demo_model_path
+from kvasir_protocol.config import ClusterConfig, Device, DType, PoolConfig, TransportName, build, load_config, merge
+from kvasir_protocol.errors import ConfigError
+from kvasir_protocol.wire import to_plain
+
+_UNITS = {
+    "": 1,
+    "K": 2**10, "KIB": 2**10, "KB": 10**3,
+    "M": 2**20, "MIB": 2**20, "MB": 10**6,
+    "G": 2**30, "GIB": 2**30, "GB": 10**9,
+    "T": 2**40, "TIB": 2**40, "TB": 10**12,
+}  # fmt: skip
+
+
+def parse_bytes(text: str) -> int:
+    """Bytes in a size such as 512MiB, 1.5G (binary) or 2GB (decimal); raises ArgumentTypeError for anything else."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)", text.strip())
+    if match is None or match[2].upper() not in _UNITS:
+        raise argparse.ArgumentTypeError(f"{text!r} is no size; write it like 512MiB or 2GiB")
+    return int(float(match[1]) * _UNITS[match[2].upper()])
+
+
+def add_serve_options(parser: argparse.ArgumentParser) -> None:
+    """Flags whose default is None leave the configuration as the file or the built-in default has it."""
+    add = parser.add_argument
+    add("model", nargs="?", metavar="MODEL", help="a folder in Hugging Face format (default: the embedded demo model)")
+    add("--config", type=Path, metavar="FILE", help="settings as YAML; flags win over it")
+    add("--host", help="address to listen on (default: 127.0.0.1)")
+    add("--port", type=int, help="port to listen on (default: 8000)")
+    add("--served-model-name", metavar="NAME", help="what requests call the model (default: the folder's name)")
+    add("--api-key", action="append", metavar="KEY", help="ask for this key; may be given more than once")
+    add("--dtype", choices=get_args(DType))
+    add("--device", choices=get_args(Device))
+    add("--max-model-len", type=int, metavar="TOKENS", help="longest prompt and answer together")
+    add("--max-num-seqs", type=int, metavar="N", help="sequences that one replica computes at once")
+    add("--max-num-batched-tokens", type=int, metavar="N", help="tokens in one step of a replica")
+    add("--kv-cache-memory-bytes", type=parse_bytes, metavar="SIZE", help="each replica's KV pages, such as 512MiB")
+    add("--enable-prefix-caching", action=argparse.BooleanOptionalAction, default=None)
+    add("--mixed", nargs="?", type=int, const=1, metavar="N", help="N replicas (default 1) that prefill and decode")
+    add("--prefill-replicas", type=int, metavar="N", help="default: 1")
+    add("--decode-replicas", type=int, metavar="N", help="default: 1")
+    add("--tensor-parallel-size", type=int, metavar="N", help="ranks that share a replica's weights")
+    add("--handover-transport", choices=get_args(TransportName), help="how pages go from prefill to decode")
+
+
+def make_config(options: argparse.Namespace, *, default_is_mixed: bool) -> ClusterConfig:
+    """Defaults, below the file, below the flags. Paths are absolute and the model has a name.
+
+    default_is_mixed: what to run when neither file nor flags name pools. Raises ConfigError.
+    """
+    defaults: dict[str, Any] = {"model": {"path": str(demo_model_path()), "served_name": ""}}
+    if default_is_mixed:
+        defaults["pools"] = [{"role": "mixed"}]
+    below = load_config(options.config, defaults) if options.config else build(ClusterConfig, defaults)
+    config = build(ClusterConfig, merge(to_plain(below), _flags_tree(options, below.pools)))
+    path = Path(config.model.path).expanduser().absolute()
+    name = config.model.served_name or (DEMO_MODEL_NAME if path == demo_model_path() else path.name)
+    return build(ClusterConfig, merge(to_plain(config), {"model": {"path": str(path), "served_name": name}}))
+
+
+def _flags_tree(options: argparse.Namespace, pools: tuple[PoolConfig, ...]) -> Mapping[str, Any]:
+    """Only what was said on the command line."""
+    environment_key = os.environ.get("KVASIR_API_KEY")
+    tree = {
+        "model": {
+            "path": options.model,
+            "served_name": options.served_model_name,
+            "dtype": options.dtype,
+            "max_model_len": options.max_model_len,
+        },
+        "engine": {
+            "device": options.device,
+            "kv_cache_bytes": options.kv_cache_memory_bytes,
+            "max_num_seqs": options.max_num_seqs,
+            "max_num_batched_tokens": options.max_num_batched_tokens,
+            "enable_prefix_caching": options.enable_prefix_caching,
+        },
+        "handover": {"transport": options.handover_transport},
+        "router": {
+            "host": options.host,
+            "port": options.port,
+            "api_keys": options.api_key or ([environment_key] if environment_key else None),
+        },
+    }
+    said = {hall: {key: value for key, value in keys.items() if value is not None} for hall, keys in tree.items()}
+    return {**said, "pools": _pools_tree(options, pools)}
+
+
+def _pools_tree(options: argparse.Namespace, pools: tuple[PoolConfig, ...]) -> list[dict[str, Any]]:
+    if options.mixed is not None and (options.prefill_replicas or options.decode_replicas):
+        raise ConfigError("--mixed makes one pool; leave out --prefill-replicas and --decode-replicas")
+    tree: dict[str, dict[str, Any]] = {pool.role: to_plain(pool) for pool in pools}
+    if options.mixed is not None:
+        tree = {"mixed": tree.get("mixed", {"role": "mixed"}) | {"replicas": options.mixed}}
+    elif options.prefill_replicas is not None or options.decode_replicas is not None:
+        tree = {role: tree.get(role, {"role": role}) for role in ("prefill", "decode")}
+        for role, replicas in (("prefill", options.prefill_replicas), ("decode", options.decode_replicas)):
+            if replicas is not None:
+                tree[role] |= {"replicas": replicas}
+    if options.tensor_parallel_size is not None:
+        tree = {role: pool | {"tensor_parallel_size": options.tensor_parallel_size} for role, pool in tree.items()}
+    return list(tree.values())

@@ -1,0 +1,56 @@
+import subprocess
+import sys
+
+import pytest
+
+from kvasir.cli import instance as module
+from kvasir.cli.instance import new_instance, remove_dead_instances
+
+
+@pytest.fixture(autouse=True)
+def places(tmp_path, monkeypatch):
+    """Folders and shared memory of the test's own: others' servers may run on this host."""
+    for name in ("TEMPORARY", "SHARED_MEMORY"):
+        (tmp_path / name).mkdir()
+        monkeypatch.setattr(module, name, tmp_path / name)
+
+
+def segment(instance, name):
+    path = module.SHARED_MEMORY / f"kvasir-{instance.id}-{name}"
+    path.touch()
+    return path
+
+
+def test_nothing_is_left_after_the_block():
+    with new_instance() as instance:
+        assert instance.directory.stat().st_mode & 0o777 == 0o700
+        pages = segment(instance, "decode-0-1")
+    assert not instance.directory.exists()
+    assert not pages.exists()
+
+
+def test_another_instance_keeps_what_is_its_own():
+    with new_instance() as first:
+        with new_instance() as second:
+            segment(second, "decode-0-1")
+            kept = segment(first, "decode-0-1")
+        assert kept.exists()
+        assert first.directory.exists()
+
+
+def test_what_a_killed_server_left_is_removed_and_what_a_living_one_has_is_kept():
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    with new_instance() as dead, new_instance() as living:
+        (dead.directory / "pid").write_text(str(ended.pid))
+        lost, kept = segment(dead, "prefill-0-1"), segment(living, "prefill-0-1")
+        remove_dead_instances()
+        assert (dead.directory.exists(), lost.exists()) == (False, False)
+        assert (living.directory.exists(), kept.exists()) == (True, True)
+
+
+def test_a_folder_of_somebody_else_is_left_alone():
+    stranger = module.TEMPORARY / "kvasir-notes"
+    stranger.mkdir()
+    remove_dead_instances()
+    assert stranger.exists()
