@@ -13,7 +13,7 @@ from typing import get_args
 
 import uvicorn
 
-from kvasir_protocol.config import RoutingPolicyName
+from kvasir_protocol.config import HandoverConfig, RoutingPolicyName
 from kvasir_protocol.errors import ConfigError, KvasirError
 from kvasir_protocol.sockets import load_secret
 from kvasir_router.app import create_app
@@ -42,6 +42,12 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--api-key-file", type=Path, help="one key per line; without it everybody may ask")
     parser.add_argument("--policy", choices=get_args(RoutingPolicyName), default="least-loaded")
     parser.add_argument("--max-inflight", type=int, default=1024, help="streams at a time; more are refused with 429")
+    parser.add_argument(
+        "--handover-deadline-s",
+        type=float,
+        default=HandoverConfig().deadline_s,
+        help="from reserving pages to their arrival",
+    )
     parser.add_argument("--parent-pid", type=int, help="stop when this process, our parent, is gone")
     parser.add_argument("--log-level", default="info", choices=("debug", "info", "warning", "error"))
     return parser.parse_args(arguments)
@@ -101,7 +107,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parse_arguments(sys.argv[1:] if arguments is None else arguments)
     logging.basicConfig(level=options.log_level.upper(), format="%(asctime)s router %(levelname)s %(message)s")
     try:
-        app = create_app(read_settings(options), Patience())
+        handover = HandoverConfig(deadline_s=options.handover_deadline_s)
+        app = create_app(read_settings(options), Patience(handover_s=handover.deadline_s))
         listener = listening_socket(options)
     except KvasirError as error:
         print(f"kvasir router: {error}", file=sys.stderr)

@@ -7,7 +7,7 @@ from contextlib import ExitStack, aclosing
 from dataclasses import replace
 
 from kvasir_protocol.errors import InvalidRequest, KvasirError
-from kvasir_protocol.events import TokenOutput
+from kvasir_protocol.events import ReplicaStats, TokenOutput
 from kvasir_protocol.ids import ReplicaId
 from kvasir_protocol.messages import Abort, HandoverFailed, HandoverTicket, Rejected, Reserve, Reserved, Submit
 from kvasir_protocol.messages import ReserveRefused as Refused
@@ -35,6 +35,13 @@ class ReplicaRefused(KvasirError):
 
 class HandoverBroken(KvasirError):
     """Pages will not come from the prefill replica: let the decode replica prefill itself."""
+
+
+def _has_stalled(before: ReplicaStats | None, after: ReplicaStats | None) -> bool:
+    """Whether newer Stats tell of no further step. Without newer ones it is the link that judges the replica."""
+    if after is None or after is before:
+        return False
+    return after.engine.num_steps <= (before.engine.num_steps if before else 0)
 
 
 class Attempt:
@@ -193,13 +200,13 @@ class Attempt:
             return self._mailbox.get_nowait()
         silence_s = 0.0
         while True:
-            num_steps = awaited.num_steps
+            stats = awaited.stats
             try:
                 async with asyncio.timeout(self._patience.silence_s):
                     return await self._mailbox.get()
             except TimeoutError:
                 silence_s += self._patience.silence_s
-            if awaited.num_steps <= num_steps or silence_s >= self._patience.max_silence_s:
+            if _has_stalled(stats, awaited.stats) or silence_s >= self._patience.max_silence_s:
                 raise ReplicaLost(awaited.replica_id, f"said nothing for {silence_s:g} s")
 
     def _trouble(self, replica_id: ReplicaId, arrival: Arrival) -> KvasirError:

@@ -91,11 +91,6 @@ class ReplicaLink:
         return self.address.replica_id
 
     @property
-    def num_steps(self) -> int:
-        """Engine steps by the latest Stats: the proof that a silent replica still works."""
-        return self.stats.engine.num_steps if self.stats else 0
-
-    @property
     def num_streams(self) -> int:
         return len(self._mailboxes)
 

@@ -4,17 +4,20 @@ import asyncio
 import json
 import logging
 from collections.abc import AsyncGenerator, Coroutine
-from contextlib import aclosing, suppress
+from contextlib import aclosing
 from typing import Any, TypeVar
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from kvasir_protocol.errors import ServiceUnavailable
 from kvasir_router.http_errors import ClientLeft, answer_to
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
+
+_encode = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False).encode
 
 DONE_FRAME = b"data: [DONE]\n\n"
 
@@ -27,11 +30,14 @@ _HEADERS = [
 
 
 def frame(event: dict[str, Any]) -> bytes:
-    return b"data: " + json.dumps(event, separators=(",", ":"), ensure_ascii=False).encode() + b"\n\n"
+    return b"data: " + _encode(event).encode() + b"\n\n"
 
 
 async def unless_client_leaves(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
-    """The work's result. Raises ClientLeft, after the work was cancelled, if the client closes the connection."""
+    """The work's result. Raises ClientLeft, after the work was cancelled, if the client closes the connection.
+
+    The server cancels what still runs when it stops: that raises ServiceUnavailable, so that the client is told.
+    """
     worker = asyncio.ensure_future(work)
     watcher = asyncio.ensure_future(_disconnect(receive))
     try:
@@ -39,6 +45,8 @@ async def unless_client_leaves(receive: Receive, work: Coroutine[Any, Any, T]) -
         if worker.done():
             return worker.result()
         raise ClientLeft
+    except asyncio.CancelledError:
+        raise ServiceUnavailable("this router is stopping; send the request again") from None
     finally:
         worker.cancel()
         watcher.cancel()
@@ -59,23 +67,31 @@ class EventStream(Response):
     def __init__(self, frames: AsyncGenerator[bytes, None]) -> None:
         super().__init__()
         self._frames = frames
+        self._has_started = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        with suppress(ClientLeft):
+        try:
             await unless_client_leaves(receive, self._send_all(send))
+        except ClientLeft:
+            return
+        except Exception as error:
+            if not self._has_started:
+                raise
+            # The status line is out: the error itself must travel as a frame.
+            answer = answer_to(error)
+            is_unexpected = answer.status == 500
+            log = logger.error if is_unexpected else logger.warning
+            log("%s: ended by %s", scope["state"]["request_id"], error, exc_info=is_unexpected)
+            await self._send_body(send, frame(answer.body()))
+        await self._send_body(send, b"", more_body=False)
 
     async def _send_all(self, send: Send) -> None:
         async with aclosing(self._frames) as frames:
-            first = await anext(frames)
-            await send({"type": "http.response.start", "status": 200, "headers": list(_HEADERS)})
-            await send({"type": "http.response.body", "body": first, "more_body": True})
-            try:
-                async for item in frames:
-                    await send({"type": "http.response.body", "body": item, "more_body": True})
-            except Exception as error:
-                # The status line is out: the error itself must travel as a frame.
-                answer = answer_to(error)
-                log = logger.error if answer.status == 500 else logger.warning
-                log("stream ended by an error", exc_info=error if answer.status == 500 else None)
-                await send({"type": "http.response.body", "body": frame(answer.body()), "more_body": True})
-            await send({"type": "http.response.body", "body": b"", "more_body": False})
+            async for item in frames:
+                if not self._has_started:
+                    self._has_started = True
+                    await send({"type": "http.response.start", "status": 200, "headers": list(_HEADERS)})
+                await self._send_body(send, item)
+
+    async def _send_body(self, send: Send, body: bytes, *, more_body: bool = True) -> None:
+        await send({"type": "http.response.body", "body": body, "more_body": more_body})

@@ -105,6 +105,18 @@ RAW_BODIES = [
 ]
 
 
+WRONG_ROUTES = [
+    ("GET", "/nowhere", 404),
+    ("GET", "/", 404),
+    ("GET", "/docs", 404),
+    ("POST", "/v1/embeddings", 404),
+    ("GET", "/v1/models/another", 404),
+    ("GET", "/v1/completions", 405),
+    ("POST", "/health", 405),
+    ("DELETE", "/v1/models", 405),
+]
+
+
 async def test_bad_fields_are_named_and_reach_no_replica(
     make_replica: MakeReplica, make_settings: Callable[..., MakeSettings]
 ) -> None:
@@ -123,38 +135,26 @@ async def test_bad_fields_are_named_and_reach_no_replica(
         assert (await server.client.get("/status")).json()["num_inflight"] == 0
 
 
-@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions", "/tokenize", "/detokenize"])
 async def test_bodies_that_are_no_json_object_are_refused(
-    make_replica: MakeReplica, make_settings: Callable[..., MakeSettings], path: str
+    make_replica: MakeReplica, make_settings: Callable[..., MakeSettings]
 ) -> None:
     async with serving(make_settings(), make_replica("mixed-0")) as server:
-        for content in RAW_BODIES:
-            headers = {"Content-Type": "application/json"}
-            response = await server.client.post(path, content=content, headers=headers)
-            assert response.status_code == 400, (content[:20], response.text)
-            assert response.json()["error"]["type"] == "invalid_request_error"
-        form = await server.client.post(path, data={"prompt": "a"})
-        assert form.status_code == 400
-        assert "Content-Type: application/json" in form.json()["error"]["message"]
+        for path in ("/v1/chat/completions", "/v1/completions", "/tokenize", "/detokenize"):
+            for content in RAW_BODIES:
+                headers = {"Content-Type": "application/json"}
+                response = await server.client.post(path, content=content, headers=headers)
+                assert response.status_code == 400, (path, content[:20], response.text)
+                assert response.json()["error"]["type"] == "invalid_request_error"
+            form = await server.client.post(path, data={"prompt": "a"})
+            assert form.status_code == 400
+            assert "Content-Type: application/json" in form.json()["error"]["message"]
 
 
-@pytest.mark.parametrize(
-    ("method", "path", "status"),
-    [
-        ("GET", "/nowhere", 404),
-        ("GET", "/", 404),
-        ("GET", "/docs", 404),
-        ("POST", "/v1/embeddings", 404),
-        ("GET", "/v1/models/another", 404),
-        ("GET", "/v1/completions", 405),
-        ("POST", "/health", 405),
-        ("DELETE", "/v1/models", 405),
-    ],
-)
 async def test_wrong_routes_are_answered_in_openais_shape(
-    make_replica: MakeReplica, make_settings: Callable[..., MakeSettings], method: str, path: str, status: int
+    make_replica: MakeReplica, make_settings: Callable[..., MakeSettings]
 ) -> None:
     async with serving(make_settings(), make_replica("mixed-0")) as server:
-        response = await server.client.request(method, path)
-        assert response.status_code == status
-        assert set(response.json()["error"]) == {"message", "type", "param", "code"}
+        for method, path, status in WRONG_ROUTES:
+            response = await server.client.request(method, path)
+            assert response.status_code == status, path
+            assert set(response.json()["error"]) == {"message", "type", "param", "code"}

@@ -12,12 +12,14 @@ from pathlib import Path
 import httpx
 import pytest
 
-from kvasir_router.__main__ import main
+from kvasir_router.__main__ import listening_socket, main, parse_arguments
 from tests.fakes.replica import DEADLINE_S, FakeReplica
 from tests.fakes.serving import MODEL_NAME, SECRET, listening
 from tests.integration.router.conftest import TEXT, MakeReplica
 
 pytestmark = pytest.mark.anyio
+
+Command = Callable[[FakeReplica], list[str]]
 
 CHAT = {"messages": [{"role": "user", "content": "hi"}]}
 START_S = 30.0
@@ -31,7 +33,7 @@ time.sleep(60)
 
 
 @pytest.fixture
-def command(model_directory: Path, tmp_path: Path) -> Callable[[FakeReplica], list[str]]:
+def command(model_directory: Path, tmp_path: Path) -> Command:
     secret_file = tmp_path / "secret"
     secret_file.write_bytes(SECRET)
     secret_file.chmod(0o600)
@@ -77,9 +79,7 @@ async def running(
             await process.wait()
 
 
-async def test_router_serves_on_its_own_port_and_stops_on_sigterm(
-    make_replica: MakeReplica, command: Callable[[FakeReplica], list[str]]
-) -> None:
+async def test_router_serves_on_its_own_port_and_stops_on_sigterm(make_replica: MakeReplica, command: Command) -> None:
     mixed, port = make_replica("mixed-0"), free_port()
     async with listening([mixed]), running([*command(mixed), "--port", str(port)], port) as (process, client):
         await until_healthy(client)
@@ -89,23 +89,24 @@ async def test_router_serves_on_its_own_port_and_stops_on_sigterm(
         assert await asyncio.wait_for(process.wait(), 5) in (0, -signal.SIGTERM)
 
 
-async def test_stopping_router_lets_go_of_a_stream_that_does_not_end(
-    make_replica: MakeReplica, command: Callable[[FakeReplica], list[str]]
+async def test_stopping_router_ends_a_stream_that_does_not_end_by_itself(
+    make_replica: MakeReplica, command: Command
 ) -> None:
     mixed, port = make_replica("mixed-0"), free_port()
     mixed.faults.pause_at = 1
     async with listening([mixed]), running([*command(mixed), "--port", str(port)], port) as (process, client):
         await until_healthy(client)
         async with client.stream("POST", "/v1/chat/completions", json={**CHAT, "stream": True}) as response:
-            await anext(response.aiter_bytes())
+            chunks = response.aiter_bytes()
+            assert TEXT[:3].encode() in await anext(chunks)
             process.send_signal(signal.SIGTERM)
+            rest = b"".join([chunk async for chunk in chunks])
+            assert b"this router is stopping" in rest
             await asyncio.wait_for(process.wait(), 6)
         await mixed.until(lambda replica: not replica.held)
 
 
-async def test_router_takes_a_listening_socket_of_its_parent(
-    make_replica: MakeReplica, command: Callable[[FakeReplica], list[str]]
-) -> None:
+async def test_router_takes_a_listening_socket_of_its_parent(make_replica: MakeReplica, command: Command) -> None:
     mixed = make_replica("mixed-0")
     with socket.create_server(("127.0.0.1", 0)) as listener:
         descriptor, port = listener.fileno(), listener.getsockname()[1]
@@ -115,9 +116,7 @@ async def test_router_takes_a_listening_socket_of_its_parent(
                 await until_healthy(client)
 
 
-async def test_router_stops_when_its_parent_is_killed(
-    make_replica: MakeReplica, command: Callable[[FakeReplica], list[str]]
-) -> None:
+async def test_router_stops_when_its_parent_is_killed(make_replica: MakeReplica, command: Command) -> None:
     mixed, port = make_replica("mixed-0"), free_port()
     async with listening([mixed]):
         arguments = [sys.executable, "-c", ORPHAN_MAKER, *command(mixed), "--port", str(port)]
@@ -138,18 +137,25 @@ async def _gone(process_id: int) -> None:
         await asyncio.sleep(0.05)
 
 
+async def test_frames_are_not_held_back_by_the_system(make_replica: MakeReplica, command: Command) -> None:
+    options = parse_arguments([*command(make_replica("mixed-0"))[3:], "--port", "0"])
+    with listening_socket(options) as listener:
+        assert listener.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["--replicas", "tcp://127.0.0.1:1"], "ROLE@tcp://HOST:PORT"),
         (["--controller", "tcp://127.0.0.1:1", "--api-key-file", "/nowhere/keys"], "can't read the API keys"),
+        (["--controller", "tcp://127.0.0.1:1", "--handover-deadline-s", "0"], "deadline_s must be"),
         (["--controller", "tcp://127.0.0.1:1", "--model", "/nowhere"], "no model directory"),
         (["--controller", "tcp://127.0.0.1:1", "--secret-file", "/nowhere/secret"], "can't read the cluster secret"),
     ],
 )
 async def test_settings_that_cannot_be_are_told_in_one_line(
     make_replica: MakeReplica,
-    command: Callable[[FakeReplica], list[str]],
+    command: Command,
     capsys: pytest.CaptureFixture[str],
     arguments: list[str],
     message: str,

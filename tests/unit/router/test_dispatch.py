@@ -9,7 +9,7 @@ from kvasir_protocol.ids import RequestId
 from kvasir_protocol.messages import Abort, Ping, Rejected, Reserve, Submit
 from kvasir_protocol.metrics import HANDOVER_FALLBACKS, STREAMS_REPLAYED
 from kvasir_protocol.view import Role
-from tests.fakes.replica import FakeReplica
+from tests.fakes.replica import DEADLINE_S, FakeReplica
 from tests.fakes.requests import make_request
 from tests.fakes.serving import QUICK, SECRET, Dispatching, dispatching
 
@@ -44,7 +44,7 @@ async def answer(running: Dispatching) -> tuple[int, ...]:
     """All tokens of FULL, checked to come once each and to end once."""
     tokens: list[int] = []
     finish_reasons = []
-    async with aclosing(running.dispatcher.stream(FULL)) as outputs:
+    async with asyncio.timeout(DEADLINE_S), aclosing(running.dispatcher.stream(FULL)) as outputs:
         async for output in outputs:
             assert output.first_index == len(tokens)
             tokens += output.token_ids
@@ -205,7 +205,7 @@ async def test_replica_out_of_its_mind_is_left_for_another(fault: str) -> None:
         replicas[0].faults.skip = 4
     else:
         replicas[0].faults.silent_at = 4
-    async with dispatching(*replicas) as running:
+    async with dispatching(*replicas, patience=replace(QUICK, max_silence_s=60)) as running:
         assert await answer(running) == ANSWER
         assert len(replicas[1].got(Submit)) == 1
         await all_let_go(*replicas)

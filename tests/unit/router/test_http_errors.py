@@ -1,6 +1,8 @@
 import json
 
+import httpx
 import pytest
+from fastapi import FastAPI
 from pydantic import ValidationError
 
 from kvasir_protocol.errors import (
@@ -11,7 +13,7 @@ from kvasir_protocol.errors import (
     StreamLost,
     WireError,
 )
-from kvasir_router.http_errors import TooManyRequests, answer_to, answer_to_validation
+from kvasir_router.http_errors import TooManyRequests, answer_to, answer_to_validation, install_error_handlers
 from kvasir_router.openai.bodies import ChatBody, CompletionBody
 
 
@@ -42,6 +44,23 @@ def test_unexpected_errors_tell_nothing_of_the_inside(error: Exception) -> None:
 
 def test_waiting_time_is_whole_seconds() -> None:
     assert answer_to(ServiceUnavailable("m", retry_after_s=1.2)).response().headers["Retry-After"] == "2"
+
+
+@pytest.mark.anyio
+async def test_fault_in_a_route_is_answered_500_in_openais_shape() -> None:
+    app = FastAPI()
+    install_error_handlers(app)
+
+    @app.get("/")
+    async def faulty() -> None:
+        raise RuntimeError("secret detail")
+
+    transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+    async with httpx.AsyncClient(transport=transport, base_url="http://router") as client:
+        response = await client.get("/")
+    assert response.status_code == 500
+    assert response.json()["error"]["type"] == "server_error"
+    assert "secret" not in response.text
 
 
 @pytest.mark.parametrize(

@@ -3,13 +3,16 @@ import json
 from collections.abc import AsyncGenerator
 
 import pytest
-from starlette.types import Message
+from starlette.types import Message, Scope
 
 from kvasir_protocol.errors import ServiceUnavailable, StreamLost
 from kvasir_router.http_errors import ClientLeft
 from kvasir_router.sse import EventStream, frame, unless_client_leaves
 
 pytestmark = pytest.mark.anyio
+
+
+SCOPE: Scope = {"type": "http", "state": {"request_id": "r"}}
 
 
 class Client:
@@ -49,7 +52,7 @@ def test_frame_is_compact_json_in_utf8() -> None:
 
 async def test_frames_are_sent_one_by_one() -> None:
     client = Client()
-    await EventStream(frames(b"a", b"b"))({"type": "http"}, client.receive, client.send)
+    await EventStream(frames(b"a", b"b"))(SCOPE, client.receive, client.send)
     assert [message.get("body") for message in client.sent] == [None, b"a", b"b", b""]
     assert client.sent[0]["status"] == 200
     assert client.sent[-1]["more_body"] is False
@@ -58,13 +61,13 @@ async def test_frames_are_sent_one_by_one() -> None:
 async def test_error_before_the_first_frame_is_raised_with_nothing_sent() -> None:
     client = Client()
     with pytest.raises(ServiceUnavailable):
-        await EventStream(frames(error=ServiceUnavailable("x")))({"type": "http"}, client.receive, client.send)
+        await EventStream(frames(error=ServiceUnavailable("x")))(SCOPE, client.receive, client.send)
     assert client.sent == []
 
 
 async def test_later_error_is_the_last_frame() -> None:
     client = Client()
-    await EventStream(frames(b"a", error=StreamLost("gone")))({"type": "http"}, client.receive, client.send)
+    await EventStream(frames(b"a", error=StreamLost("gone")))(SCOPE, client.receive, client.send)
     last = json.loads(client.body.removeprefix(b"adata: "))
     assert last["error"]["code"] == "stream_lost"
     assert client.sent[-1] == {"type": "http.response.body", "body": b"", "more_body": False}
@@ -72,7 +75,7 @@ async def test_later_error_is_the_last_frame() -> None:
 
 async def test_stream_is_closed_when_the_client_leaves() -> None:
     client, generator = Client(), frames(b"a", hangs=True)
-    serving = asyncio.create_task(EventStream(generator)({"type": "http"}, client.receive, client.send))
+    serving = asyncio.create_task(EventStream(generator)(SCOPE, client.receive, client.send))
     await asyncio.wait_for(client.has_frame.wait(), 5)
     client.leaves.set()
     await asyncio.wait_for(serving, 5)
@@ -101,3 +104,11 @@ async def test_result_of_the_work_is_returned() -> None:
         return 5
 
     assert await unless_client_leaves(Client().receive, work()) == 5
+
+
+async def test_work_that_the_stopping_server_cancels_is_unavailable() -> None:
+    waiting = asyncio.create_task(unless_client_leaves(Client().receive, asyncio.Event().wait()))
+    await asyncio.sleep(0)
+    waiting.cancel()
+    with pytest.raises(ServiceUnavailable, match="stopping"):
+        await waiting

@@ -1,0 +1,127 @@
+"""From an HTTP request through router, prefill replica and decode replica to the text, with the demo model."""
+
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import httpx
+import pytest
+
+from kvasir import LLM, SamplingParams
+from kvasir.demo import DEMO_MODEL_NAME
+from tests.integration.stack.conftest import PAGE_BYTES, Stack
+
+QUESTION = "What is a KV cache?"
+LONG_TEXT = " ".join(f"Tell me of page {number}." for number in range(120))
+
+
+@pytest.fixture(scope="module")
+def llm() -> LLM:
+    return LLM(dtype="float32")
+
+
+def complete(stack: Stack, prompt: str | list[int], **options: Any) -> dict[str, Any]:
+    body = {"model": DEMO_MODEL_NAME, "prompt": prompt, "temperature": 0, "max_tokens": 24} | options
+    response = httpx.post(f"{stack.url}/v1/completions", json=body, timeout=60)
+    response.raise_for_status()
+    answer: dict[str, Any] = response.json()
+    return answer
+
+
+def offline_chat(llm: LLM, question: str) -> str:
+    sampling = SamplingParams(temperature=0, max_tokens=100)
+    (output,) = llm.chat([{"role": "user", "content": question}], sampling, use_tqdm=False)
+    return output.outputs[0].text
+
+
+def test_streamed_answer_is_that_of_the_engine_alone(stack: Stack, llm: LLM) -> None:
+    assert "".join(stack.stream_chat(QUESTION)) == offline_chat(llm, QUESTION)
+
+
+def test_prefill_is_counted_on_one_replica_decode_on_the_other(stack: Stack) -> None:
+    def totals() -> dict[str, float]:
+        return {
+            "prefilled": stack.metric("kvasir:prefill_tokens_computed_total", role="prefill"),
+            "prefilled by decode": stack.metric("kvasir:prefill_tokens_computed_total", role="decode"),
+            "first tokens": stack.metric("vllm:generation_tokens_total", role="prefill"),
+            "decoded": stack.metric("vllm:generation_tokens_total", role="decode"),
+            "bytes": stack.metric("kvasir:handover_bytes_total", direction="pushed"),
+        }
+
+    def growth() -> dict[str, float]:
+        return {name: value - before[name] for name, value in totals().items()}
+
+    before = totals()
+    usage = complete(stack, "A prompt that nobody gave before: 4711", max_tokens=8, ignore_eos=True)["usage"]
+    # Each replica tells its totals twice a second: ask until both know of the answer that is here already.
+    while growth()["decoded"] < 7 or growth()["first tokens"] < 1:
+        pass
+    num_prompt_tokens = usage["prompt_tokens"]
+    assert growth() == {
+        "prefilled": num_prompt_tokens,
+        "prefilled by decode": 0,
+        "first tokens": 1,
+        "decoded": 7,
+        "bytes": -(-num_prompt_tokens // 16) * PAGE_BYTES,
+    }
+
+
+def test_repeated_long_prompt_is_found_in_the_cache(stack: Stack) -> None:
+    first, second = complete(stack, LONG_TEXT), complete(stack, LONG_TEXT)
+    num_tokens = first["usage"]["prompt_tokens"]
+    assert second["choices"][0]["text"] == first["choices"][0]["text"]
+    assert second["usage"]["prompt_tokens_details"]["cached_tokens"] == (num_tokens - 1) // 16 * 16
+
+
+def test_mixed_requests_at_once_give_the_tokens_of_one_at_a_time(stack: Stack) -> None:
+    def ask(number: int) -> tuple[str, list[float]]:
+        options = {"temperature": 0.8, "top_p": 0.9, "seed": number} if number % 2 else {}
+        answer = complete(stack, LONG_TEXT[number * 40 : number * 80 + 7], logprobs=0, ignore_eos=True, **options)
+        (choice,) = answer["choices"]
+        return choice["text"], choice["logprobs"]["token_logprobs"]
+
+    with ThreadPoolExecutor(32) as pool:
+        together = list(pool.map(ask, range(32)))
+    alone = [ask(number) for number in range(32)]
+    assert [text for text, _ in together] == [text for text, _ in alone]
+    for (_, ours), (_, theirs) in zip(together, alone, strict=True):
+        assert ours == pytest.approx(theirs, abs=1e-4)
+
+
+def test_logprobs_and_choices_are_those_of_the_engine_alone(stack: Stack, llm: LLM) -> None:
+    sampling = SamplingParams(temperature=1.0, top_p=1.0, seed=7, n=2, max_tokens=10, logprobs=2)
+    served = complete(stack, "Kvasir is", temperature=1.0, top_p=1.0, seed=7, n=2, max_tokens=10, logprobs=2)["choices"]
+    (offline,) = llm.generate("Kvasir is", sampling, use_tqdm=False)
+    assert [choice["text"] for choice in served] == [output.text for output in offline.outputs]
+    for choice, output in zip(served, offline.outputs, strict=True):
+        expected = [found[token].logprob for found, token in zip(output.logprobs or [], output.token_ids, strict=True)]
+        assert choice["logprobs"]["token_logprobs"] == pytest.approx(expected, abs=1e-4)
+
+
+def test_stop_string_cuts_the_answer(stack: Stack) -> None:
+    whole = "".join(stack.stream_chat(QUESTION))
+    stop = whole.split()[3]
+    assert "".join(stack.stream_chat(QUESTION, stop=[stop])) == whole[: whole.index(stop)]
+
+
+def test_client_that_leaves_frees_its_pages(stack: Stack) -> None:
+    pieces = stack.stream_chat(QUESTION, extra_body={"ignore_eos": True, "max_tokens": 1500})
+    next(pieces)
+    pieces.close()  # type: ignore[attr-defined]
+    while stack.metric("vllm:num_requests_running") or stack.metric("vllm:kv_cache_usage_perc"):
+        pass
+
+
+@pytest.mark.parametrize("role", ["prefill", "decode"])
+def test_killed_replica_costs_no_stream_a_token(own_stack: Stack, llm: LLM, role: str) -> None:
+    options = {"extra_body": {"ignore_eos": True, "max_tokens": 200}}
+    (undisturbed,) = llm.chat(
+        [{"role": "user", "content": QUESTION}],
+        SamplingParams(temperature=0, max_tokens=200, ignore_eos=True),
+        use_tqdm=False,
+    )
+    pieces = own_stack.stream_chat(QUESTION, **options)
+    text = next(pieces)
+    own_stack.kill(role)
+    text += "".join(pieces)
+    assert text == undisturbed.outputs[0].text
+    assert "".join(own_stack.stream_chat(QUESTION)) == offline_chat(llm, QUESTION)
