@@ -1,8 +1,8 @@
 """Kvasir: serve large language models on one machine or on many.
 
-    from kvasir import LLM, SamplingParams
-    for output in LLM().generate(["What is a KV cache?"], SamplingParams(max_tokens=64)):
-        print(output.outputs[0].text)
+from kvasir import LLM, SamplingParams
+for output in LLM().generate(["What is a KV cache?"], SamplingParams(max_tokens=64)):
+    print(output.outputs[0].text)
 """
 
 from importlib import import_module

@@ -22,7 +22,8 @@ def read_prompts(prompts: Prompt | Sequence[Prompt], codec: TextCodec) -> list[T
     if isinstance(prompts, str | Mapping) or _is_ids(prompts):
         prompts = [cast(Prompt, prompts)]
     if not isinstance(prompts, Sequence):
-        raise InvalidRequest(f"prompts must be text, token ids, or a list of them, got {type(prompts).__name__}", "prompt")
+        found = type(prompts).__name__
+        raise InvalidRequest(f"prompts must be text, token ids, or a list of them, got {found}", "prompt")
     return [_read_prompt(cast(Prompt, prompt), index, codec) for index, prompt in enumerate(prompts)]
 
 

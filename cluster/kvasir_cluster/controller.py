@@ -86,7 +86,8 @@ class Controller:
         self._stopping = threading.Event()
         self._server: ViewServer | None = None
         try:
-            check_fits(spec.config.pools, spec.resource, read_nodes())
+            if not self._memory:
+                check_fits(spec.config.pools, spec.resource, read_nodes())
             self._server = ViewServer(spec.secret, spec.view_host, spec.view_port, lambda: self._view)
             self._server.start()
         except KvasirError as error:

@@ -82,7 +82,7 @@ def read_nodes() -> list[NodeResources]:
 
 
 class Gang:
-    """A handle on a gang that runs, or is about to. Nothing here waits, except `finish`.
+    """A handle on a gang that runs, or is about to. Nothing here waits for it.
 
     Actors and placement group are detached: they outlive the controller's process, which finds them again by name.
     """

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Question:
-    """The open question to one rank, or the time of its last answer. Times are the controller's own clock's."""
+    """The last question to one rank; open while it is unanswered. The time is of the controller's own clock."""
 
     asked_at_s: float
     is_open: bool

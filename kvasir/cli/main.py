@@ -9,6 +9,9 @@ from kvasir_protocol.errors import KvasirError
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 
+INTERRUPTED = 130
+"""The shell's exit code of a command that Ctrl-C ended."""
+
 
 class _Version(argparse.Action):
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
@@ -67,3 +70,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KvasirError as error:
         print(f"kvasir: error: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        return INTERRUPTED

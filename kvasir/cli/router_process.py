@@ -4,9 +4,11 @@ import http.client
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -38,10 +40,11 @@ class RouterHealth:
 class RouterProcess:
     """A router on a socket that this process holds, so that no connection is refused while it restarts."""
 
-    def __init__(self, setup: Setup) -> None:
-        self._listener = setup.listener
-        self._url = url_of(setup.listener)
-        self._command = _make_command(setup)
+    def __init__(self, command: Sequence[str], listener: socket.socket) -> None:
+        """command: what starts a router that serves on listener (`router_command`)."""
+        self._command = command
+        self._listener = listener
+        self._url = url_of(listener)
         self._process: subprocess.Popen[bytes] | None = None
         self._deaths_s: list[float] = []
 
@@ -62,12 +65,14 @@ class RouterProcess:
         code = self._process.poll()
         if code is None:
             return False
+        if code == BAD_SETTINGS:
+            raise ServiceUnavailable("the router can't run with these settings; the line above is its own")
         now = time.monotonic()
         self._deaths_s = [death for death in self._deaths_s if now - death < RESTART_WINDOW_S] + [now]
-        if code == BAD_SETTINGS or len(self._deaths_s) > MAX_RESTARTS:
+        if len(self._deaths_s) > MAX_RESTARTS:
             raise ServiceUnavailable(
-                f"the router ended {len(self._deaths_s)} times within a minute, last with exit code {code}; "
-                "KVASIR_LOG_LEVEL=info tells more"
+                f"the router died {len(self._deaths_s)} times within {RESTART_WINDOW_S:g} s, "
+                f"last with exit code {code}; KVASIR_LOG_LEVEL=info tells more"
             )
         self.start()
         return True
@@ -92,13 +97,15 @@ class RouterProcess:
         return self._process is None or self._process.poll() is not None
 
 
-def _make_command(setup: Setup) -> list[str]:
+def router_command(setup: Setup) -> list[str]:
+    """How to start the router of a server; the keys go into a file, which is written here."""
     model, router = setup.config.model, setup.config.router
     command = [sys.executable, "-m", "kvasir_router"]
     command += ["--model", model.path, "--served-model-name", model.served_name]
     command += ["--controller", setup.controller_endpoint, "--secret-file", str(setup.secret_file)]
     command += ["--fd", str(setup.listener.fileno()), "--parent-pid", str(os.getpid())]
     command += ["--policy", router.policy, "--max-inflight", str(router.max_inflight_requests)]
+    command += ["--handover-deadline-s", str(setup.config.handover.deadline_s)]
     command += ["--log-level", setup.log_level]
     if router.api_keys:
         command += ["--api-key-file", str(_write_keys(setup))]

@@ -11,7 +11,7 @@ from kvasir.cli.descendants import adopt_orphans, kill_descendants
 from kvasir.cli.examples import describe, show_examples
 from kvasir.cli.host import url_of
 from kvasir.cli.phases import Phases
-from kvasir.cli.router_process import DRAIN_S, RouterProcess
+from kvasir.cli.router_process import DRAIN_S, RouterProcess, router_command
 from kvasir.cli.setup import Setup, prepare
 from kvasir.cli.signals import StopRequested, StopSignals
 from kvasir_cluster.local_ray import LOOPBACK, LocalRay, close_ray_to_others
@@ -67,13 +67,14 @@ class LocalServer:
         self._setup = setup
         self._stop = stop
         self._phases = phases
-        self._router = RouterProcess(setup)
+        self._router = RouterProcess(router_command(setup), setup.listener)
         self._ray = LocalRay(setup.instance.id, setup.instance.directory)
         self._cluster: ClusterHandle | None = None
         self._num_news = 0
 
     def start(self) -> None:
         """Return when requests are answered. Raises ServiceUnavailable if that will never be."""
+        self._stop.check()
         config = self._setup.config
         self._phases.say(describe(config))
         self._router.start()

@@ -22,7 +22,9 @@ class StopSignals:
     def install(self) -> None:
         """Take the handlers; again, after somebody else has taken them."""
         for number in STOP_SIGNALS:
-            signal.signal(number, self._note)
+            # nohup: the server is to outlive its terminal.
+            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
+                signal.signal(number, self._note)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         del number, frame

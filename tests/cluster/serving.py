@@ -1,5 +1,6 @@
 """A `kvasir serve` as a person starts it: a child process, its output, and all that goes by its name."""
 
+import contextlib
 import os
 import re
 import signal
@@ -11,8 +12,10 @@ from pathlib import Path
 import httpx
 import psutil
 
+from kvasir.cli.instance import Instance
+
 DEADLINE_S = 90.0
-END_S = 30.0
+END_S = 60.0
 
 KVASIR = str(Path(sys.executable).with_name("kvasir"))
 """The command that the installation made."""
@@ -71,11 +74,8 @@ class Serving:
     def find_process(self, title: str) -> psutil.Process:
         """The running process below the server whose command line holds title."""
         for process in self.note_processes():
-            try:
-                if process.status() != psutil.STATUS_ZOMBIE and title in " ".join(process.cmdline()):
-                    return process
-            except psutil.NoSuchProcess:
-                continue
+            if is_alive(process) and title in " ".join(process.cmdline()):
+                return process
         raise AssertionError(f"no process {title!r}")
 
     def ask(self, question: str = "Who was Kvasir?", max_tokens: int = 16) -> str:
@@ -95,6 +95,17 @@ class Serving:
         replicas = httpx.get(f"{self.url}/status", timeout=10, trust_env=False).json()["replicas"]
         return {replica["id"] for replica in replicas if replica["state"] == "up"}
 
+    def press_ctrl_c(self) -> int:
+        """As a terminal does it: everything in the foreground hears it. Waits for the end; the exit code."""
+        self.note_processes()
+        os.killpg(self.process.pid, signal.SIGINT)
+        return self.process.wait(END_S)
+
+    @property
+    def segments(self) -> list[Path]:
+        """Its shared memory, at this moment."""
+        return [path for name in _instances_of(self.process.pid) for path in Path("/dev/shm").glob(f"{name}-*")]
+
     def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
         """Send a signal and wait for the end; the exit code."""
         self.note_processes()
@@ -105,7 +116,7 @@ class Serving:
     def leftovers(self, patience_s: float = 0.0) -> list[str]:
         """Processes, folders and shared memory that are still there patience_s after the end."""
         _, alive = psutil.wait_procs(self.note_processes(), timeout=patience_s)
-        living = [str(process) for process in alive if process.is_running()]
+        living = [str(process) for process in alive if is_alive(process)]
         traces = (
             path for place in ("/tmp", "/dev/shm") for name in self._instances for path in Path(place).glob(f"{name}*")
         )
@@ -115,8 +126,18 @@ class Serving:
         """However the test ended: nothing of the server stays behind it."""
         self.stop()
         for process in self._seen.values():
-            if process.is_running():
+            with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
+        for name in self._instances:
+            Instance(name.removeprefix("kvasir-")).remove()
+
+
+def is_alive(process: psutil.Process) -> bool:
+    """Still there, and not only as a zombie that nobody has collected."""
+    try:
+        return process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def _instances_of(process_id: int) -> set[str]:

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import httpx
 import openai
+import psutil
 import pytest
-from serving import KVASIR, Serving
+from serving import KVASIR, Serving, is_alive
 
 ANSWERED = "Norse"
 
@@ -89,11 +90,10 @@ def test_a_second_server_on_the_same_port_is_refused_at_once(server, start):
 
 
 def test_everything_listens_on_the_loopback_interface_only(server):
-    processes = [server.process.pid, *(process.pid for process in server.note_processes())]
-    sockets = subprocess.run(["ss", "-Hltnp"], capture_output=True, text=True, check=True).stdout.splitlines()
-    ours = [line.split()[3] for line in sockets if any(f"pid={pid}," in line for pid in processes)]
-    assert len(ours) >= 4
-    assert all(address.startswith(("127.0.0.1:", "[::ffff:127.0.0.1]:")) for address in ours)
+    processes = [psutil.Process(server.process.pid), *filter(is_alive, server.note_processes())]
+    sockets = [socket for process in processes for socket in process.net_connections("tcp")]
+    addresses = {socket.laddr.ip for socket in sockets if socket.status == psutil.CONN_LISTEN}
+    assert addresses == {"127.0.0.1", "::ffff:127.0.0.1"}
 
 
 def test_controller_loads_no_torch(server):
@@ -113,6 +113,7 @@ def test_a_killed_replica_is_replaced_while_the_other_answers(server, wait_for):
     server.find_process("ray::RankActor").kill()
     assert ANSWERED in server.ask()
     wait_for(lambda: server.replica_ids() - before and len(server.replica_ids()) == 2, "replacement")
+    assert len(server.segments) == 2
     assert ANSWERED in server.ask()
 
 
@@ -126,11 +127,11 @@ def test_sigterm_ends_it_and_leaves_nothing(start):
         httpx.get(serving.url, trust_env=False)
 
 
-@pytest.mark.parametrize("moment", ["serving kvasir-demo", " ray "])
-def test_ctrl_c_while_it_starts_ends_it_and_leaves_nothing(start, moment):
-    serving = start()
+@pytest.mark.parametrize("moment", ["serving kvasir-demo", " ray ", "Ctrl-C stops it"])
+def test_ctrl_c_at_any_moment_ends_it_and_leaves_nothing(start, moment):
+    serving = start("--mixed")
     serving.wait_for_output(moment)
-    assert serving.stop(signal.SIGINT) == 0
+    assert serving.press_ctrl_c() == 0
     assert serving.leftovers() == []
 
 
@@ -147,7 +148,16 @@ def test_replicas_and_router_end_with_a_server_that_is_killed(start, wait_for):
     serving.wait_until_ready()
     ours = [serving.find_process(title) for title in ("kvasir_router", "ray::RankActor", "ray::Controller")]
     serving.stop(signal.SIGKILL)
-    wait_for(lambda: not any(process.is_running() and process.status() != "zombie" for process in ours), "end")
+    wait_for(lambda: not any(map(is_alive, ours)), "end of the three")
+
+
+def test_a_server_whose_ray_died_says_so_and_leaves_nothing(start):
+    serving = start("--mixed")
+    serving.wait_until_ready()
+    serving.find_process("raylet/raylet").kill()
+    assert serving.process.wait(60) == 1
+    assert serving.output.splitlines()[-1] == "kvasir: error: Ray's raylet died"
+    assert serving.leftovers() == []
 
 
 def test_damaged_weights_are_told_in_one_line(start, tmp_path):

@@ -62,7 +62,9 @@ class Decoder(nn.Module):
         super().__init__()
         self.spec = spec
         with torch.device("meta"):  # no time is spent on initial values
-            self.embedding = nn.Embedding(spec.vocab_size, spec.hidden_size)
+            # Given its weight, it draws no initial values: that alone would import all of torch's compiler (2 s).
+            unfilled = torch.empty(spec.vocab_size, spec.hidden_size)
+            self.embedding = nn.Embedding(spec.vocab_size, spec.hidden_size, _weight=unfilled)
             self.layers = nn.ModuleList(DecoderLayer(spec, index) for index in range(spec.num_layers))
             self.norm = RMSNorm(spec.hidden_size, spec.norm_eps)
             if not spec.tie_word_embeddings:

@@ -105,6 +105,18 @@ def test_an_answer_that_is_stopped_keeps_what_has_come(server):
     assert server.bodies[1]["messages"][1] == {"role": "assistant", "content": "Hel"}
 
 
+def test_ctrl_c_stops_the_answer_and_the_talk_goes_on(server, monkeypatch, capsys):
+    class Impatient(Chat):
+        def answer(self, question):
+            yield from super().answer(question)
+            if question == "one":
+                raise KeyboardInterrupt
+
+    say(monkeypatch, "one", "two")
+    assert talk(Impatient(server.url, None, None, None)) == 0
+    assert capsys.readouterr().out == "Hello [stopped]\nHello\n"
+
+
 def test_the_servers_own_words_are_told_when_it_refuses(server):
     server.error = "too many streams"
     with pytest.raises(ServiceUnavailable, match="answers 503: too many streams"):
