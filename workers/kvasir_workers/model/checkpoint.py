@@ -1,4 +1,4 @@
-"""A checkpoint directory as it lies on disk: config, generation defaults, and which tensor is in which file.
+"""A checkpoint directory as it lies on disk: config, end tokens, and which tensor is in which file.
 
 Only headers are read here, never weights.
 """
@@ -46,22 +46,6 @@ class TensorFile(Protocol):
     def get_tensor(self, name: str) -> Tensor: ...
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GenerationDefaults:
-    """What the checkpoint's author suggests; None where nothing is said.
-
-    eos_token_ids: any of them ends a sequence. do_sample: False means greedy whatever the other values.
-    """
-
-    eos_token_ids: tuple[int, ...]
-    do_sample: bool | None
-    temperature: float | None
-    top_p: float | None
-    top_k: int | None
-    min_p: float | None
-    repetition_penalty: float | None
-
-
 def read_config(directory: Path) -> dict[str, object]:
     """Return config.json as it stands; raises CheckpointError where it is missing or isn't a JSON object."""
     if not directory.is_dir():
@@ -71,23 +55,17 @@ def read_config(directory: Path) -> dict[str, object]:
     return _read_json(directory / _CONFIG)
 
 
-def read_generation_defaults(directory: Path) -> GenerationDefaults:
-    """Return generation_config.json's suggestions; the end tokens come from config.json where it names none."""
+def read_eos_token_ids(directory: Path) -> tuple[int, ...]:
+    """Return the tokens that end a sequence: generation_config.json's, or config.json's where it names none."""
     file = directory / _GENERATION_CONFIG
-    suggested = _read_json(file) if file.is_file() else {}
-    fields = ConfigFields(suggested, str(file))
-    eos_fields = fields
+    fields = ConfigFields(_read_json(file) if file.is_file() else {}, str(file))
     if not fields.has("eos_token_id"):
-        eos_fields = ConfigFields(read_config(directory), str(directory / _CONFIG))
-    return GenerationDefaults(
-        eos_token_ids=_eos_token_ids(eos_fields),
-        do_sample=fields.flag("do_sample", default=False) if fields.has("do_sample") else None,
-        temperature=_suggestion(fields, "temperature"),
-        top_p=_suggestion(fields, "top_p"),
-        top_k=None if (top_k := _suggestion(fields, "top_k")) is None else int(top_k),
-        min_p=_suggestion(fields, "min_p"),
-        repetition_penalty=_suggestion(fields, "repetition_penalty"),
-    )
+        fields = ConfigFields(read_config(directory), str(directory / _CONFIG))
+    value = fields.values.get("eos_token_id")
+    ids = value if isinstance(value, list) else [] if value is None else [value]
+    if not all(isinstance(item, int) and not isinstance(item, bool) and item >= 0 for item in ids):
+        raise fields.wrong("eos_token_id", "a token id or a list of them")
+    return tuple(ids)
 
 
 def read_stored_tensors(directory: Path) -> dict[str, StoredTensor]:
@@ -157,18 +135,3 @@ def _read_header(file: Path) -> dict[str, StoredTensor]:
     with open_tensors(file) as stored:
         slices = {name: stored.get_slice(name) for name in stored.keys()}  # noqa: SIM118 (not a dict)
         return {name: StoredTensor(file, s.get_dtype(), tuple(s.get_shape())) for name, s in slices.items()}
-
-
-def _eos_token_ids(fields: ConfigFields) -> tuple[int, ...]:
-    value = fields.values.get("eos_token_id")
-    ids = value if isinstance(value, list) else [] if value is None else [value]
-    if not all(isinstance(item, int) and not isinstance(item, bool) and item >= 0 for item in ids):
-        raise fields.wrong("eos_token_id", "a token id or a list of them")
-    return tuple(ids)
-
-
-def _suggestion(fields: ConfigFields, key: str) -> float | None:
-    value = fields.values.get(key)
-    if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
-        raise fields.wrong(key, "a number")
-    return value

@@ -1,4 +1,4 @@
-"""Decoders with weights in them: from a checkpoint, or random ones of the same shape."""
+"""From a checkpoint to a decoder with weights in it."""
 
 import math
 from collections.abc import Mapping
@@ -34,21 +34,6 @@ def load_decoder(path: Path, dtype: torch.dtype, device: torch.device) -> Decode
     _check_shapes(stored, places, Decoder(spec, dtype, torch.device("meta")), path)
     decoder = Decoder(spec, dtype, device)
     _fill(dict(decoder.named_parameters()), stored, places)
-    return decoder
-
-
-def random_decoder(spec: DecoderSpec, dtype: torch.dtype, device: torch.device, seed: int = 0) -> Decoder:
-    """Return a decoder of seeded random weights, scaled so that activations keep their size from layer to layer.
-
-    The same seed gives the same weights on the same kind of device.
-    """
-    decoder = Decoder(spec, dtype, device)
-    generator = torch.Generator(device).manual_seed(seed)
-    for name, parameter in decoder.named_parameters():
-        if name.endswith("norm.weight"):
-            parameter.fill_(1.0)
-        else:
-            parameter.normal_(std=parameter.shape[-1] ** -0.5, generator=generator)
     return decoder
 
 
