@@ -12,6 +12,7 @@ import yaml
 
 from kvasir_protocol.errors import ConfigError
 from kvasir_protocol.ids import ReplicaId
+from kvasir_protocol.messages import MAX_DEADLINE_S
 from kvasir_protocol.view import Role
 
 T = TypeVar("T")
@@ -60,6 +61,10 @@ class EngineConfig:
             value = getattr(self, name)
             _require(value >= 1, f"engine.{name} must be at least 1, got {value}")
         _require(
+            self.kv_cache_bytes is None or self.kv_cache_bytes >= 1,
+            f"engine.kv_cache_bytes must be at least 1, got {self.kv_cache_bytes}",
+        )
+        _require(
             self.max_num_batched_tokens >= self.max_num_seqs,
             f"engine.max_num_batched_tokens ({self.max_num_batched_tokens}) must be at least "
             f"engine.max_num_seqs ({self.max_num_seqs}), so that every running sequence can get a token a step",
@@ -78,7 +83,10 @@ class HandoverConfig:
     transport: TransportName = "auto"
 
     def __post_init__(self) -> None:
-        _require(self.deadline_s > 0, f"handover.deadline_s must be positive, got {self.deadline_s}")
+        _require(
+            0 < self.deadline_s <= MAX_DEADLINE_S,
+            f"handover.deadline_s must be above 0 and at most {MAX_DEADLINE_S:g}, got {self.deadline_s}",
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -154,7 +162,7 @@ def load_config(path: Path, defaults: Mapping[str, object]) -> ClusterConfig:
         document = yaml.safe_load(path.read_text()) or {}
     except OSError as error:
         raise ConfigError(f"can't read {path}: {error.strerror}") from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not YAML: {error}") from error
     if not isinstance(document, Mapping):
         raise ConfigError(f"{path}: expected a mapping with keys such as `model` and `pools`")

@@ -9,12 +9,21 @@ router  -> controller GetView            controller -> router  View
 
 from dataclasses import dataclass
 
+from kvasir_protocol.errors import InvalidRequest
 from kvasir_protocol.events import ReplicaStats, TokenOutput
 from kvasir_protocol.ids import Generation, PageIndex, ReplicaId, RequestId
 from kvasir_protocol.request import GenerationRequest
 from kvasir_protocol.view import ClusterView, ReplicaInfo
 
 LAYOUT_VERSION = 1
+
+MAX_DEADLINE_S = 3600.0
+"""Pages that nobody fills are lost to others until then, whatever a message asks for."""
+
+
+def _check_deadline(deadline_s: float) -> None:
+    if not 0 < deadline_s <= MAX_DEADLINE_S:
+        raise InvalidRequest(f"a deadline lies between 0 and {MAX_DEADLINE_S:g} s, got {deadline_s}", "deadline_s")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,6 +58,11 @@ class HandoverTicket:
     page_indices: tuple[PageIndex, ...]
     segment: str
     deadline_s: float
+
+    def __post_init__(self) -> None:
+        _check_deadline(self.deadline_s)
+        if self.first_page < 0 or any(page < 0 for page in self.page_indices):
+            raise InvalidRequest("pages are counted from 0", "page_indices")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,6 +101,9 @@ class Reserve:
 
     request: GenerationRequest
     deadline_s: float
+
+    def __post_init__(self) -> None:
+        _check_deadline(self.deadline_s)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -16,8 +16,16 @@ FinishReason = Literal["stop", "length", "abort", "error", "handed_over"]
 """Why a sequence ended; `handed_over` ends it on the prefill replica only and never reaches a client."""
 
 
-def _text_tuple(value: str | Iterable[str]) -> tuple[str, ...]:
-    return (value,) if isinstance(value, str) else tuple(value)
+_INTEGERS = ("n", "max_tokens", "min_tokens", "top_k", "seed", "logprobs")
+_FLAGS = ("include_stop_str_in_output", "ignore_eos", "skip_special_tokens")
+
+
+def _tuple_of(kind: type, value: Iterable[object], field: str) -> tuple[object, ...]:
+    """The items, all of one kind. Raises InvalidRequest that names the field."""
+    items = tuple(value) if isinstance(value, list | tuple | set | frozenset) else (value,)
+    if any(not isinstance(item, kind) or isinstance(item, bool) for item in items):
+        raise InvalidRequest(f"{field} must be a list of {kind.__name__}, got {value!r}", field)
+    return items
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,8 +55,11 @@ class SamplingParams:
     skip_special_tokens: bool = True
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "stop", _text_tuple(self.stop))
-        object.__setattr__(self, "stop_token_ids", tuple(self.stop_token_ids))
+        object.__setattr__(self, "stop", _tuple_of(str, self.stop, "stop"))
+        object.__setattr__(self, "stop_token_ids", _tuple_of(int, self.stop_token_ids, "stop_token_ids"))
+        for name in _FLAGS:
+            if not isinstance(getattr(self, name), bool):
+                raise InvalidRequest(f"{name} must be true or false, got {getattr(self, name)!r}", name)
         self._check_ranges()
         if self.max_tokens is not None and self.min_tokens > self.max_tokens:
             raise InvalidRequest(
@@ -56,11 +67,13 @@ class SamplingParams:
             )
         if any(not text for text in self.stop):
             raise InvalidRequest("stop strings must not be empty", "stop")
+        if any("\ud800" <= character <= "\udfff" for text in self.stop for character in text):
+            raise InvalidRequest("stop strings must be Unicode text, without lone surrogates", "stop")
         if self.temperature == 0 and self.n > 1:
             raise InvalidRequest("n must be 1 with temperature 0: greedy choices would all be the same", "n")
 
     def _check_ranges(self) -> None:
-        """Raise InvalidRequest for the first number outside its closed range (written so that NaN fails too)."""
+        """Raise InvalidRequest for the first value that is no number of its closed range (NaN is in none)."""
         ranges: tuple[tuple[str, float | None, float, float], ...] = (
             ("n", self.n, 1, 128),
             ("max_tokens", self.max_tokens, 1, 2**31),
@@ -76,7 +89,13 @@ class SamplingParams:
             ("logprobs", self.logprobs, 0, MAX_LOGPROBS),
         )
         for name, value, low, high in ranges:
-            if value is not None and not low <= value <= high:
+            if value is None and name in ("max_tokens", "seed", "logprobs"):
+                continue
+            kind = int if name in _INTEGERS else (int, float)
+            if isinstance(value, bool) or not isinstance(value, kind):
+                described = "a whole number" if name in _INTEGERS else "a number"
+                raise InvalidRequest(f"{name} must be {described}, got {value!r}", name)
+            if not low <= value <= high:
                 raise InvalidRequest(f"{name} must be between {low:g} and {high:g}, got {value}", name)
 
 

@@ -6,6 +6,7 @@ Who knows the secret may speak; everybody else is refused in the handshake and c
 import hashlib
 import os
 import secrets
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -29,18 +30,30 @@ QUEUE_FRAMES = 100_000
 
 
 def load_or_create_secret(path: Path) -> bytes:
-    """The cluster secret in a file of mode 0600, made at first use."""
+    """The cluster secret in a file of mode 0600, made at first use; whoever starts at the same time gets the same.
+
+    Raises ConfigError if it can't be made, or for the reasons of `load_secret`.
+    """
     try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    except FileExistsError:
-        return load_secret(path)
-    except FileNotFoundError:
-        path.parent.mkdir(parents=True, mode=0o700, exist_ok=True)
-        return load_or_create_secret(path)
-    with os.fdopen(descriptor, "wb") as file:
-        secret = secrets.token_bytes(SECRET_BYTES)
-        file.write(secret)
-    return secret
+        if not path.exists():
+            path.parent.mkdir(parents=True, mode=0o700, exist_ok=True)
+            _create_secret(path)
+    except OSError as error:
+        raise ConfigError(f"can't make the cluster secret {path}: {error.strerror}") from error
+    return load_secret(path)
+
+
+def _create_secret(path: Path) -> None:
+    """Written under another name and linked when whole, so that nobody ever reads half a secret."""
+    draft = path.with_name(f".{path.name}-{secrets.token_hex(8)}")
+    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(secrets.token_bytes(SECRET_BYTES))
+        with suppress(FileExistsError):
+            os.link(draft, path)
+    finally:
+        draft.unlink()
 
 
 def load_secret(path: Path) -> bytes:

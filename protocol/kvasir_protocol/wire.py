@@ -6,6 +6,7 @@ Nothing is ever unpickled: the dataclasses in `messages.py` are the only things 
 """
 
 import dataclasses
+import reprlib
 import types
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, NewType, TypeVar, Union, cast, get_args, get_origin, get_type_hints
@@ -19,6 +20,9 @@ WIRE_VERSION = 1
 
 MAX_MESSAGE_BYTES = 64 * 2**20
 """Room for a prompt of millions of tokens; pages travel in smaller pieces."""
+
+_SMALL_FRAME_BYTES = 4096
+"""Up to here it does no harm if a list announces as many items as the frame has bytes, at each level of nesting."""
 
 T = TypeVar("T")
 Reader = Callable[[object], object]
@@ -34,19 +38,34 @@ def decode(frame: bytes) -> Message:
     """The message in frame. Raises WireError if it is too large, malformed, unknown or ill-typed."""
     if len(frame) > MAX_MESSAGE_BYTES:
         raise WireError(f"message of {len(frame)} bytes; the most is {MAX_MESSAGE_BYTES}")
-    try:
-        body = msgpack.unpackb(frame, raw=False, strict_map_key=True, use_list=False)
-    except (ValueError, RecursionError) as error:
-        raise WireError(f"not msgpack: {error}") from error
+    body = _unpack(frame)
     if not isinstance(body, dict):
         raise WireError(f"a message is a map, got {type(body).__name__}")
     version, name = body.pop("v", None), body.pop("type", None)
-    if version != WIRE_VERSION:
-        raise WireError(f"wire version {version!r}, this side speaks {WIRE_VERSION}: run the same release everywhere")
+    if type(version) is not int or version != WIRE_VERSION:
+        raise WireError(
+            f"wire version {reprlib.repr(version)}, this side speaks {WIRE_VERSION}: run the same release everywhere"
+        )
     reader = _MESSAGE_READERS.get(name) if isinstance(name, str) else None
     if reader is None:
-        raise WireError(f"unknown message type {name!r}")
+        raise WireError(f"unknown message type {reprlib.repr(name)}")
     return cast(Message, reader(body))
+
+
+def _unpack(frame: bytes) -> object:
+    """The plain value in frame.
+
+    msgpack sets memory aside for what a list announces before it looks for the items, so a larger frame is walked
+    once without building anything: a list then has no more items than the frame has bytes.
+    """
+    try:
+        if len(frame) > _SMALL_FRAME_BYTES:
+            walker = msgpack.Unpacker(read_size=len(frame), max_buffer_size=len(frame))
+            walker.feed(frame)
+            walker.skip()
+        return msgpack.unpackb(frame, raw=False, strict_map_key=True, use_list=False)
+    except (ValueError, msgpack.exceptions.UnpackException) as error:
+        raise WireError(f"not msgpack: {error or type(error).__name__}") from error
 
 
 def to_plain(value: Any) -> Any:
@@ -108,7 +127,7 @@ def _scalar_reader(expected: type) -> Reader:
 def _choice_reader(choices: tuple[object, ...]) -> Reader:
     def read(value: object) -> object:
         if not isinstance(value, str) or value not in choices:
-            raise WireError(f"expected one of {choices}, got {value!r}")
+            raise WireError(f"expected one of {choices}, got {reprlib.repr(value)}")
         return value
 
     return read
@@ -146,7 +165,7 @@ def _dataclass_reader(cls: type) -> Reader:
         if not isinstance(value, Mapping):
             raise WireError(f"{cls.__name__}: expected a map, got {type(value).__name__}")
         if unknown := value.keys() - readers.keys():
-            raise WireError(f"{cls.__name__}: unknown fields {sorted(map(str, unknown))}")
+            raise WireError(f"{cls.__name__}: unknown fields {reprlib.repr(sorted(map(str, unknown)))}")
         if missing := required - value.keys():
             raise WireError(f"{cls.__name__}: missing fields {sorted(missing)}")
         fields = {}

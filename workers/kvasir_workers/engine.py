@@ -114,6 +114,10 @@ class Engine:
 
     def _check(self, request: GenerationRequest) -> None:
         prompt, vocab_size = request.prompt_token_ids, self._limits.vocab_size
+        if request.sampling.max_tokens is None or request.sampling.seed is None:
+            raise InvalidRequest("max_tokens and seed are to be set before a request reaches an engine", "max_tokens")
+        if request.choice_index < 0:
+            raise InvalidRequest(f"choices are counted from 0, got {request.choice_index}", "n")
         if not prompt:
             raise InvalidRequest("the prompt is empty; give at least one token", "prompt")
         if not all(0 <= token_id < vocab_size for token_id in (*prompt, *request.emitted_token_ids)):
@@ -136,7 +140,7 @@ class Engine:
 
     def step(self) -> list[TokenOutput]:
         """Plan, run, commit: one pass of the model and what it yielded (empty if nothing could run)."""
-        plan = self._scheduler.plan()
+        plan = self._scheduler.plan(num_reserved=len(self._reserved))
         if not plan.entries:
             return []
         sampled = self._runner.run(plan)
@@ -236,16 +240,18 @@ class Engine:
         """A sequence with pages for all its tokens, to be filled from outside; it does not run yet.
 
         Its first num_computed tokens are in the prefix cache already. Raises InvalidRequest, or ServiceUnavailable
-        if there is no room now.
+        if there is no room now, or only room that those in line wait for.
         """
         self._check(request)
         sequence = Sequence(request)
-        if self.num_running + len(self._reserved) >= self._max_num_seqs:
+        if self.num_running + self.num_waiting + len(self._reserved) >= self._max_num_seqs:
             raise ServiceUnavailable(f"all {self._max_num_seqs} places for running sequences are taken")
         self._kv.attach_prefix(sequence)
-        if not self._kv.try_grow(sequence, sequence.num_tokens):
+        num_missing = self._kv.num_missing(sequence)
+        num_free = self._kv.num_available - self._scheduler.num_awaited_pages
+        if num_missing > num_free or not self._kv.try_grow(sequence, sequence.num_tokens):
             self._kv.detach(sequence)
-            raise ServiceUnavailable(f"{self._kv.num_available} pages are free, the request needs more")
+            raise ServiceUnavailable(f"{max(0, num_free)} pages are free, the request needs {num_missing}")
         self._reserved.add(sequence)
         return sequence
 

@@ -25,14 +25,20 @@ Command = Callable[[Engine], object]
 class EngineLoop:
     """Runs an engine's steps while it has work; deliver gets each step's outputs, on the engine's thread."""
 
-    def __init__(self, engine: Engine, deliver: Callable[[list[TokenOutput]], None]) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        deliver: Callable[[list[TokenOutput]], None],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._engine = engine
         self._deliver = deliver
+        self._clock = clock
         self._commands: deque[Command] = deque()
         self._bell = Event()
         self._is_stopping = False
         self._failure: str | None = None
-        self._last_progress = time.monotonic()
+        self._last_progress = self._clock()
         self._thread = Thread(target=self._run, name="engine", daemon=True)
 
     def start(self) -> None:
@@ -52,7 +58,7 @@ class EngineLoop:
         """Why the loop is dead or makes no progress though there is work; None while all is well."""
         if self._failure is not None:
             return self._failure
-        stuck_s = time.monotonic() - self._last_progress
+        stuck_s = self._clock() - self._last_progress
         if self._engine.has_work and stuck_s > STUCK_AFTER_S:
             return f"no step finished for {stuck_s:.0f} s with {self._engine.num_running} sequences running"
         return None
@@ -79,15 +85,15 @@ class EngineLoop:
         if outputs:
             self._deliver(outputs)
         if self._engine.num_steps > num_steps:
-            self._last_progress = time.monotonic()
+            self._last_progress = self._clock()
         else:
             time.sleep(_STARVED_PAUSE_S)
 
     def _wait(self) -> None:
         """Sleep until a command comes; check the books once in each quiet time."""
-        self._last_progress = time.monotonic()
+        self._last_progress = self._clock()
         if not self._bell.wait(_IDLE_AUDIT_AFTER_S):
             self._engine.audit()
             self._bell.wait()
         self._bell.clear()
-        self._last_progress = time.monotonic()
+        self._last_progress = self._clock()

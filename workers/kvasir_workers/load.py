@@ -1,6 +1,7 @@
 """From a checkpoint directory to an engine that is ready to step."""
 
 import hashlib
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,11 +15,14 @@ from kvasir_workers.engine import Engine, EngineLimits, PageExporter
 from kvasir_workers.kv.manager import KvManager
 from kvasir_workers.kv.page_memory import PageShape, SharedSegment
 from kvasir_workers.memory import Footprint, free_memory, page_bytes, plan_memory
-from kvasir_workers.model.checkpoint import read_generation_defaults
+from kvasir_workers.model.checkpoint import read_eos_token_ids
 from kvasir_workers.model.decoder import Decoder
 from kvasir_workers.model.loader import load_decoder, load_spec, weight_bytes
 from kvasir_workers.model.spec import DecoderSpec
 from kvasir_workers.runner.model_runner import ModelRunner
+
+_SAMPLE_BYTES = 64
+"""Of each tensor, for the fingerprint: training changes nearly all weights of a tensor that it changes at all."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,7 +66,11 @@ def load_model(model: ModelConfig, engine: EngineConfig, segment_name: str | Non
         limits=EngineLimits(
             max_sequence_tokens=plan.max_sequence_tokens,
             vocab_size=spec.vocab_size,
-            eos_token_ids=frozenset(read_generation_defaults(directory).eos_token_ids),
+            eos_token_ids=frozenset(
+                token_id
+                for token_id in read_eos_token_ids(directory)
+                if token_id < spec.vocab_size  # some checkpoints name an end token that the model can't say
+            ),
         ),
     )
 
@@ -99,11 +107,23 @@ def page_layout(spec: DecoderSpec, page_size: int, dtype: torch.dtype, model_fin
 
 
 def fingerprint(directory: Path) -> str:
-    """Names a checkpoint by its config and by size and header of its weight files; the weights are not read."""
+    """Names a checkpoint by its config, its weight files' headers and a few bytes of each tensor.
+
+    Headers alone would give a model and its fine-tuned child one name. The rest of the weights is not read.
+    """
     digest = hashlib.sha256((directory / "config.json").read_bytes())
     for file in sorted(directory.glob("*.safetensors")):
-        digest.update(f"{file.name} {file.stat().st_size}".encode())
         with file.open("rb") as stream:
-            header_size = int.from_bytes(stream.read(8), "little")
-            digest.update(stream.read(header_size))
+            size_field = stream.read(8)
+            header = stream.read(int.from_bytes(size_field, "little"))
+            digest.update(size_field + header)
+            for start in _sample_offsets(header):
+                stream.seek(len(size_field) + len(header) + start)
+                digest.update(stream.read(_SAMPLE_BYTES))
     return digest.hexdigest()[:16]
+
+
+def _sample_offsets(header: bytes) -> list[int]:
+    """The middle of each tensor, in bytes after the header."""
+    tensors = (tensor for name, tensor in json.loads(header).items() if name != "__metadata__")
+    return [sum(tensor["data_offsets"]) // 2 for tensor in tensors]

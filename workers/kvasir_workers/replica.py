@@ -5,6 +5,7 @@
 
 import argparse
 import os
+import secrets
 import signal
 import socket as os_socket
 import sys
@@ -54,7 +55,8 @@ class Replica:
     def _segment_name(self) -> str | None:
         if self._config.handover.transport == "tcp":
             return None
-        return f"{self._config.segment_prefix}-{self._config.replica_id}-{os.getpid()}"
+        # Never the same name twice: a writer that still maps the old segment would fill pages that nobody reads.
+        return f"{self._config.segment_prefix}-{self._config.replica_id}-{os.getpid()}-{secrets.token_hex(4)}"
 
     def _assemble(self, socket: "zmq.Socket[bytes]", secret: bytes) -> None:
         loaded = self._loaded
@@ -84,6 +86,8 @@ class Replica:
 
     def failure(self) -> str | None:
         """Why this replica must be replaced; None while all is well."""
+        if self._is_serving and not (self._server.is_alive and self._pusher.is_alive):
+            return "the thread of the data plane or of the page pusher died; the log tells of what"
         return self._server.loop.failure()
 
     def stop(self) -> None:
@@ -91,7 +95,7 @@ class Replica:
         if self._is_serving:
             self._is_serving = False
             self._server.stop()
-            self._pusher.stop()
+        self._pusher.stop()
         self._close()
 
     def _close(self) -> None:

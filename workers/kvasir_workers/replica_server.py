@@ -86,7 +86,7 @@ class ReplicaServer:
         self._engine = engine
         self._mailbox = Mailbox(binding.context)
         self.loop = EngineLoop(engine, self._deliver)
-        self._importer = PageImporter(pages, layout, EngineDesk(self.loop), self._send, time.monotonic)
+        self._importer = PageImporter(pages, layout, info.vocab_size, EngineDesk(self.loop), self._send, time.monotonic)
         self._pushed: Callable[[], HandoverCounters] = HandoverCounters
         self._streams: dict[RequestId, Peer] = {}
         self._thread = Thread(target=self._run, name="replica-server", daemon=True)
@@ -97,6 +97,11 @@ class ReplicaServer:
         self._pushed = pushed
         self.loop.start()
         self._thread.start()
+
+    @property
+    def is_alive(self) -> bool:
+        """The thread runs: False before `start`, after `stop`, and when an error ended it."""
+        return self._thread.is_alive()
 
     def stop(self) -> None:
         self.loop.stop()

@@ -75,11 +75,19 @@ class Scheduler:
             self._waiting.remove(sequence)
         self._kv.detach(sequence)
 
-    def plan(self) -> StepPlan:
-        """Choose the next step and give every chosen sequence the pages that it needs for it."""
+    @property
+    def num_awaited_pages(self) -> int:
+        """What the first in line needs, so that nobody who comes later takes it away."""
+        return self._kv.num_missing(self._waiting[0]) if self._waiting else 0
+
+    def plan(self, *, num_reserved: int = 0) -> StepPlan:
+        """Choose the next step and give every chosen sequence the pages that it needs for it.
+
+        num_reserved: places that are promised to sequences whose pages are still on their way.
+        """
         entries, budget, has_preempted = self._plan_running()
         if not has_preempted:
-            entries += self._plan_waiting(budget)
+            entries += self._plan_waiting(budget, self._max_num_seqs - num_reserved)
         entries.sort(key=lambda entry: entry.num_new != 1)
         return StepPlan(tuple(entries))
 
@@ -110,9 +118,9 @@ class Scheduler:
         self.num_preemptions += 1
         return sequence
 
-    def _plan_waiting(self, budget: int) -> list[ScheduledSequence]:
+    def _plan_waiting(self, budget: int, num_places: int) -> list[ScheduledSequence]:
         entries: list[ScheduledSequence] = []
-        while self._waiting and budget > 0 and len(self._running) < self._max_num_seqs:
+        while self._waiting and budget > 0 and len(self._running) < num_places:
             sequence = self._waiting[0]
             self._kv.attach_prefix(sequence)
             num_new = min(sequence.num_pending, budget)
@@ -130,8 +138,7 @@ class Scheduler:
         """Room for the whole of what is known, not only for the first chunk: else newcomers evict each other."""
         if not self._kv.try_grow(sequence, sequence.num_computed + num_new):
             return False
-        missing = -(-sequence.num_tokens // self._kv.page_size) - len(sequence.pages)
-        return missing <= self._kv.num_available
+        return self._kv.num_missing(sequence) <= self._kv.num_available
 
     def audit(self, other_holders: list[PageIndex]) -> None:
         """Check that pages, sequences and other holders agree. Raises AssertionError."""

@@ -43,6 +43,10 @@ class KvManager:
         sequence.num_published_pages = len(pages)
         sequence.num_computed = len(pages) * self.page_size
 
+    def num_missing(self, sequence: TokenSequence) -> int:
+        """Pages that the sequence lacks for all its tokens."""
+        return pages_for(sequence.num_tokens, self.page_size) - len(sequence.pages)
+
     def try_grow(self, sequence: TokenSequence, num_tokens: int) -> bool:
         """Give the sequence pages for num_tokens tokens in all. False (and nothing changed) if there are too few."""
         missing = pages_for(num_tokens, self.page_size) - len(sequence.pages)

@@ -112,7 +112,8 @@ def _filter(probabilities: Tensor, params: Sequence[SamplingParams]) -> Tensor:
     """Zero what min-p, top-k and top-p exclude, in this order. probabilities: [R, V], each row descending."""
     min_p = torch.tensor([p.min_p for p in params], device=probabilities.device)
     top_k = torch.tensor([p.top_k if p.top_k > 0 else 2**31 for p in params], device=probabilities.device)
-    top_p = torch.tensor([p.top_p for p in params], device=probabilities.device)
+    # The running sum may round up to 1 before the last token: 1 switches the filter off all the same.
+    top_p = torch.tensor([p.top_p if p.top_p < 1 else torch.inf for p in params], device=probabilities.device)
     rank = torch.arange(probabilities.shape[-1], device=probabilities.device)
     excluded = (probabilities < min_p[:, None] * probabilities[:, :1]) | (rank >= top_k[:, None])
     kept = probabilities.masked_fill(excluded, 0)

@@ -33,6 +33,7 @@ from kvasir_protocol.messages import (
     PushRefused,
     Quiet,
 )
+from kvasir_protocol.request import GenerationRequest
 from kvasir_workers.kv.transfer.page_content import layout_page_bytes, unpack_pages
 from kvasir_workers.sequence import Sequence
 
@@ -78,6 +79,7 @@ class PageImporter:
 
     pages: Tensor
     layout: PageLayout
+    vocab_size: int
     desk: PageDesk
     send: Callable[[Peer, Message], None]
     clock: Callable[[], float]
@@ -95,13 +97,11 @@ class PageImporter:
             pushed_bytes_tcp=pushed.pushed_bytes_tcp,
             received_requests=self._counts.received_requests,
             failed_requests=self._counts.failed_requests,
-            quarantined_pages=sum(
-                len(r.sequence.pages) for r in self._reservations.values() if r.state == "quarantined"
-            ),
+            quarantined_pages=self._num_quarantined_pages(),
         )
 
     def _num_quarantined_pages(self) -> int:
-        held = self._reservations.values()
+        held = list(self._reservations.values())  # another thread may ask
         return sum(len(reservation.sequence.pages) for reservation in held if reservation.state == "quarantined")
 
     def open(self, sequence: Sequence, router: Peer, patience_s: float) -> Reservation:
@@ -148,7 +148,8 @@ class PageImporter:
         expected_bytes = (
             0 if reservation.uses_shared_memory else layout_page_bytes(self.layout) * len(message.page_indices)
         )
-        if not reservation.missing.issuperset(message.page_indices) or len(message.content) != expected_bytes:
+        is_asked_for = message.page_indices and reservation.missing.issuperset(message.page_indices)
+        if not is_asked_for or len(message.content) != expected_bytes:
             self._fail(reservation, "the writer sent pages that were not asked for, or of another size")
             return
         if not reservation.uses_shared_memory:
@@ -163,9 +164,18 @@ class PageImporter:
         if reservation.missing:
             self._fail(reservation, f"committed with {len(reservation.missing)} pages missing")
             return
+        if not self._can_go_on(reservation.sequence.request, message.emitted_token_ids):
+            self._fail(reservation, "the writer emitted tokens after which the sequence can't go on")
+            return
         self._forget(reservation)
         self._counts.received_requests += 1
         self.desk.start_reserved(reservation.sequence, message.emitted_token_ids)
+
+    def _can_go_on(self, request: GenerationRequest, emitted_token_ids: tuple[int, ...]) -> bool:
+        """There is a token to feed to the model, and room for one more."""
+        num_emitted = len(request.emitted_token_ids) + len(emitted_token_ids)
+        are_known = all(0 <= token_id < self.vocab_size for token_id in emitted_token_ids)
+        return bool(emitted_token_ids) and are_known and num_emitted < request.max_tokens
 
     def quiet(self, writer: Peer, message: Quiet) -> None:
         """The writer stopped, by itself or because it was told to: nobody can write into the pages any more."""
@@ -188,16 +198,12 @@ class PageImporter:
         self._drop(reservation)
         return True
 
-    def abort_router(self, router: Peer) -> None:
-        """A router is gone, and with it everybody who waits for its requests."""
-        for reservation in list(self._reservations.values()):
-            if reservation.router == router and reservation.state != "quarantined":
-                self._drop(reservation)
-
     def tick(self) -> None:
         """Look at the clock: deadlines that passed, writers that died."""
         now = self.clock()
         for reservation in list(self._reservations.values()):
+            if reservation.generation not in self._reservations:
+                continue  # its router was found gone when another reservation failed
             if reservation.state == "quarantined":
                 process_id = reservation.writer_process_id
                 if process_id is not None and not self.is_process_alive(process_id):

@@ -44,6 +44,9 @@ _log = logging.getLogger(__name__)
 _POLL_MS = 200
 """How often deadlines are looked at when nothing arrives."""
 
+_FAREWELL_MS = 200
+"""Time for the last Quiet to leave: without it the other side keeps the pages in quarantine until we are dead."""
+
 PushKey = tuple[str, Generation]
 """A reservation: the other side's endpoint and its generation."""
 
@@ -70,11 +73,13 @@ class PagePusher:
         writers: WriterFactory,
         secret: bytes,
         release: Callable[[list[PageIndex]], None],
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._layout = layout
         self._writers = writers
         self._secret = secret
         self._release = release
+        self._clock = clock
         self._pushes: dict[PushKey, _Push] = {}
         self._pushed_requests = 0
         self._pushed_bytes = {"shared_memory": 0, "tcp": 0}
@@ -88,9 +93,21 @@ class PagePusher:
     def start(self) -> None:
         self._thread.start()
 
+    @property
+    def is_alive(self) -> bool:
+        """The thread runs: False before `start`, after `stop`, and when an error ended it."""
+        return self._thread.is_alive()
+
     def stop(self) -> None:
-        self._mailbox.post(self._set_stopping)
-        self._thread.join()
+        """End the thread, if it runs, and let go of all sockets: a context with open ones could never be collected."""
+        if self._thread.is_alive():
+            self._mailbox.post(self._set_stopping)
+            self._thread.join()
+        for socket in self._peers.values():
+            socket.close(linger=_FAREWELL_MS)
+        self._peers.clear()
+        self._mailbox.close()
+        self._context.term()
 
     def counters(self) -> HandoverCounters:
         return HandoverCounters(
@@ -126,10 +143,6 @@ class PagePusher:
             self._drop_overdue()
         for key in list(self._pushes):
             self._end(key, "the replica stops")
-        for socket in self._peers.values():
-            socket.close()
-        self._mailbox.close()
-        self._context.term()
 
     def _set_stopping(self) -> None:
         self._is_stopping = True
@@ -163,7 +176,7 @@ class PagePusher:
 
     def _begin(self, ticket: HandoverTicket, request_id: RequestId) -> _Push:
         writer = self._writers.writer_for(ticket)
-        push = _Push(ticket, request_id, writer, deadline=time.monotonic() + ticket.deadline_s)
+        push = _Push(ticket, request_id, writer, deadline=self._clock() + ticket.deadline_s)
         self._pushes[_key(ticket)] = push
         self._send(
             ticket.endpoint,
@@ -186,11 +199,16 @@ class PagePusher:
         """Send what there is, once the other side has agreed."""
         if not push.is_granted:
             return
-        push.deadline = time.monotonic() + push.ticket.deadline_s
+        push.deadline = self._clock() + push.ticket.deadline_s
         while push.batches:
             first_page, pages = push.batches.popleft()
             start = first_page - push.ticket.first_page
-            for message in push.writer.write(pages, push.ticket.page_indices[start : start + len(pages)]):
+            target = push.ticket.page_indices[start : start + len(pages)]
+            if len(target) < len(pages):
+                push.batches.appendleft((first_page, pages))
+                self._end(_key(push.ticket), "the ticket has fewer pages than the prompt")
+                return
+            for message in push.writer.write(pages, target):
                 self._send(push.ticket.endpoint, message)
             self._pushed_bytes[push.writer.label] += len(pages) * layout_page_bytes(self._layout)
             self._release(pages)
@@ -208,7 +226,7 @@ class PagePusher:
             self._forget(_key(push.ticket))
 
     def _drop_overdue(self) -> None:
-        now = time.monotonic()
+        now = self._clock()
         for key in [key for key, push in self._pushes.items() if now >= push.deadline]:
             _log.warning("push of %s gave up: no answer from %s", self._pushes[key].request_id, key[0])
             self._end(key, "no answer within the deadline")

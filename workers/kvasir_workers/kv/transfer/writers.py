@@ -73,18 +73,18 @@ class WriterFactory:
 
     def writer_for(self, ticket: HandoverTicket) -> PageWriter:
         segment = self._segment(ticket.segment) if self._allow_shared_memory and ticket.segment else None
-        if segment is not None:
+        if segment is not None and max(ticket.page_indices, default=0) < segment.tensor.shape[2]:
             return SharedMemoryWriter(self._pages, segment, ticket.generation)
         return TcpWriter(self._pages, layout_page_bytes(self._layout), ticket.generation)
 
     def _segment(self, name: str) -> SharedSegment | None:
-        """The segment, or None if it is on another host or of another layout (the handshake will tell)."""
+        """The segment, or None if it can't be had: on another host, or of another layout (the handshake will tell)."""
         for known in [known for known in self._segments if not (SHARED_MEMORY / known).exists()]:
             del self._segments[known]
         if name not in self._segments:
             try:
                 self._segments[name] = self._attach(name)
-            except (FileNotFoundError, PermissionError, ValueError):
+            except (OSError, ValueError):
                 return None
         return self._segments[name]
 

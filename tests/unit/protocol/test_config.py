@@ -1,0 +1,183 @@
+"""The tree of settings: how it is read, and what it refuses."""
+
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kvasir_protocol.config import (
+    ClusterConfig,
+    EngineConfig,
+    HandoverConfig,
+    ModelConfig,
+    PoolConfig,
+    ReplicaConfig,
+    RouterConfig,
+    build,
+    load_config,
+    merge,
+)
+from kvasir_protocol.errors import ConfigError
+from tests.unit.protocol.any_message import plain_values
+
+MODEL = {"path": "/models/llama", "served_name": "llama"}
+
+
+def load(tmp_path: Path, text: str | bytes, defaults: dict[str, object] | None = None) -> ClusterConfig:
+    file = tmp_path / "cluster.yaml"
+    file.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return load_config(file, {"model": MODEL} if defaults is None else defaults)
+
+
+def test_yaml_is_laid_over_the_defaults(tmp_path: Path) -> None:
+    config = load(tmp_path, "model: {served_name: other}\nengine: {page_size: 32}\nhandover: {deadline_s: 3}\n")
+    assert config == ClusterConfig(
+        model=ModelConfig(path="/models/llama", served_name="other"),
+        engine=EngineConfig(page_size=32),
+        handover=HandoverConfig(deadline_s=3),
+    )
+
+
+def test_pools_and_keys_are_read_as_lists(tmp_path: Path) -> None:
+    config = load(tmp_path, "pools: [{role: mixed, replicas: 3}]\nrouter: {api_keys: [a, b]}\n")
+    assert (config.pools, config.router.api_keys) == ((PoolConfig(role="mixed", replicas=3),), ("a", "b"))
+
+
+def test_empty_file_gives_the_defaults(tmp_path: Path) -> None:
+    assert load(tmp_path, "# nothing\n") == ClusterConfig(model=ModelConfig(path="/models/llama", served_name="llama"))
+
+
+def test_default_is_one_prefill_and_one_decode_pool(tmp_path: Path) -> None:
+    assert [pool.role for pool in load(tmp_path, "").pools] == ["prefill", "decode"]
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("engine: {page_sise: 8}", "unknown setting 'engine.page_sise'; did you mean 'page_size'?"),
+        ("modell: {}", "unknown setting 'modell'; did you mean 'model'?"),
+        ("router: {zzzz: 1}", "unknown setting 'router.zzzz'; known are host, port"),
+        ("pools: [{role: mixed, replica: 1}]", "unknown setting 'pools[0].replica'; did you mean 'replicas'?"),
+        ("1: 2", "unknown setting '1'"),
+        ("true: 2", "unknown setting 'True'"),
+    ],
+)
+def test_unknown_key_names_the_nearest_right_one(tmp_path: Path, text: str, complaint: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load(tmp_path, text)
+    assert complaint in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("engine: {page_size: '8'}", "engine.page_size: expected int, got '8'"),
+        ("engine: {page_size: 8.0}", "engine.page_size: expected int"),
+        ("engine: {page_size: true}", "engine.page_size: expected int, got True"),
+        ("engine: {page_size: null}", "engine.page_size: expected int, got None"),
+        ("engine: {enable_prefix_caching: 1}", "engine.enable_prefix_caching: expected bool"),
+        ("engine: {device: tpu}", "engine.device: 'tpu' is none of 'auto', 'cpu', 'cuda'"),
+        ("engine: {device: [cpu]}", "engine.device: ['cpu'] is none of"),
+        ("engine: 5", "engine: expected keys and values, got 5"),
+        ("engine: [1]", "engine: expected keys and values"),
+        ("handover: {deadline_s: soon}", "handover.deadline_s: expected float"),
+        ("router: {api_keys: secret}", "router.api_keys: expected a list"),
+        ("router: {api_keys: [a, 5]}", "router.api_keys[1]: expected str, got 5"),
+        ("pools: {role: mixed}", "pools: expected a list"),
+        ("pools: [mixed]", "pools[0]: expected keys and values"),
+        ("pools: [{role: both}]", "pools[0].role: 'both' is none of"),
+        ("pools: [{replicas: 2}]", "pools[0].role is missing"),
+    ],
+)
+def test_wrong_type_names_the_path(tmp_path: Path, text: str, complaint: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load(tmp_path, text)
+    assert complaint in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("engine: {page_size: 0}", "engine.page_size must be at least 1, got 0"),
+        ("engine: {kv_cache_bytes: -1}", "engine.kv_cache_bytes must be at least 1, got -1"),
+        ("engine: {max_num_seqs: 0}", "engine.max_num_seqs must be at least 1"),
+        ("engine: {num_threads: 0}", "engine.num_threads must be at least 1"),
+        ("engine: {max_num_seqs: 9, max_num_batched_tokens: 8}", "every running sequence can get a token a step"),
+        ("model: {max_model_len: 1}", "model.max_model_len must be at least 2"),
+        ("handover: {deadline_s: 0}", "handover.deadline_s must be above 0"),
+        ("handover: {deadline_s: .nan}", "handover.deadline_s must be above 0"),
+        ("handover: {deadline_s: .inf}", "at most 3600"),
+        ("router: {port: 65536}", "router.port must be between 0 and 65535"),
+        ("router: {port: -1}", "router.port must be between 0 and 65535"),
+        ("router: {api_keys: ['']}", "must not hold an empty key"),
+        ("pools: [{role: mixed, replicas: 0}]", "at least one replica"),
+        ("pools: [{role: mixed, tensor_parallel_size: 2}]", "not supported yet; set 1"),
+        ("pools: []", "one mixed pool, or one prefill and one decode pool"),
+        ("pools: [{role: prefill}]", "one mixed pool, or one prefill and one decode pool; got ['prefill']"),
+        ("pools: [{role: mixed}, {role: decode}]", "one mixed pool, or one prefill and one decode pool"),
+    ],
+)
+def test_contradiction_says_what_would_do(tmp_path: Path, text: str, complaint: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load(tmp_path, text)
+    assert complaint in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "complaint"),
+    [
+        (b"a: [", "is not YAML"),
+        (b"\xff\xfe\xfd", "is not YAML"),
+        (b"a: \x07", "is not YAML"),
+        (b"- 1", "expected a mapping"),
+        (b"just text", "expected a mapping"),
+    ],
+)
+def test_file_that_is_no_mapping_is_refused(tmp_path: Path, content: bytes, complaint: str) -> None:
+    with pytest.raises(ConfigError, match=complaint):
+        load(tmp_path, content)
+
+
+def test_missing_file_is_refused_with_the_reason(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="No such file"):
+        load_config(tmp_path / "none.yaml", {})
+
+
+def test_missing_model_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="model is missing"):
+        load(tmp_path, "", defaults={})
+
+
+def test_missing_part_of_the_model_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"model\.served_name is missing"):
+        load(tmp_path, "model: {path: /m}", defaults={})
+
+
+def test_merge_changes_neither_tree() -> None:
+    below: dict[str, Any] = {"a": {"b": 1, "c": 2}, "d": 3}
+    assert merge(below, {"a": {"b": 5}, "e": 6}) == {"a": {"b": 5, "c": 2}, "d": 3, "e": 6}
+    assert below == {"a": {"b": 1, "c": 2}, "d": 3}
+
+
+def test_value_replaces_a_tree_and_a_tree_a_value() -> None:
+    assert merge({"a": {"b": 1}, "c": 2}, {"a": None, "c": {"d": 1}}) == {"a": None, "c": {"d": 1}}
+
+
+@settings(max_examples=200, deadline=None)
+@given(tree=st.dictionaries(st.sampled_from(["model", "engine", "handover", "pools", "router", "x"]), plain_values))
+def test_any_tree_makes_a_configuration_or_a_config_error(tree: dict[str, object]) -> None:
+    with suppress(ConfigError):
+        build(ClusterConfig, merge({"model": MODEL}, tree))
+
+
+def test_a_replicas_configuration_is_built_from_the_same_words() -> None:
+    tree = {"replica_id": "p-0", "role": "prefill", "model": MODEL, "engine": {}, "handover": {}}
+    config = build(ReplicaConfig, tree)
+    assert (config.replica_id, config.host, config.port) == ("p-0", "127.0.0.1", 0)
+
+
+def test_router_settings_have_few_surprises() -> None:
+    assert RouterConfig() == RouterConfig(host="127.0.0.1", port=8000, policy="least-loaded")

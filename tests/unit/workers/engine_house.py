@@ -1,0 +1,83 @@
+"""An engine over fakes, and all that it said."""
+
+from kvasir_protocol.config import EngineConfig
+from kvasir_protocol.events import TokenOutput
+from kvasir_protocol.request import GenerationRequest, SamplingParams
+from kvasir_workers.engine import Engine, EngineLimits
+from kvasir_workers.kv.manager import KvManager
+from kvasir_workers.sequence import Sequence
+from tests.unit.workers.fakes import (
+    EOS,
+    VOCAB_SIZE,
+    FakeRunner,
+    RecordingExporter,
+)
+
+PAGE_SIZE = 4
+
+
+class House:
+    """An engine over fakes, and all that it said."""
+
+    def __init__(
+        self,
+        *,
+        num_pages: int = 50,
+        page_size: int = PAGE_SIZE,
+        max_num_seqs: int = 8,
+        budget: int = 16,
+        caches: bool = True,
+    ) -> None:
+        config = EngineConfig(
+            page_size=page_size,
+            max_num_seqs=max_num_seqs,
+            max_num_batched_tokens=budget,
+            enable_prefix_caching=caches,
+        )
+        self.max_num_seqs, self.budget, self.capacity = max_num_seqs, budget, num_pages * page_size
+        self.kv = KvManager(num_pages, page_size, enable_prefix_caching=caches)
+        self.runner = FakeRunner(self.kv)
+        self.exporter = RecordingExporter()
+        limits = EngineLimits(max_sequence_tokens=self.capacity, vocab_size=VOCAB_SIZE, eos_token_ids=frozenset({EOS}))
+        self.engine = Engine(self.runner, self.kv, config, limits, self.exporter)
+        self.outputs: dict[str, list[TokenOutput]] = {}
+
+    def step(self) -> list[TokenOutput]:
+        num_plans = len(self.runner.plans)
+        outputs = self.engine.step()
+        for plan in self.runner.plans[num_plans:]:
+            assert plan.num_tokens <= self.budget
+        assert self.engine.num_running <= self.max_num_seqs
+        for output in outputs:
+            self.outputs.setdefault(output.request_id, []).append(output)
+        self.engine.audit()
+        return outputs
+
+    def drain(self, max_steps: int = 2000) -> None:
+        for _ in range(max_steps):
+            if not self.engine.has_work:
+                return
+            self.step()
+        raise AssertionError(f"{self.engine.num_running} run and {self.engine.num_waiting} wait for ever")
+
+    def answer(self, request: GenerationRequest) -> list[int]:
+        self.engine.add(request)
+        self.drain()
+        return self.tokens(request.request_id)
+
+    def tokens(self, name: str) -> list[int]:
+        return [token for output in self.outputs.get(name, []) for token in output.token_ids]
+
+    def reserve(self, request: GenerationRequest) -> Sequence:
+        sequence = self.engine.reserve(request)
+        self.engine.audit()
+        return sequence
+
+    def fill(self, sequence: Sequence) -> None:
+        """What the prefill side pushes: all tokens that are not cached here."""
+        start = sequence.num_computed
+        self.runner.write(sequence.pages, start, sequence.token_ids[start:])
+
+
+def greedy(**changes: object) -> SamplingParams:
+    return SamplingParams(**{"max_tokens": 6, "seed": 0, "temperature": 0, "ignore_eos": True, **changes})  # type: ignore[arg-type]

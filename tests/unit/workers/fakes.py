@@ -1,0 +1,152 @@
+"""A model whose next token is a function of all tokens before it, read back from its pages: a mistake in any shows."""
+
+import zlib
+from collections.abc import Sequence as Many
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from kvasir_protocol.ids import Generation, PageIndex, ReplicaId, RequestId
+from kvasir_protocol.messages import HandoverTicket
+from kvasir_protocol.request import FinishReason, GenerationRequest, SamplingParams
+from kvasir_workers.kv.manager import KvManager
+from kvasir_workers.kv.page_pool import PageState
+from kvasir_workers.runner.batch import StepBatch, build_batch
+from kvasir_workers.runner.sampler import SampledToken
+from kvasir_workers.scheduler import StepPlan
+from kvasir_workers.sequence import Sequence
+
+VOCAB_SIZE = 16
+EOS = 0
+
+
+def make_request(
+    name: str,
+    prompt: Many[int],
+    *,
+    max_tokens: int = 4,
+    emitted: Many[int] = (),
+    salt: str = "",
+    sampling: SamplingParams | None = None,
+) -> GenerationRequest:
+    return GenerationRequest(
+        request_id=RequestId(name),
+        prompt_token_ids=tuple(prompt),
+        sampling=sampling or SamplingParams(max_tokens=max_tokens, seed=0, temperature=0),
+        emitted_token_ids=tuple(emitted),
+        cache_salt=salt,
+    )
+
+
+def make_ticket(num_pages: int, first_page: int = 0, generation: int = 1, **changes: object) -> HandoverTicket:
+    fields: dict[str, object] = {
+        "replica_id": ReplicaId("decode-0"),
+        "endpoint": "tcp://127.0.0.1:1",
+        "generation": Generation(generation),
+        "first_page": first_page,
+        "page_indices": tuple(PageIndex(i) for i in range(num_pages)),
+        "segment": "",
+        "deadline_s": 5.0,
+    }
+    return HandoverTicket(**{**fields, **changes})  # type: ignore[arg-type]
+
+
+def forbidden_tokens(sampling: SamplingParams, num_generated: int) -> set[int]:
+    """What may not come yet."""
+    if num_generated >= sampling.min_tokens:
+        return set()
+    return {*sampling.stop_token_ids} | (set() if sampling.ignore_eos else {EOS})
+
+
+def next_token(history: Many[int], forbidden: set[int]) -> int:
+    """The token that the fake model says after history."""
+    token = zlib.crc32(bytes(history)) % VOCAB_SIZE
+    while token in forbidden and len(forbidden) < VOCAB_SIZE:
+        token = (token + 1) % VOCAB_SIZE
+    return token
+
+
+def expected_answer(request: GenerationRequest) -> tuple[list[int], FinishReason]:
+    """All tokens that a request yields, those included that were emitted before, and why it ends."""
+    history, sampling = list(request.prompt_token_ids), request.sampling
+    answer: list[int] = []
+    while True:
+        token = next_token([*history, *answer], forbidden_tokens(sampling, len(answer)))
+        answer.append(token)
+        stops = {*sampling.stop_token_ids} | (set() if sampling.ignore_eos else {EOS})
+        if token in stops and len(answer) >= sampling.min_tokens:
+            return answer, "stop"
+        if len(answer) == request.max_tokens:
+            return answer, "length"
+
+
+class FakeRunner:
+    """Keeps one token per slot where a model keeps keys and values. The content of a page that is not READY is junk."""
+
+    def __init__(self, kv: KvManager) -> None:
+        self._kv = kv
+        self.slots = np.full(kv.pool.num_pages * kv.page_size, VOCAB_SIZE, dtype=np.int64)
+        self.plans: list[StepPlan] = []
+
+    def run(self, plan: StepPlan) -> list[SampledToken]:
+        self.plans.append(plan)
+        batch = build_batch(plan, self._kv.page_size, torch.device("cpu"))
+        for slot in batch.slots.tolist():
+            page = PageIndex(slot // self._kv.page_size)
+            assert self._kv.pool.state(page) is PageState.FILLING, f"page {page} is written while READY or FREE"
+            assert self._kv.pool.references(page) == 1, f"page {page} is written while shared"
+        assert len(set(batch.slots.tolist())) == len(batch.slots), "two tokens share a slot"
+        self.slots[batch.slots.numpy()] = batch.token_ids.numpy()
+        return [self._sample(row, entry.sequence, batch) for row, entry in enumerate(plan.entries) if entry.samples]
+
+    def _sample(self, row: int, sequence: Sequence, batch: StepBatch) -> SampledToken:
+        pages = batch.attention.page_tables[row].tolist()
+        history = self.read(pages, batch.attention.context_lens[row])
+        forbidden = forbidden_tokens(sequence.request.sampling, sequence.num_generated)
+        return SampledToken(next_token(history, forbidden), None)
+
+    def read(self, pages: Many[int], num_tokens: int) -> list[int]:
+        size = self._kv.page_size
+        return [int(self.slots[pages[i // size] * size + i % size]) for i in range(num_tokens)]
+
+    def write(self, pages: Many[int], first_index: int, tokens: Many[int]) -> None:
+        """Fill pages as another replica would; token i of the sequence is at its place in pages."""
+        size = self._kv.page_size
+        for i, token in enumerate(tokens, first_index):
+            self.slots[pages[i // size] * size + i % size] = token
+
+
+@dataclass
+class ExportedPages:
+    sequence: Sequence
+    first_page: int
+    pages: list[PageIndex]
+
+
+@dataclass
+class RecordingExporter:
+    """What an engine handed to its exporter; pages stay pinned until the test gives them back."""
+
+    exported: list[ExportedPages] = field(default_factory=list)
+    finished: dict[RequestId, tuple[int, ...]] = field(default_factory=dict)
+    cancelled: list[RequestId] = field(default_factory=list)
+
+    def export(self, sequence: Sequence, first_page: int, pages: Many[PageIndex]) -> None:
+        self.exported.append(ExportedPages(sequence, first_page, list(pages)))
+
+    def finish(self, sequence: Sequence, emitted_token_ids: tuple[int, ...]) -> None:
+        self.finished[sequence.request_id] = emitted_token_ids
+
+    def cancel(self, sequence: Sequence) -> None:
+        self.cancelled.append(sequence.request_id)
+
+
+@dataclass
+class Clock:
+    """Turned by hand."""
+
+    now: float = 0.0
+
+    def __call__(self) -> float:
+        return self.now

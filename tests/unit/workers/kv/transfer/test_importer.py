@@ -1,0 +1,462 @@
+"""The decode side's reservations: every turn of the state machine, with a clock turned by hand."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import pytest
+import torch
+
+from kvasir_protocol.events import HandoverCounters
+from kvasir_protocol.ids import Generation, PageIndex, RequestId
+from kvasir_protocol.messages import (
+    BeginPush,
+    CancelPush,
+    Commit,
+    HandoverFailed,
+    Message,
+    PageLayout,
+    PushGranted,
+    PushPages,
+    PushRefused,
+    Quiet,
+)
+from kvasir_workers.kv.transfer.importer import PageImporter, Peer
+from kvasir_workers.kv.transfer.page_content import layout_page_bytes, pack_pages
+from kvasir_workers.sequence import Sequence
+from tests.unit.workers.fakes import VOCAB_SIZE, Clock, make_request
+from tests.unit.workers.kv.transfer.layouts import make_layout, random_pages
+
+ROUTER, WRITER, STRANGER = b"router", b"writer", b"stranger"
+WRITER_PROCESS = 4711
+PATIENCE_S = 5.0
+
+
+@dataclass
+class FakeDesk:
+    started: dict[RequestId, tuple[int, ...]] = field(default_factory=dict)
+    released: list[RequestId] = field(default_factory=list)
+
+    def start_reserved(self, sequence: Sequence, emitted_token_ids: tuple[int, ...]) -> None:
+        self.started[sequence.request_id] = emitted_token_ids
+
+    def release_reserved(self, sequence: Sequence) -> None:
+        self.released.append(sequence.request_id)
+
+
+class Side:
+    """An importer with pages 2 and 5 to be filled for each reservation, and a record of what it said and did."""
+
+    def __init__(self) -> None:
+        self.layout = make_layout()
+        self.pages = torch.full_like(random_pages(8), torch.nan)
+        self.clock, self.desk = Clock(), FakeDesk()
+        self.sent: list[tuple[Peer, Message]] = []
+        self.living = {WRITER_PROCESS}
+        self.on_send: Callable[[Peer, Message], None] = lambda peer, message: None
+        self.importer = PageImporter(
+            self.pages, self.layout, VOCAB_SIZE, self.desk, self.send, self.clock, lambda pid: pid in self.living
+        )
+
+    def send(self, peer: Peer, message: Message) -> None:
+        self.sent.append((peer, message))
+        self.on_send(peer, message)
+
+    def open(self, name: str = "r", router: Peer = ROUTER) -> Generation:
+        sequence = Sequence(make_request(name, range(12), max_tokens=4))
+        sequence.pages = [PageIndex(0), PageIndex(2), PageIndex(5)]
+        sequence.num_published_pages = 1
+        return self.importer.open(sequence, router, PATIENCE_S).generation
+
+    def begin(
+        self,
+        generation: Generation,
+        *,
+        writer: Peer = WRITER,
+        layout: PageLayout | None = None,
+        process_id: int = WRITER_PROCESS,
+        shared: bool = False,
+    ) -> None:
+        message = BeginPush(
+            request_id=RequestId("r"),
+            generation=generation,
+            layout=layout or self.layout,
+            process_id=process_id,
+            uses_shared_memory=shared,
+        )
+        self.importer.begin(writer, message)
+
+    def push(self, generation: Generation, *pages: int, writer: Peer = WRITER, content: bytes | None = None) -> None:
+        indices = tuple(PageIndex(page) for page in pages)
+        if content is None:
+            content = pack_pages(random_pages(8), indices)
+        self.importer.take_pages(writer, PushPages(generation=generation, page_indices=indices, content=content))
+
+    def commit(self, generation: Generation, *, writer: Peer = WRITER, emitted: tuple[int, ...] = (7,)) -> None:
+        message = Commit(request_id=RequestId("r"), generation=generation, num_pages=2, emitted_token_ids=emitted)
+        self.importer.commit(writer, message)
+
+    def quiet(self, generation: Generation, writer: Peer = WRITER) -> None:
+        self.importer.quiet(writer, Quiet(request_id=RequestId("r"), generation=generation, reason="stopped"))
+
+    def pass_time(self, seconds: float) -> None:
+        self.clock.now += seconds
+        self.importer.tick()
+
+    @property
+    def num_quarantined(self) -> int:
+        return self.importer.counters(HandoverCounters()).quarantined_pages
+
+    def failures(self) -> list[str]:
+        return [message.reason for _, message in self.sent if isinstance(message, HandoverFailed)]
+
+    def kinds(self) -> list[str]:
+        return [type(message).__name__ for _, message in self.sent]
+
+
+@pytest.fixture
+def side() -> Side:
+    return Side()
+
+
+def pushing(side: Side, *, shared: bool = False) -> Generation:
+    generation = side.open()
+    side.begin(generation, shared=shared)
+    side.sent.clear()
+    return generation
+
+
+def test_open_reservation_grants_its_writer(side: Side) -> None:
+    generation = side.open()
+    side.begin(generation)
+    assert side.sent == [(WRITER, PushGranted(generation=generation))]
+
+
+def test_pages_and_commit_start_the_sequence(side: Side) -> None:
+    generation = pushing(side)
+    side.push(generation, 2)
+    side.push(generation, 5)
+    side.commit(generation, emitted=(3,))
+    assert (side.desk.started, side.desk.released, side.sent) == ({"r": (3,)}, [], [])
+
+
+def test_pushed_content_lies_in_its_pages(side: Side) -> None:
+    side.push(pushing(side), 5, 2)
+    assert torch.equal(side.pages[:, :, [2, 5]], random_pages(8)[:, :, [2, 5]])
+
+
+def test_other_pages_are_not_touched(side: Side) -> None:
+    side.push(pushing(side), 5, 2)
+    assert bool(side.pages[:, :, [0, 1, 3, 4, 6, 7]].isnan().all())
+
+
+def test_written_straight_only_the_news_comes(side: Side) -> None:
+    generation = pushing(side, shared=True)
+    side.push(generation, 2, 5, content=b"")
+    side.commit(generation)
+    assert side.desk.started == {"r": (7,)}
+
+
+def test_commit_counts_as_received(side: Side) -> None:
+    generation = pushing(side)
+    side.push(generation, 2, 5)
+    side.commit(generation)
+    counters = side.importer.counters(HandoverCounters(pushed_requests=3, pushed_bytes_tcp=9))
+    assert (counters.received_requests, counters.failed_requests) == (1, 0)
+    assert (counters.pushed_requests, counters.pushed_bytes_tcp) == (3, 9)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"version": 99},
+        {"dtype": "bfloat16"},
+        {"page_size": 8},
+        {"num_layers": 1},
+        {"num_kv_heads": 1},
+        {"head_dim": 4},
+        {"model_fingerprint": "other"},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_other_layout_is_refused_with_both_and_the_router_is_told(side: Side, change: dict[str, object]) -> None:
+    generation = side.open()
+    side.begin(generation, layout=make_layout(**change))  # type: ignore[arg-type]
+    assert side.kinds() == ["PushRefused", "HandoverFailed"]
+    assert all("pages differ" in message.reason for _, message in side.sent)  # type: ignore[union-attr]
+    assert side.desk.released == ["r"]
+
+
+def test_unknown_reservation_is_refused(side: Side) -> None:
+    side.begin(Generation(99))
+    assert side.sent == [(WRITER, PushRefused(generation=Generation(99), reason="no such reservation"))]
+
+
+def test_second_writer_is_refused_and_the_first_goes_on(side: Side) -> None:
+    generation = pushing(side)
+    side.begin(generation, writer=STRANGER)
+    assert side.kinds() == ["PushRefused"]
+    side.push(generation, 2, 5)
+    side.commit(generation)
+    assert side.desk.started == {"r": (7,)}
+
+
+# What is not the writer's to say
+
+
+def test_pages_before_the_grant_are_ignored(side: Side) -> None:
+    generation = side.open()
+    side.push(generation, 2, 5)
+    assert bool(side.pages.isnan().all())
+
+
+@pytest.mark.parametrize("action", ["push", "commit", "quiet"])
+def test_stranger_is_ignored(side: Side, action: str) -> None:
+    generation = pushing(side)
+    if action == "push":
+        side.push(generation, 2, 5, writer=STRANGER)
+    elif action == "commit":
+        side.commit(generation, writer=STRANGER)
+    else:
+        side.quiet(generation, writer=STRANGER)
+    assert (side.sent, side.desk.started, side.desk.released) == ([], {}, [])
+    assert bool(side.pages.isnan().all())
+
+
+@pytest.mark.parametrize("action", ["push", "commit", "quiet"])
+def test_old_generation_is_ignored(side: Side, action: str) -> None:
+    """The request was reserved, aborted and reserved again: the first writer's late messages must do nothing."""
+    old = pushing(side)
+    side.importer.abort(RequestId("r"))
+    new = pushing(side)
+    side.desk.released.clear()
+    {"push": lambda: side.push(old, 2, 5), "commit": lambda: side.commit(old), "quiet": lambda: side.quiet(old)}[
+        action
+    ]()
+    assert old != new
+    assert (side.sent, side.desk.started, side.desk.released) == ([], {}, [])
+
+
+@pytest.mark.parametrize(
+    ("pages", "content"),
+    [
+        ((0,), None),
+        ((2, 3), None),
+        ((2,), b""),
+        ((2,), b"x"),
+        ((2,), bytes(layout_page_bytes(make_layout()) + 1)),
+        ((), b""),
+    ],
+    ids=["not-missing", "not-ours", "empty", "short", "long", "no-pages"],
+)
+def test_pages_not_asked_for_or_of_another_size_fail_the_hand_over(
+    side: Side, pages: tuple[int, ...], content: bytes | None
+) -> None:
+    side.push(pushing(side), *pages, content=content)
+    assert side.failures() == ["the writer sent pages that were not asked for, or of another size"]
+    assert side.desk.released == ["r"]
+    assert bool(side.pages.isnan().all())
+
+
+def test_page_sent_twice_fails_the_hand_over(side: Side) -> None:
+    generation = pushing(side)
+    side.push(generation, 2)
+    side.push(generation, 2)
+    assert len(side.failures()) == 1
+
+
+def test_content_beside_shared_memory_fails_the_hand_over(side: Side) -> None:
+    side.push(pushing(side, shared=True), 2)
+    assert len(side.failures()) == 1
+
+
+def test_commit_with_missing_pages_fails_the_hand_over(side: Side) -> None:
+    generation = pushing(side)
+    side.push(generation, 2)
+    side.commit(generation)
+    assert (side.failures(), side.desk.started) == (["committed with 1 pages missing"], {})
+
+
+@pytest.mark.parametrize(
+    "emitted", [(), (VOCAB_SIZE,), (-1,), (1, 1, 1, 1)], ids=["none", "unknown", "negative", "too-many"]
+)
+def test_commit_after_which_nothing_can_follow_fails_the_hand_over(side: Side, emitted: tuple[int, ...]) -> None:
+    generation = pushing(side)
+    side.push(generation, 2, 5)
+    side.commit(generation, emitted=emitted)
+    assert side.failures() == ["the writer emitted tokens after which the sequence can't go on"]
+    assert (side.desk.started, side.desk.released) == ({}, ["r"])
+
+
+# Deadlines
+
+
+def test_reservation_that_nobody_fills_fails_at_its_deadline(side: Side) -> None:
+    generation = side.open()
+    side.pass_time(PATIENCE_S - 0.1)
+    assert side.sent == []
+    side.pass_time(0.1)
+    failed = HandoverFailed(request_id=RequestId("r"), generation=generation, reason="no pages for 5 s")
+    assert (side.sent, side.desk.released) == ([(ROUTER, failed)], ["r"])
+
+
+def test_each_sign_of_progress_moves_the_deadline(side: Side) -> None:
+    generation = side.open()
+    side.pass_time(4)
+    side.begin(generation)
+    side.pass_time(4)
+    side.push(generation, 2)
+    side.pass_time(4)
+    assert side.failures() == []
+    side.pass_time(1)
+    assert side.failures() == ["no pages for 5 s"]
+
+
+def test_failed_hand_over_is_told_once(side: Side) -> None:
+    side.open()
+    side.pass_time(6)
+    side.pass_time(6)
+    assert len(side.failures()) == 1
+
+
+def test_router_found_gone_at_a_deadline_takes_its_other_reservations_with_it(side: Side) -> None:
+    """What the server does when a router can't be reached: it aborts all that the router asked for."""
+    side.open("a")
+    side.open("b")
+    side.on_send = lambda peer, message: side.importer.abort(RequestId("b")) and None
+    side.pass_time(6)
+    assert sorted(side.desk.released) == ["a", "b"]
+
+
+# Aborts and quarantine
+
+
+@pytest.mark.parametrize("begun", [False, True], ids=["open", "pushing"])
+def test_aborted_reservation_over_tcp_is_freed_at_once(side: Side, begun: bool) -> None:
+    if begun:
+        pushing(side)
+    else:
+        side.open()
+    assert side.importer.abort(RequestId("r"))
+    assert (side.desk.released, side.kinds()) == (["r"], [])
+
+
+def test_open_reservation_for_shared_memory_is_freed_at_once(side: Side) -> None:
+    side.open()
+    side.importer.abort(RequestId("r"))
+    assert side.desk.released == ["r"]
+
+
+def test_unknown_request_is_not_aborted(side: Side) -> None:
+    assert not side.importer.abort(RequestId("other"))
+
+
+def quarantined(side: Side, process_id: int = WRITER_PROCESS) -> Generation:
+    generation = side.open()
+    side.begin(generation, shared=True, process_id=process_id)
+    side.sent.clear()
+    side.importer.abort(RequestId("r"))
+    return generation
+
+
+def test_aborted_writer_in_shared_memory_is_told_and_its_pages_quarantined(side: Side) -> None:
+    generation = quarantined(side)
+    assert side.sent == [(WRITER, CancelPush(generation=generation))]
+    assert (side.desk.released, side.num_quarantined) == ([], 3)
+
+
+def test_deadline_in_shared_memory_quarantines_and_tells_the_router(side: Side) -> None:
+    pushing(side, shared=True)
+    side.pass_time(6)
+    assert side.kinds() == ["CancelPush", "HandoverFailed"]
+    assert (side.desk.released, side.num_quarantined) == ([], 3)
+
+
+def test_quarantine_ends_with_the_writers_word(side: Side) -> None:
+    generation = quarantined(side)
+    side.quiet(generation)
+    assert (side.desk.released, side.num_quarantined) == (["r"], 0)
+
+
+def test_quarantine_ends_with_the_writers_death(side: Side) -> None:
+    quarantined(side)
+    side.living.clear()
+    side.pass_time(0.1)
+    assert (side.desk.released, side.num_quarantined) == (["r"], 0)
+
+
+def test_quarantine_does_not_end_with_time(side: Side) -> None:
+    quarantined(side)
+    side.pass_time(1e6)
+    assert (side.desk.released, side.num_quarantined) == ([], 3)
+
+
+def test_quarantine_does_not_end_with_a_strangers_word(side: Side) -> None:
+    generation = quarantined(side)
+    side.quiet(generation, writer=STRANGER)
+    assert side.num_quarantined == 3
+
+
+def test_writer_that_cannot_be_seen_is_believed_only_by_its_word(side: Side) -> None:
+    """In another process namespace no process has its id: that it can't be found proves nothing."""
+    generation = quarantined(side, process_id=999)
+    side.pass_time(1e6)
+    assert side.num_quarantined == 3
+    side.quiet(generation)
+    assert side.num_quarantined == 0
+
+
+@pytest.mark.parametrize("action", ["push", "commit", "begin"])
+def test_quarantined_reservation_takes_nothing_any_more(side: Side, action: str) -> None:
+    generation = quarantined(side)
+    side.sent.clear()
+    if action == "push":
+        side.push(generation, 2, 5, content=b"")
+    elif action == "commit":
+        side.commit(generation)
+    else:
+        side.begin(generation)
+    assert side.kinds() == (["PushRefused"] if action == "begin" else [])
+    assert (side.desk.started, side.num_quarantined) == ({}, 3)
+
+
+def test_request_may_be_reserved_again_while_its_old_pages_are_quarantined(side: Side) -> None:
+    old = quarantined(side)
+    new = side.open()
+    side.quiet(old)
+    side.begin(new)
+    side.push(new, 2, 5)
+    side.commit(new)
+    assert side.desk.started == {"r": (7,)}
+
+
+def test_quarantined_request_is_not_aborted_twice(side: Side) -> None:
+    quarantined(side)
+    assert not side.importer.abort(RequestId("r"))
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_writer_that_gives_up_fails_the_hand_over_and_frees_the_pages(side: Side, shared: bool) -> None:
+    generation = pushing(side, shared=shared)
+    side.quiet(generation)
+    assert (side.failures(), side.desk.released, side.num_quarantined) == (["stopped"], ["r"], 0)
+
+
+def test_bad_pages_over_shared_memory_are_quarantined(side: Side) -> None:
+    generation = pushing(side, shared=True)
+    side.push(generation, 0, content=b"")
+    assert (side.kinds(), side.num_quarantined) == (["CancelPush", "HandoverFailed"], 3)
+    side.quiet(generation)
+    assert side.num_quarantined == 0
+
+
+def test_failures_are_counted_and_aborts_are_not(side: Side) -> None:
+    side.quiet(pushing(side))
+    pushing(side)
+    side.importer.abort(RequestId("r"))
+    assert side.importer.counters(HandoverCounters()).failed_requests == 1
+
+
+def test_real_processes_are_seen() -> None:
+    importer = PageImporter(random_pages(1), make_layout(), VOCAB_SIZE, FakeDesk(), lambda peer, message: None, Clock())
+    assert importer.is_process_alive(1)
+    assert not importer.is_process_alive(2**22 + 1)

@@ -1,0 +1,61 @@
+"""Pages to bytes and back."""
+
+import pytest
+import torch
+
+from kvasir_protocol.ids import PageIndex
+from kvasir_workers.kv.transfer.page_content import (
+    copy_pages,
+    layout_dtype,
+    layout_page_bytes,
+    pack_pages,
+    unpack_pages,
+)
+from tests.unit.workers.kv.transfer.layouts import make_layout, random_pages
+
+DTYPES = ["float32", "bfloat16", "float16"]
+SOURCE = [PageIndex(i) for i in (6, 0, 3)]
+TARGET = [PageIndex(i) for i in (1, 4, 2)]
+UNTOUCHED = [0, 3]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_packed_pages_have_the_layouts_size(dtype: str) -> None:
+    pages = random_pages(7, getattr(torch, dtype))
+    assert len(pack_pages(pages, SOURCE)) == 3 * layout_page_bytes(make_layout(dtype))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_unpacked_pages_are_the_packed_ones(dtype: str) -> None:
+    source = random_pages(7, getattr(torch, dtype))
+    target = torch.full_like(random_pages(5, source.dtype), torch.nan)
+    unpack_pages(pack_pages(source, SOURCE), target, TARGET)
+    assert torch.equal(target[:, :, TARGET], source[:, :, SOURCE])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_copied_pages_are_the_same(dtype: str) -> None:
+    source = random_pages(7, getattr(torch, dtype))
+    target = torch.full_like(random_pages(5, source.dtype), torch.nan)
+    copy_pages(source, SOURCE, target, TARGET)
+    assert torch.equal(target[:, :, TARGET], source[:, :, SOURCE])
+
+
+def test_other_pages_are_left_alone() -> None:
+    target = torch.full_like(random_pages(5), torch.nan)
+    unpack_pages(pack_pages(random_pages(7), SOURCE), target, TARGET)
+    assert bool(target[:, :, UNTOUCHED].isnan().all())
+
+
+def test_nan_and_infinity_travel_bit_by_bit() -> None:
+    source = random_pages(1)
+    source.view(-1)[:3] = torch.tensor([torch.nan, torch.inf, -0.0])
+    content = pack_pages(source, [PageIndex(0)])
+    target = torch.zeros_like(source)
+    unpack_pages(content, target, [PageIndex(0)])
+    assert pack_pages(target, [PageIndex(0)]) == content
+
+
+def test_layout_that_names_no_dtype_is_a_broken_invariant() -> None:
+    with pytest.raises(AssertionError, match="names dtype 'nn'"):
+        layout_dtype(make_layout("nn"))

@@ -1,0 +1,354 @@
+"""The prefill side of a hand-over against a decode side that the test plays, over a real socket."""
+
+import os
+import queue
+from collections.abc import Iterator
+from typing import Any, TypeVar
+
+import pytest
+import torch
+import zmq
+
+from kvasir_protocol.ids import Generation, PageIndex
+from kvasir_protocol.messages import (
+    BeginPush,
+    CancelPush,
+    Commit,
+    HandoverTicket,
+    Hello,
+    Message,
+    PushGranted,
+    PushPages,
+    PushRefused,
+    Quiet,
+)
+from kvasir_protocol.sockets import bind_server, start_gatekeeper
+from kvasir_protocol.wire import decode, encode
+from kvasir_workers.kv.page_memory import SHARED_MEMORY, SharedSegment
+from kvasir_workers.kv.transfer.page_content import layout_page_bytes, pack_pages
+from kvasir_workers.kv.transfer.pusher import PagePusher
+from kvasir_workers.kv.transfer.writers import WriterFactory
+from kvasir_workers.sequence import Sequence
+from tests.unit.workers.fakes import Clock, make_request, make_ticket
+from tests.unit.workers.kv.transfer.layouts import make_layout, page_shape, random_pages
+
+SECRET = b"s" * 32
+DEADLINE_MS = 10_000
+SILENCE_MS = 400
+"""Twice as long as the pusher sleeps between two looks at the clock."""
+PAGES = random_pages(8)
+PAGE_BYTES = layout_page_bytes(make_layout())
+NAME = f"kvasir-test-pusher-{os.getpid()}"
+M = TypeVar("M")
+
+
+class DecodeSide:
+    """Listens, and says what the test tells it to."""
+
+    def __init__(self) -> None:
+        self.context: zmq.Context[Any] = zmq.Context()
+        self.gatekeeper = start_gatekeeper(self.context, SECRET)
+        self.socket, self.endpoint = bind_server(self.context, SECRET, "127.0.0.1", 0)
+        self.peer = b""
+
+    def expect(self, kind: type[M]) -> M:
+        assert self.socket.poll(DEADLINE_MS), f"no {kind.__name__} came"
+        self.peer, frame = self.socket.recv_multipart()
+        message = decode(frame)
+        assert isinstance(message, kind), f"expected {kind.__name__}, got {message}"
+        return message
+
+    def says(self, message: Message) -> None:
+        self.socket.send_multipart([self.peer, encode(message)])
+
+    def says_raw(self, frame: bytes) -> None:
+        self.socket.send_multipart([self.peer, frame])
+
+    def hears_nothing(self) -> bool:
+        return not self.socket.poll(SILENCE_MS)
+
+    def close(self) -> None:
+        self.gatekeeper.stop()
+        self.context.destroy(linger=0)
+
+
+class PrefillSide:
+    """A pusher, its clock, and the pages that came back from it."""
+
+    def __init__(self) -> None:
+        self.released: queue.Queue[list[PageIndex]] = queue.Queue()
+        self.clock = Clock()
+        layout = make_layout()
+        writers = WriterFactory(PAGES, layout, allow_shared_memory=True)
+        self.pusher = PagePusher(layout, writers, SECRET, self.released.put, self.clock)
+        self.pusher.start()
+
+    def expect_released(self) -> list[PageIndex]:
+        return self.released.get(timeout=DEADLINE_MS / 1000)
+
+    def close(self) -> None:
+        if self.pusher.is_alive:
+            self.pusher.stop()
+
+
+@pytest.fixture
+def decode_side() -> Iterator[DecodeSide]:
+    side = DecodeSide()
+    yield side
+    side.close()
+
+
+@pytest.fixture
+def prefill() -> Iterator[PrefillSide]:
+    side = PrefillSide()
+    yield side
+    side.close()
+
+
+def sequence_for(decode_side: DecodeSide, num_pages: int = 3, **changes: object) -> Sequence:
+    """A prompt whose page i goes to page i + 4 there."""
+    fields: dict[str, object] = {"page_indices": tuple(PageIndex(i + 4) for i in range(num_pages))}
+    ticket: HandoverTicket = make_ticket(num_pages, endpoint=decode_side.endpoint, **{**fields, **changes})
+    return Sequence(make_request("r", range(4 * num_pages)), ticket)
+
+
+def pages(*indices: int) -> list[PageIndex]:
+    return [PageIndex(index) for index in indices]
+
+
+def begun(prefill: PrefillSide, decode_side: DecodeSide, **changes: object) -> Sequence:
+    """A hand-over whose first two pages were offered and whose BeginPush has arrived."""
+    sequence = sequence_for(decode_side, **changes)
+    prefill.pusher.export(sequence, 0, pages(7, 0))
+    decode_side.expect(BeginPush)
+    return sequence
+
+
+GRANTED = PushGranted(generation=Generation(1))
+
+
+def test_first_page_announces_the_push(prefill: PrefillSide, decode_side: DecodeSide) -> None:
+    prefill.pusher.export(sequence_for(decode_side), 0, pages(7))
+    message = decode_side.expect(BeginPush)
+    assert (message.request_id, message.generation, message.layout) == ("r", 1, make_layout())
+    assert (message.process_id, message.uses_shared_memory) == (os.getpid(), False)
+
+
+def test_nothing_is_sent_or_given_back_before_the_grant(prefill: PrefillSide, decode_side: DecodeSide) -> None:
+    begun(prefill, decode_side)
+    assert decode_side.hears_nothing()
+    assert prefill.released.empty()
+
+
+def test_granted_pages_are_sent_with_their_content(prefill: PrefillSide, decode_side: DecodeSide) -> None:
+    begun(prefill, decode_side)
+    decode_side.says(GRANTED)
+    message = decode_side.expect(PushPages)
+    assert (message.page_indices, message.content) == ((4, 5), pack_pages(PAGES, pages(7, 0)))
+
+
+def test_sent_pages_are_given_back(prefill: PrefillSide, decode_side: DecodeSide) -> None:
+    begun(prefill, decode_side)
+    decode_side.says(GRANTED)
+    assert prefill.expect_released() == [7, 0]
+
+
+def test_later_pages_go_to_their_own_places(prefill: PrefillSide, decode_side: DecodeSide) -> None:
+    sequence = begun(prefill, decode_side)
+    decode_side.says(GRANTED)
+    decode_side.expect(PushPages)
+    prefill.pusher.export(sequence, 2, pages(3))
+    assert decode_side.expect(PushPages).page_indices == (6,)
+
+
+def test_pages_that_the_other_side_holds_are_counted_off(prefill: PrefillSide, decode_side: DecodeSide) -> None:
+    sequence = sequence_for(decode_side, first_page=2)
+    prefill.pusher.export(sequence, 3, pages(1))
+    decode_side.expect(BeginPush)
+    decode_side.says(GRANTED)
+    assert decode_side.expect(PushPages).page_indices == (5,)
+
+
+def test_finished_hand_over_is_committed_after_its_pages(prefill: PrefillSide, decode_side: DecodeSide) -> None:
+    sequence = begun(prefill, decode_side)
+    prefill.pusher.export(sequence, 2, pages(3))
+    prefill.pusher.finish(sequence, (9,))
+    decode_side.says(GRANTED)
+    decode_side.expect(PushPages)
+    decode_side.expect(PushPages)
+    commit = decode_side.expect(Commit)
+    assert (commit.request_id, commit.generation, commit.num_pages, commit.emitted_token_ids) == ("r", 1, 3, (9,))
+
+
+def test_committed_push_is_counted_with_its_bytes(prefill: PrefillSide, decode_side: DecodeSide) -> None:
+    prefill.pusher.finish(begun(prefill, decode_side), (9,))
+    decode_side.says(GRANTED)
+    decode_side.expect(PushPages)
+    decode_side.expect(Commit)
+    prefill.pusher.stop()
+    counters = prefill.pusher.counters()
+    assert (counters.pushed_requests, counters.pushed_bytes_tcp) == (1, 2 * PAGE_BYTES)
+    assert counters.pushed_bytes_shared_memory == 0
+
+
+def test_pages_on_this_host_are_written_straight(prefill: PrefillSide, decode_side: DecodeSide) -> None:
+    segment = SharedSegment.create(NAME, page_shape(8), torch.float32)
+    try:
+        prefill.pusher.export(sequence_for(decode_side, segment=NAME), 0, pages(7, 0))
+        assert decode_side.expect(BeginPush).uses_shared_memory
+        assert not segment.tensor.any()
+        decode_side.says(GRANTED)
+        assert decode_side.expect(PushPages).content == b""
+        assert torch.equal(segment.tensor[:, :, [4, 5]], PAGES[:, :, [7, 0]])
+    finally:
+        segment.remove()
+    assert not (SHARED_MEMORY / NAME).exists()
+
+
+def test_refused_pages_are_given_back_and_nothing_more_is_said(prefill: PrefillSide, decode_side: DecodeSide) -> None:
+    begun(prefill, decode_side)
+    decode_side.says(PushRefused(generation=Generation(1), reason="no such reservation"))
+    assert prefill.expect_released() == [7, 0]
+    assert decode_side.hears_nothing()
+
+
+def test_cancelled_push_says_quiet_and_gives_its_pages_back(prefill: PrefillSide, decode_side: DecodeSide) -> None:
+    begun(prefill, decode_side)
+    decode_side.says(CancelPush(generation=Generation(1)))
+    assert decode_side.expect(Quiet).generation == 1
+    assert prefill.expect_released() == [7, 0]
+
+
+def test_cancel_in_the_middle_of_a_push_is_answered_quiet(prefill: PrefillSide, decode_side: DecodeSide) -> None:
+    begun(prefill, decode_side)
+    decode_side.says(GRANTED)
+    decode_side.expect(PushPages)
+    decode_side.says(CancelPush(generation=Generation(1)))
+    assert decode_side.expect(Quiet).request_id == "r"
+
+
+def test_quiet_is_said_even_of_a_push_that_is_done(prefill: PrefillSide, decode_side: DecodeSide) -> None:
+    """The cancel crossed the commit: the other side waits for the word all the same."""
+    prefill.pusher.finish(begun(prefill, decode_side), (9,))
+    decode_side.says(GRANTED)
+    decode_side.expect(PushPages)
+    decode_side.expect(Commit)
+    decode_side.says(CancelPush(generation=Generation(1)))
+    assert decode_side.expect(Quiet).generation == 1
+
+
+def test_engine_that_ends_the_request_makes_the_push_quiet(prefill: PrefillSide, decode_side: DecodeSide) -> None:
+    sequence = begun(prefill, decode_side)
+    prefill.pusher.cancel(sequence)
+    assert decode_side.expect(Quiet).reason == "the prefill side ended the request"
+    assert prefill.expect_released() == [7, 0]
+
+
+def test_silent_side_costs_its_pages_until_the_deadline_and_no_longer(
+    prefill: PrefillSide, decode_side: DecodeSide
+) -> None:
+    begun(prefill, decode_side)
+    prefill.clock.now = 4.9
+    assert decode_side.hears_nothing()
+    assert prefill.released.empty()
+    prefill.clock.now = 5.0
+    assert prefill.expect_released() == [7, 0]
+    assert decode_side.expect(Quiet).reason == "no answer within the deadline"
+
+
+def test_side_that_is_not_there_costs_nothing_after_the_deadline(prefill: PrefillSide, decode_side: DecodeSide) -> None:
+    ticket = make_ticket(1, endpoint="tcp://127.0.0.1:9")
+    prefill.pusher.export(Sequence(make_request("r", range(4)), ticket), 0, pages(2))
+    begun(prefill, decode_side)  # what was asked for before has been done, too
+    prefill.clock.now = 5.0
+    assert prefill.expect_released() == [2]
+
+
+def test_each_batch_moves_the_deadline(prefill: PrefillSide, decode_side: DecodeSide) -> None:
+    sequence = begun(prefill, decode_side)
+    decode_side.says(GRANTED)
+    decode_side.expect(PushPages)
+    prefill.clock.now = 4.0
+    prefill.pusher.export(sequence, 2, pages(3))
+    decode_side.expect(PushPages)
+    prefill.clock.now = 8.9
+    assert decode_side.hears_nothing()
+    prefill.clock.now = 9.0
+    assert decode_side.expect(Quiet)
+
+
+def test_pages_of_a_push_that_was_refused_come_back_too(prefill: PrefillSide, decode_side: DecodeSide) -> None:
+    """The engine still computes chunks: each asks anew, is refused anew, and costs no page."""
+    sequence = begun(prefill, decode_side)
+    refused = PushRefused(generation=Generation(1), reason="gone")
+    decode_side.says(refused)
+    prefill.expect_released()
+    prefill.pusher.export(sequence, 2, pages(3))
+    decode_side.expect(BeginPush)
+    decode_side.says(refused)
+    assert prefill.expect_released() == [3]
+
+
+def test_ticket_with_too_few_pages_ends_the_push_and_not_the_pusher(
+    prefill: PrefillSide, decode_side: DecodeSide
+) -> None:
+    begun(prefill, decode_side, page_indices=(PageIndex(4),))
+    decode_side.says(GRANTED)
+    assert decode_side.expect(Quiet).reason == "the ticket has fewer pages than the prompt"
+    assert prefill.expect_released() == [7, 0]
+    assert prefill.pusher.is_alive
+
+
+def test_two_pushes_do_not_meet(prefill: PrefillSide, decode_side: DecodeSide) -> None:
+    begun(prefill, decode_side)
+    other = sequence_for(decode_side, generation=Generation(2))
+    prefill.pusher.export(other, 0, pages(1))
+    decode_side.expect(BeginPush)
+    decode_side.says(PushGranted(generation=Generation(2)))
+    message = decode_side.expect(PushPages)
+    assert (message.generation, message.content) == (2, pack_pages(PAGES, pages(1)))
+    assert prefill.expect_released() == [1]
+    assert prefill.released.empty()
+
+
+@pytest.mark.parametrize(
+    "frame", [b"", b"\xc1", encode(Hello(sender="x")), encode(PushGranted(generation=Generation(9)))]
+)
+def test_bad_or_odd_message_harms_no_push(prefill: PrefillSide, decode_side: DecodeSide, frame: bytes) -> None:
+    begun(prefill, decode_side)
+    decode_side.says_raw(frame)
+    decode_side.says(GRANTED)
+    assert decode_side.expect(PushPages).page_indices == (4, 5)
+
+
+def test_stopping_replica_says_quiet_and_gives_all_pages_back(prefill: PrefillSide, decode_side: DecodeSide) -> None:
+    begun(prefill, decode_side)
+    prefill.pusher.stop()
+    assert decode_side.expect(Quiet).reason == "the replica stops"
+    assert prefill.expect_released() == [7, 0]
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_dead_thread_is_seen(decode_side: DecodeSide) -> None:
+    def fail(released: list[PageIndex]) -> None:
+        raise RuntimeError(f"{len(released)} pages can't be released")
+
+    layout = make_layout()
+    pusher = PagePusher(layout, WriterFactory(PAGES, layout, allow_shared_memory=False), SECRET, fail)
+    pusher.start()
+    assert pusher.is_alive
+    pusher.export(sequence_for(decode_side), 0, pages(1))
+    decode_side.expect(BeginPush)
+    decode_side.says(PushRefused(generation=Generation(1), reason="no"))
+    pusher._thread.join(DEADLINE_MS / 1000)
+    assert not pusher.is_alive
+    pusher.stop()
+
+
+def test_pusher_that_never_started_can_be_stopped() -> None:
+    layout = make_layout()
+    writers = WriterFactory(PAGES, layout, allow_shared_memory=False)
+    pusher = PagePusher(layout, writers, SECRET, lambda released: None)
+    pusher.stop()
+    pusher.stop()
+    assert pusher._context.closed

@@ -1,0 +1,357 @@
+"""From logits to tokens, against slow references written here."""
+
+import math
+import random
+
+import pytest
+import torch
+from torch import Tensor
+
+from kvasir_protocol.request import MAX_SEED, GenerationRequest, SamplingParams
+from kvasir_workers.runner.sampler import _filter, sample, uniform_noise
+from kvasir_workers.sequence import Sequence
+from tests.unit.workers.fakes import make_request
+
+V = 12
+NO_EOS: frozenset[int] = frozenset()
+
+
+def sequence_of(
+    prompt: tuple[int, ...] = (1, 2), answer: tuple[int, ...] = (), choice_index: int = 0, **sampling: object
+) -> Sequence:
+    params = SamplingParams(**{"max_tokens": 99, "seed": 7, **sampling})  # type: ignore[arg-type]
+    plain = make_request("r", prompt, sampling=params)
+    request = GenerationRequest(
+        request_id=plain.request_id, prompt_token_ids=prompt, sampling=params, choice_index=choice_index
+    )
+    sequence = Sequence(request)
+    sequence.token_ids += answer
+    return sequence
+
+
+def one(logits: Tensor, sequence: Sequence, eos: frozenset[int] = NO_EOS) -> int:
+    return sample(logits.clone()[None], [sequence], eos)[0].token_id
+
+
+def random_logits(seed: int, size: int = V) -> Tensor:
+    return torch.randn(size, generator=torch.Generator().manual_seed(seed)) * 2
+
+
+def support(logits: Tensor, num_draws: int = 400, **sampling: object) -> set[int]:
+    """All tokens that many positions of one request get."""
+    rows = [sequence_of(answer=(0,) * position, **sampling) for position in range(num_draws)]
+    return {token.token_id for token in sample(logits.repeat(num_draws, 1), rows, NO_EOS)}
+
+
+def reference_kept(logits: Tensor, params: SamplingParams) -> dict[int, float]:
+    """Tokens that survive min-p, top-k and top-p in this order, and their probabilities: one loop per filter."""
+    scaled = [float(logit) / params.temperature for logit in logits.double()]
+    top = max(scaled)
+    weights = {token: math.exp(value - top) for token, value in enumerate(scaled)}
+    total = sum(weights.values())
+    ranked = sorted(weights, key=lambda token: (-weights[token], token))
+    ranked = [token for token in ranked if weights[token] / total >= params.min_p * weights[ranked[0]] / total]
+    if params.top_k > 0:
+        ranked = ranked[: params.top_k]
+    mass = sum(weights[token] for token in ranked)
+    kept: list[int] = []
+    reached = 0.0
+    for token in ranked:
+        if kept and reached >= params.top_p:
+            break
+        kept.append(token)
+        reached += weights[token] / mass
+    mass = sum(weights[token] for token in kept)
+    return {token: weights[token] / mass for token in kept}
+
+
+def reference_choice(logits: Tensor, sequence: Sequence) -> tuple[int, float]:
+    """The token at which the running sum passes the noise, and how far the noise is from the next border."""
+    params = sequence.request.sampling
+    kept = reference_kept(logits, params)
+    is_filtered = params.top_k > 0 or params.top_p < 1 or params.min_p > 0
+    order = list(kept) if is_filtered else sorted(kept)
+    noise = float(uniform_noise([sequence])[0])
+    reached, borders, chosen = 0.0, [], order[-1]
+    for token in order:
+        reached += kept[token]
+        borders.append(abs(reached - noise))
+        if reached > noise:
+            chosen = token
+            break
+    return chosen, min(borders)
+
+
+FILTERS: dict[str, dict[str, object]] = {
+    "none": {},
+    "top-k": {"top_k": 3},
+    "top-p": {"top_p": 0.6},
+    "min-p": {"min_p": 0.2},
+    "all": {"top_k": 5, "top_p": 0.8, "min_p": 0.05},
+    "hot": {"temperature": 2.0, "top_p": 0.9},
+    "cold": {"temperature": 0.1, "min_p": 0.01},
+}
+
+
+@pytest.mark.parametrize("filters", FILTERS.values(), ids=FILTERS)
+def test_choice_is_that_of_the_slow_reference(filters: dict[str, object]) -> None:
+    for seed in range(60):
+        logits = random_logits(seed)
+        sequence = sequence_of(seed=seed, **filters)
+        expected, margin = reference_choice(logits, sequence)
+        assert one(logits, sequence) == expected or margin < 1e-6
+
+
+@pytest.mark.parametrize("filters", FILTERS.values(), ids=FILTERS)
+def test_only_what_the_reference_keeps_is_ever_drawn(filters: dict[str, object]) -> None:
+    logits = random_logits(3)
+    kept = reference_kept(logits, sequence_of(**filters).request.sampling)
+    drawn = support(logits, **filters)
+    assert drawn <= kept.keys()
+    assert {token for token, probability in kept.items() if probability > 0.05} <= drawn
+
+
+@pytest.mark.parametrize("filters", FILTERS.values(), ids=FILTERS)
+def test_tokens_come_as_often_as_their_probability_says(filters: dict[str, object]) -> None:
+    """Chi-square over 4,000 seeds that never change: below its mean plus six standard deviations."""
+    logits, num_draws = random_logits(5), 4000
+    rows = [sequence_of(seed=seed, **filters) for seed in range(num_draws)]
+    drawn = [token.token_id for token in sample(logits.repeat(num_draws, 1), rows, NO_EOS)]
+    kept = {t: p for t, p in reference_kept(logits, rows[0].request.sampling).items() if p * num_draws >= 5}
+    chi_square = sum((drawn.count(t) - p * num_draws) ** 2 / (p * num_draws) for t, p in kept.items())
+    freedom = len(kept)
+    assert chi_square < freedom + 6 * math.sqrt(2 * freedom)
+
+
+def test_temperature_zero_takes_the_likeliest() -> None:
+    for seed in range(20):
+        logits = random_logits(seed)
+        assert one(logits, sequence_of(temperature=0)) == int(logits.argmax())
+
+
+def test_temperature_zero_ignores_all_filters() -> None:
+    logits = random_logits(1)
+    assert one(logits, sequence_of(temperature=0, top_k=1, top_p=0.1, min_p=1.0)) == int(logits.argmax())
+
+
+@pytest.mark.parametrize("limits", [{"top_k": 1}, {"top_p": 1e-9}, {"min_p": 1.0}, {"temperature": 1e-30}])
+def test_tightest_filter_leaves_the_likeliest(limits: dict[str, object]) -> None:
+    logits = random_logits(2)
+    assert support(logits, 50, **limits) == {int(logits.argmax())}
+
+
+@pytest.mark.parametrize("top_k", [0, -1, V, V + 1, 2**31])
+def test_wide_or_absent_top_k_excludes_nothing(top_k: int) -> None:
+    assert support(torch.zeros(V), top_k=top_k) == set(range(V))
+
+
+def test_top_k_keeps_exactly_k_of_equal_tokens() -> None:
+    assert support(torch.zeros(V), top_k=5) == set(range(5))
+
+
+def test_top_p_keeps_the_token_that_crosses_it() -> None:
+    assert support(torch.tensor([0.5, 0.3, 0.2]).log(), top_p=0.6) == {0, 1}
+
+
+def test_top_p_counts_what_top_k_left() -> None:
+    """Of 0.4, 0.3, 0.2 and 0.1 top-k leaves 4/7 and 3/7: the first alone reaches one half."""
+    assert support(torch.tensor([0.4, 0.3, 0.2, 0.1]).log(), top_k=2, top_p=0.5) == {0}
+
+
+def test_top_p_of_one_excludes_nothing_even_where_sums_round_up() -> None:
+    """With float32 the running sum of these 4,097 reaches 1 long before the end."""
+    logits = torch.full((4097,), math.log(1e-8))
+    logits[0] = 0.0
+    kept = _filter(torch.softmax(logits, 0)[None], [SamplingParams(top_k=4097)])
+    assert int((kept > 0).sum()) == 4097
+
+
+def test_all_mass_on_one_token_draws_it() -> None:
+    logits = torch.full((V,), -torch.inf)
+    logits[4] = 0.0
+    assert support(logits, 50) == support(logits, 50, top_p=0.5, min_p=0.1, top_k=3) == {4}
+
+
+def test_impossible_tokens_are_never_drawn() -> None:
+    logits = torch.zeros(V)
+    logits[[0, 5, V - 1]] = -torch.inf
+    assert support(logits) == support(logits, top_k=V) == set(range(V)) - {0, 5, V - 1}
+
+
+def test_huge_logits_do_not_overflow() -> None:
+    logits = torch.tensor([1e30, -1e30, 0.0])
+    assert support(logits, 20, temperature=1e-30) == {0}
+
+
+# Noise
+
+
+def test_noise_is_a_function_of_seed_choice_and_position() -> None:
+    rows = [
+        sequence_of(seed=1),
+        sequence_of(seed=2),
+        sequence_of(seed=1, choice_index=1),
+        sequence_of(seed=1, answer=(3,)),
+    ]
+    assert len(set(uniform_noise(rows).tolist())) == 4
+
+
+def test_noise_depends_on_nothing_else() -> None:
+    first = sequence_of(prompt=(1, 2, 3), answer=(4, 5), seed=9, temperature=0.3)
+    second = sequence_of(prompt=(9,), answer=(8, 7), seed=9, top_k=4)
+    assert uniform_noise([first]) == uniform_noise([second])
+
+
+def test_replayed_tokens_move_the_position() -> None:
+    replayed = Sequence(make_request("r", (1,), emitted=(5, 6), sampling=SamplingParams(seed=3, max_tokens=9)))
+    assert uniform_noise([replayed]) == uniform_noise([sequence_of(prompt=(1,), answer=(5, 6), seed=3)])
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2**32, MAX_SEED])
+def test_noise_lies_in_the_unit_interval(seed: int) -> None:
+    noise = uniform_noise([sequence_of(seed=seed, answer=(0,) * position) for position in range(500)])
+    assert bool(((noise >= 0) & (noise < 1)).all())
+
+
+def chi_square_of(noise: Tensor, num_bins: int = 50) -> float:
+    expected = len(noise) / num_bins
+    counts = torch.histc(noise, bins=num_bins, min=0, max=1)
+    return float(((counts - expected) ** 2 / expected).sum())
+
+
+@pytest.mark.parametrize("what", ["seeds", "choices", "positions"])
+def test_noise_is_uniform(what: str) -> None:
+    """Chi-square with 49 degrees of freedom: 49 plus or minus ten; the inputs never change."""
+    rows = {
+        "seeds": [sequence_of(seed=i) for i in range(5000)],
+        "choices": [sequence_of(choice_index=i) for i in range(5000)],
+        "positions": [sequence_of(answer=(0,) * i) for i in range(2000)],
+    }[what]
+    assert chi_square_of(uniform_noise(rows)) < 90
+
+
+def test_neighbouring_positions_are_not_alike() -> None:
+    noise = uniform_noise([sequence_of(answer=(0,) * i) for i in range(2000)]) - 0.5
+    assert abs(float((noise[1:] * noise[:-1]).mean() / noise.square().mean())) < 0.1
+
+
+# The batch
+
+
+def random_row(draw: random.Random) -> Sequence:
+    answer = tuple(draw.choices(range(V), k=draw.randint(0, 6)))
+    return sequence_of(
+        answer=answer,
+        seed=draw.randint(0, 10**6),
+        temperature=draw.choice([0, 0.5, 1.0, 1.7]),
+        top_p=draw.choice([1.0, 0.7]),
+        top_k=draw.choice([0, 4]),
+        min_p=draw.choice([0.0, 0.1]),
+        repetition_penalty=draw.choice([1.0, 1.3]),
+        presence_penalty=draw.choice([0.0, 0.5]),
+        frequency_penalty=draw.choice([0.0, -0.4]),
+        min_tokens=draw.choice([0, 4]),
+        logprobs=draw.choice([None, 0, 3]),
+    )
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_result_of_a_row_does_not_depend_on_the_other_rows(seed: int) -> None:
+    draw = random.Random(seed)
+    rows = [random_row(draw) for _ in range(24)]
+    logits = torch.stack([random_logits(1000 * seed + i) for i in range(24)])
+    together = sample(logits.clone(), rows, frozenset({3}))
+    alone = [sample(logits[i : i + 1].clone(), rows[i : i + 1], frozenset({3}))[0] for i in range(24)]
+    assert together == alone
+
+
+# Penalties and forbidden tokens
+
+
+@pytest.mark.parametrize("penalty", [0.5, 2.0])
+def test_repetition_penalty_shrinks_or_grows_what_was_seen(penalty: float) -> None:
+    """Keskar et al. (2019): positive logits are divided, negative ones multiplied; prompt and answer alike."""
+    logits = random_logits(11)
+    expected = [
+        (float(x) / penalty if x > 0 else float(x) * penalty) if token in (1, 2, 5) else float(x)
+        for token, x in enumerate(logits)
+    ]
+    changed = logits.clone()[None]
+    sample(changed, [sequence_of(answer=(5,), repetition_penalty=penalty, temperature=0)], NO_EOS)
+    assert changed[0].tolist() == pytest.approx(expected)
+
+
+def test_presence_and_frequency_penalties_count_the_answer_only() -> None:
+    logits = random_logits(12)
+    counts = {5: 2, 6: 1}
+    expected = [float(x) - 0.7 * (t in counts) - 0.3 * counts.get(t, 0) for t, x in enumerate(logits)]
+    changed = logits.clone()[None]
+    row = sequence_of(answer=(5, 6, 5), presence_penalty=0.7, frequency_penalty=0.3, temperature=0)
+    sample(changed, [row], NO_EOS)
+    assert changed[0].tolist() == pytest.approx(expected)
+
+
+def test_penalty_before_the_first_token_changes_nothing() -> None:
+    logits = random_logits(13)
+    changed = logits.clone()[None]
+    sample(changed, [sequence_of(presence_penalty=2.0, frequency_penalty=2.0, temperature=0)], NO_EOS)
+    assert changed[0].tolist() == logits.tolist()
+
+
+def test_end_and_stop_tokens_are_forbidden_before_min_tokens() -> None:
+    logits = torch.zeros(V)
+    drawn = support(logits, 200, min_tokens=99, max_tokens=400, stop_token_ids=(5,))
+    row = [sequence_of(answer=(0,) * i, min_tokens=99, stop_token_ids=(5,), max_tokens=400) for i in range(99)]
+    with_eos = {token.token_id for token in sample(logits.repeat(99, 1), row, frozenset({3}))}
+    assert 5 in drawn
+    assert with_eos.isdisjoint({3, 5})
+
+
+def test_end_token_may_come_once_there_are_min_tokens() -> None:
+    logits = torch.zeros(V)
+    logits[3] = 9.0
+    eos = frozenset({3})
+    chosen = [one(logits, sequence_of(answer=(0,) * n, min_tokens=2, temperature=0), eos) == 3 for n in range(4)]
+    assert chosen == [False, False, True, True]
+
+
+def test_ignored_end_token_is_not_forbidden() -> None:
+    logits = torch.zeros(V)
+    logits[3] = 9.0
+    assert one(logits, sequence_of(min_tokens=2, ignore_eos=True, temperature=0), frozenset({3})) == 3
+
+
+def test_all_tokens_forbidden_still_gives_a_token() -> None:
+    row = sequence_of(min_tokens=2, stop_token_ids=tuple(range(V)))
+    assert 0 <= one(torch.zeros(V), row) < V
+
+
+# Logprobs
+
+
+@pytest.mark.parametrize("num_top", [0, 1, 5, 20])
+def test_logprobs_are_those_of_the_untouched_logits(num_top: int) -> None:
+    logits = random_logits(21)
+    row = sequence_of(
+        answer=(5, 5), logprobs=num_top, temperature=0.4, top_k=2, repetition_penalty=1.8, frequency_penalty=1.0
+    )
+    (token,) = sample(logits.clone()[None], [row], NO_EOS)
+    raw = torch.log_softmax(logits, dim=0)
+    best = sorted(range(V), key=lambda t: -float(raw[t]))[:num_top]
+    assert token.logprobs is not None
+    assert token.logprobs.logprob == pytest.approx(float(raw[token.token_id]))
+    assert token.logprobs.top_token_ids == tuple(best)
+    assert token.logprobs.top_logprobs == pytest.approx([float(raw[t]) for t in best])
+
+
+def test_logprobs_are_given_to_those_who_asked() -> None:
+    rows = [sequence_of(logprobs=None), sequence_of(logprobs=1), sequence_of(logprobs=None)]
+    tokens = sample(random_logits(1).repeat(3, 1), rows, NO_EOS)
+    assert [token.logprobs is None for token in tokens] == [True, False, True]
+
+
+def test_logprobs_of_a_forbidden_token_are_still_the_models() -> None:
+    logits = torch.zeros(V)
+    (token,) = sample(logits.clone()[None], [sequence_of(min_tokens=1, logprobs=V)], frozenset({3}))
+    assert token.logprobs is not None
+    assert token.logprobs.top_logprobs == pytest.approx([math.log(1 / V)] * V)

@@ -1,0 +1,89 @@
+"""How many pages a replica gets, and when it gets none."""
+
+import pytest
+import torch
+
+from kvasir_protocol.config import EngineConfig
+from kvasir_protocol.errors import ConfigError, OutOfMemory
+from kvasir_workers.memory import (
+    DEFAULT_FULL_SEQUENCES,
+    Footprint,
+    FreeMemory,
+    MemoryPlan,
+    free_memory,
+    plan_memory,
+)
+
+MIB = 2**20
+
+
+def plan(
+    free_bytes: int,
+    *,
+    weight_bytes: int = 10 * MIB,
+    page_bytes: int = MIB,
+    max_positions: int = 160,
+    max_model_len: int | None = None,
+    kv_cache_bytes: int | None = None,
+    device_type: str = "cpu",
+) -> MemoryPlan:
+    footprint = Footprint(weight_bytes=weight_bytes, page_bytes=page_bytes, max_positions=max_positions)
+    config = EngineConfig(page_size=16, kv_cache_bytes=kv_cache_bytes)
+    return plan_memory(footprint, config, max_model_len, FreeMemory(device_type=device_type, num_bytes=free_bytes))
+
+
+def test_plenty_of_memory_gives_room_for_some_full_sequences() -> None:
+    assert plan(10**12) == MemoryPlan(num_pages=10 * DEFAULT_FULL_SEQUENCES, max_sequence_tokens=160)
+
+
+def test_cpu_pages_take_a_quarter_of_what_the_weights_leave() -> None:
+    assert plan(50 * MIB).num_pages == 10
+
+
+def test_gpu_pages_take_most_of_what_the_weights_leave() -> None:
+    assert plan(50 * MIB, device_type="cuda").num_pages == 34
+
+
+def test_budget_in_bytes_is_taken_as_it_is() -> None:
+    assert plan(10**12, kv_cache_bytes=500 * MIB + 5).num_pages == 500
+
+
+def test_sequence_is_no_longer_than_all_pages_together() -> None:
+    assert plan(26 * MIB) == MemoryPlan(num_pages=4, max_sequence_tokens=64)
+
+
+def test_sequence_is_no_longer_than_was_asked() -> None:
+    assert plan(10**12, max_model_len=100).max_sequence_tokens == 100
+
+
+def test_asked_length_that_has_no_room_is_out_of_memory_with_the_numbers() -> None:
+    with pytest.raises(OutOfMemory, match=r"weights of 10\.0 MiB and 7 pages of 1\.0 MiB .* 26\.0 MiB are free"):
+        plan(26 * MIB, max_model_len=100)
+
+
+def test_length_beyond_the_model_is_refused() -> None:
+    with pytest.raises(ConfigError, match="max_model_len 161 is beyond the model's 160 positions"):
+        plan(10**12, max_model_len=161)
+
+
+@pytest.mark.parametrize("free_bytes", [0, 5 * MIB, 10 * MIB, 13 * MIB])
+def test_weights_without_room_for_a_page_are_out_of_memory(free_bytes: int) -> None:
+    with pytest.raises(OutOfMemory, match="do not fit"):
+        plan(free_bytes)
+
+
+@pytest.mark.parametrize("kv_cache_bytes", [1, MIB - 1])
+def test_budget_for_less_than_a_page_is_out_of_memory(kv_cache_bytes: int) -> None:
+    with pytest.raises(OutOfMemory, match="do not fit"):
+        plan(10**12, kv_cache_bytes=kv_cache_bytes)
+
+
+def test_budget_beyond_what_is_free_is_out_of_memory() -> None:
+    with pytest.raises(OutOfMemory, match="do not fit"):
+        plan(20 * MIB, kv_cache_bytes=11 * MIB)
+
+
+def test_free_memory_of_this_host_is_known() -> None:
+    free = free_memory(torch.device("cpu"))
+    assert free.device_type == "cpu"
+    assert 0 < free.num_bytes < 2**60

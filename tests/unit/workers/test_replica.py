@@ -1,0 +1,88 @@
+"""A whole replica in this process: its segment's name, and what it reports when a thread dies."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from kvasir_protocol.config import EngineConfig, HandoverConfig, ModelConfig, ReplicaConfig
+from kvasir_protocol.errors import ConfigError
+from kvasir_protocol.ids import ReplicaId
+from kvasir_workers.kv.page_memory import SHARED_MEMORY
+from kvasir_workers.replica import Replica
+from tests.checkpoints import make_checkpoint
+
+PREFIX = f"kvasir-test-replica-{os.getpid()}"
+SECRET = b"s" * 32
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_checkpoint(tmp_path_factory.mktemp("llama"), "LlamaForCausalLM", num_hidden_layers=1)
+
+
+def config(checkpoint: Path, port: int = 0) -> ReplicaConfig:
+    return ReplicaConfig(
+        replica_id=ReplicaId("decode-0"),
+        role="decode",
+        model=ModelConfig(path=str(checkpoint), served_name="m"),
+        engine=EngineConfig(device="cpu", page_size=4),
+        handover=HandoverConfig(),
+        port=port,
+        segment_prefix=PREFIX,
+    )
+
+
+def segments() -> set[str]:
+    return {path.name for path in SHARED_MEMORY.glob(f"{PREFIX}-*")}
+
+
+def served_segment(checkpoint: Path) -> str:
+    """The segment's name while a replica serves; afterwards none is left."""
+    replica = Replica(config(checkpoint), SECRET)
+    replica.start()
+    (name,) = segments()
+    replica.stop()
+    assert segments() == set()
+    return name
+
+
+def test_restarted_replica_never_has_a_segment_of_its_old_name(checkpoint: Path) -> None:
+    first, second = served_segment(checkpoint), served_segment(checkpoint)
+    assert first != second
+    assert all(name.startswith(f"{PREFIX}-decode-0-") for name in (first, second))
+
+
+def test_replica_that_cannot_listen_leaves_nothing(checkpoint: Path) -> None:
+    replica = Replica(config(checkpoint), SECRET)
+    replica.start()
+    before = segments()
+    with pytest.raises(ConfigError, match="can't listen"):
+        Replica(config(checkpoint, port=int(replica.endpoint.rsplit(":", 1)[1])), SECRET)
+    after = segments()
+    replica.stop()
+    assert before == after
+
+
+def test_replica_that_never_served_can_be_stopped(checkpoint: Path) -> None:
+    replica = Replica(config(checkpoint), SECRET)
+    replica.stop()
+    replica.stop()
+    assert segments() == set()
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+@pytest.mark.parametrize("part", ["_server", "_pusher"])
+def test_dead_thread_is_a_failure_of_the_replica(checkpoint: Path, part: str) -> None:
+    replica = Replica(config(checkpoint), SECRET)
+    replica.start()
+    before = replica.failure()
+    dying = getattr(replica, part)
+    dying._mailbox.post(lambda: 1 / 0 and None)
+    dying._thread.join(10)
+    after = replica.failure()
+    replica.stop()
+    assert before is None
+    assert after is not None
+    assert "died" in after
+    assert replica.failure() is None

@@ -1,0 +1,256 @@
+"""A replica's data plane over a fake model: what it answers, and what it survives."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+import zmq
+
+from kvasir_protocol.events import HandoverCounters
+from kvasir_protocol.ids import Generation, PageIndex, ReplicaId, RequestId
+from kvasir_protocol.messages import (
+    Abort,
+    BeginPush,
+    Commit,
+    GetView,
+    HandoverFailed,
+    HandoverTicket,
+    Hello,
+    PushGranted,
+    PushPages,
+    Rejected,
+    Reserve,
+    Reserved,
+    ReserveRefused,
+    Submit,
+    Welcome,
+)
+from kvasir_protocol.request import GenerationRequest, SamplingParams
+from kvasir_protocol.sockets import bind_server, start_gatekeeper
+from kvasir_protocol.view import ReplicaInfo
+from kvasir_workers.engine import Engine
+from kvasir_workers.replica_server import Binding, ReplicaServer
+from tests.unit.workers.engine_house import House, greedy
+from tests.unit.workers.fakes import VOCAB_SIZE, expected_answer, make_request
+from tests.unit.workers.kv.transfer.layouts import make_layout, page_shape
+from tests.wire_client import WireClient
+
+SECRET = b"s" * 32
+NUM_PAGES = 12
+INFO = ReplicaInfo(
+    replica_id=ReplicaId("mixed-0"),
+    role="mixed",
+    model="fake",
+    vocab_size=VOCAB_SIZE,
+    max_sequence_tokens=NUM_PAGES * 4,
+    page_size=4,
+    num_pages=NUM_PAGES,
+    process_id=1,
+    host="here",
+)
+
+
+class FakeReplica:
+    """The server and the engine's loop are real, the model is not."""
+
+    def __init__(self) -> None:
+        self.context: zmq.Context[Any] = zmq.Context()
+        self.gatekeeper = start_gatekeeper(self.context, SECRET)
+        socket, self.endpoint = bind_server(self.context, SECRET, "127.0.0.1", 0)
+        self.house = House(num_pages=NUM_PAGES, max_num_seqs=4)
+        pages = torch.zeros(page_shape(NUM_PAGES))
+        binding = Binding(context=self.context, socket=socket, endpoint=self.endpoint, segment="")
+        self.server = ReplicaServer(binding, INFO, self.house.engine, pages, make_layout())
+        self.server.start(HandoverCounters)
+
+    def close(self) -> None:
+        self.server.stop()
+        self.gatekeeper.stop()
+        self.context.destroy(linger=0)
+
+
+@pytest.fixture
+def replica() -> Iterator[FakeReplica]:
+    made = FakeReplica()
+    yield made
+    assert made.server.is_alive
+    assert made.server.loop.failure() is None
+    made.close()
+
+
+Connect = Callable[[], WireClient]
+
+
+@pytest.fixture
+def connect(replica: FakeReplica) -> Iterator[Connect]:
+    clients: list[WireClient] = []
+
+    def connect() -> WireClient:
+        clients.append(WireClient(replica.endpoint, SECRET))
+        return clients[-1]
+
+    yield connect
+    for client in clients:
+        client.close()
+
+
+def request(name: str = "r", num_tokens: int = 10, **sampling: object) -> GenerationRequest:
+    return make_request(name, [i % 7 for i in range(num_tokens)], sampling=greedy(**sampling))
+
+
+def assert_still_serving(client: WireClient) -> None:
+    probe = request("probe", num_tokens=3)
+    assert client.generate(probe) == expected_answer(probe)[0]
+
+
+def test_hello_is_answered_with_what_the_replica_is(connect: Connect) -> None:
+    client = connect()
+    client.send(Hello(sender="router"))
+    assert client.expect(Welcome).info == INFO
+
+
+def test_submitted_request_is_answered(connect: Connect) -> None:
+    assert connect().generate(request()) == expected_answer(request())[0]
+
+
+def test_stats_count_what_was_done(connect: Connect) -> None:
+    client = connect()
+    client.generate(request())
+    stats = client.stats().stats
+    assert (stats.engine.finished_length, stats.engine.generated_tokens, stats.num_pages) == (1, 6, NUM_PAGES)
+    assert stats.resident_bytes > 0
+
+
+@pytest.mark.parametrize(
+    "sampling", [{"max_tokens": None}, {"seed": None}, {"stop_token_ids": (99,)}, {"max_tokens": 1000}]
+)
+@pytest.mark.parametrize("kind", [Submit, Reserve])
+def test_request_that_cannot_be_is_rejected_and_harms_nobody(
+    connect: Connect, kind: type, sampling: dict[str, object]
+) -> None:
+    client, item = connect(), request(**sampling)
+    client.send(Submit(request=item) if kind is Submit else Reserve(request=item, deadline_s=5))
+    rejected = client.expect(Rejected)
+    assert (rejected.request_id, rejected.is_invalid) == ("r", True)
+    assert_still_serving(client)
+
+
+def test_request_id_in_use_is_rejected(connect: Connect) -> None:
+    client = connect()
+    client.send(Reserve(request=request(), deadline_s=5))
+    client.send(Submit(request=request()))
+    assert client.expect(Rejected).field == "request_id"
+
+
+def test_message_of_no_use_is_dropped(connect: Connect) -> None:
+    client = connect()
+    client.send(GetView(known_version=1))
+    assert_still_serving(client)
+
+
+def test_abort_of_another_router_is_ignored(connect: Connect) -> None:
+    owner, other = connect(), connect()
+    owner.send(Reserve(request=request(), deadline_s=5))
+    owner.expect(Reserved)
+    other.send(Abort(request_id=RequestId("r")))
+    assert other.stats().stats.num_used_pages == 3
+
+
+def test_reservation_is_refused_when_pages_are_short(connect: Connect) -> None:
+    client = connect()
+    client.send(Reserve(request=request("a", num_tokens=40), deadline_s=5))
+    client.expect(Reserved)
+    client.send(Reserve(request=make_request("b", [1] * 20), deadline_s=5))
+    assert "2 pages are free, the request needs 5" in client.expect(ReserveRefused).reason
+    assert_still_serving(client)
+
+
+def reserved(router: WireClient, writer: WireClient) -> HandoverTicket:
+    """A reservation into which the writer may write."""
+    router.send(Reserve(request=request(), deadline_s=5))
+    ticket = router.expect(Reserved).ticket
+    writer.send(
+        BeginPush(
+            request_id=RequestId("r"),
+            generation=ticket.generation,
+            layout=make_layout(),
+            process_id=1,
+            uses_shared_memory=False,
+        )
+    )
+    writer.expect(PushGranted)
+    return ticket
+
+
+@pytest.mark.parametrize(
+    ("pages", "content"), [((), b""), ((99,), b"x"), ((2**63,), b""), ((), b"x")], ids=["none", "other", "huge", "odd"]
+)
+def test_bad_pages_fail_one_hand_over_and_nothing_else(
+    connect: Connect, pages: tuple[int, ...], content: bytes
+) -> None:
+    router, writer = connect(), connect()
+    ticket = reserved(router, writer)
+    indices = tuple(PageIndex(page) for page in pages)
+    writer.send(PushPages(generation=ticket.generation, page_indices=indices, content=content))
+    assert router.expect(HandoverFailed).request_id == "r"
+    assert_still_serving(router)
+
+
+@pytest.mark.parametrize("emitted", [(), (VOCAB_SIZE,), (-1,), (2**63,)])
+def test_bad_commit_fails_one_hand_over_and_nothing_else(connect: Connect, emitted: tuple[int, ...]) -> None:
+    router, writer = connect(), connect()
+    ticket = reserved(router, writer)
+    content = bytes(len(ticket.page_indices) * 3 * 2 * 4 * 2 * 5 * 4)
+    writer.send(PushPages(generation=ticket.generation, page_indices=ticket.page_indices, content=content))
+    writer.send(
+        Commit(
+            request_id=RequestId("r"),
+            generation=ticket.generation,
+            num_pages=len(ticket.page_indices),
+            emitted_token_ids=emitted,
+        )
+    )
+    assert router.expect(HandoverFailed).generation == ticket.generation
+    assert_still_serving(router)
+
+
+def test_failed_hand_over_may_be_submitted_under_its_own_id(connect: Connect) -> None:
+    router, writer = connect(), connect()
+    ticket = reserved(router, writer)
+    writer.send(PushPages(generation=ticket.generation, page_indices=(), content=b""))
+    router.expect(HandoverFailed)
+    assert router.generate(request()) == expected_answer(request())[0]
+
+
+def test_message_for_no_reservation_harms_nobody(connect: Connect) -> None:
+    client = connect()
+    client.send(PushPages(generation=Generation(77), page_indices=(), content=b""))
+    client.send(Commit(request_id=RequestId("r"), generation=Generation(77), num_pages=0, emitted_token_ids=()))
+    assert_still_serving(client)
+
+
+def test_tokens_of_a_router_that_is_gone_are_for_nobody_and_its_requests_end(
+    replica: FakeReplica, connect: Connect
+) -> None:
+    gone = WireClient(replica.endpoint, SECRET)
+    gone.send(Submit(request=make_request("r", [1], sampling=SamplingParams(max_tokens=40, seed=0, ignore_eos=True))))
+    gone.stats()
+    gone.close()
+    client = connect()
+    assert_still_serving(client)
+    while client.stats().stats.num_running:
+        pass
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_dead_thread_is_seen() -> None:
+    replica = FakeReplica()
+
+    def post_what_fails(engine: Engine) -> None:
+        replica.server._mailbox.post(lambda: 1 / 0 and None)
+
+    replica.server.loop.post(post_what_fails)
+    replica.server._thread.join(10)
+    assert not replica.server.is_alive
+    replica.close()
