@@ -98,7 +98,8 @@ def start_gatekeeper(context: zmq.Context[Any], secret: bytes) -> ThreadAuthenti
 def bind_server(context: zmq.Context[Any], secret: bytes, host: str, port: int) -> tuple[Any, str]:
     """A ROUTER socket listening on host, and its address; port 0 lets the system choose.
 
-    Sending to a peer that is gone raises EHOSTUNREACH. Raises ConfigError if the address can't be had.
+    Sending to a peer that is gone raises EHOSTUNREACH; a named client that connects anew is still the same peer.
+    Raises ConfigError if the address can't be had.
     """
     socket = context.socket(zmq.ROUTER)
     _, private = _key_pair(secret, b"server")
@@ -106,6 +107,7 @@ def bind_server(context: zmq.Context[Any], secret: bytes, host: str, port: int) 
     socket.curve_secretkey = private
     socket.zap_domain = _ZAP_DOMAIN.encode()
     socket.router_mandatory = True
+    socket.router_handover = True
     _set_common_options(socket)
     try:
         socket.bind(f"tcp://{host}:{port or '*'}")
@@ -115,9 +117,11 @@ def bind_server(context: zmq.Context[Any], secret: bytes, host: str, port: int) 
     return socket, socket.last_endpoint.decode()
 
 
-def connect_client(context: zmq.Context[Any], secret: bytes, endpoint: str) -> Any:
-    """A DEALER socket to one server; it reconnects by itself."""
+def connect_client(context: zmq.Context[Any], secret: bytes, endpoint: str, name: bytes = b"") -> Any:
+    """A DEALER socket to one server; it reconnects by itself. By its name, if any, the server knows it again then."""
     socket = context.socket(zmq.DEALER)
+    if name:
+        socket.routing_id = name
     public, private = _key_pair(secret, b"client")
     socket.curve_publickey, socket.curve_secretkey = public, private
     socket.curve_serverkey, _ = _key_pair(secret, b"server")

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor
 
 from kvasir_protocol.config import EngineConfig, ModelConfig
-from kvasir_protocol.errors import CheckpointError, ConfigError
+from kvasir_protocol.errors import CheckpointError, ConfigError, OutOfMemory
 from kvasir_protocol.messages import LAYOUT_VERSION, PageLayout
 from kvasir_workers.engine import Engine, EngineLimits, PageExporter
 from kvasir_workers.kv.manager import KvManager
@@ -20,6 +21,8 @@ from kvasir_workers.model.decoder import Decoder
 from kvasir_workers.model.loader import load_decoder, load_spec, weight_bytes
 from kvasir_workers.model.spec import DecoderSpec
 from kvasir_workers.runner.model_runner import ModelRunner
+
+_log = logging.getLogger(__name__)
 
 _SAMPLE_BYTES = 64
 """Of each tensor, for the fingerprint: training changes nearly all weights of a tensor that it changes at all."""
@@ -36,8 +39,16 @@ class LoadedModel:
     limits: EngineLimits
 
 
-def load_model(model: ModelConfig, engine: EngineConfig, segment_name: str | None = None) -> LoadedModel:
-    """Plan the memory, then load the weights and set the pages aside, in shared memory if segment_name is given.
+@dataclass(frozen=True, slots=True)
+class SegmentWish:
+    """Pages where other processes see them, under this name. is_must: rather fail than keep them private."""
+
+    name: str
+    is_must: bool
+
+
+def load_model(model: ModelConfig, engine: EngineConfig, segment_wish: SegmentWish | None = None) -> LoadedModel:
+    """Plan the memory, then load the weights and set the pages aside, in shared memory if that is wished for.
 
     Raises CheckpointError, ConfigError or OutOfMemory before anything large is taken.
     """
@@ -55,9 +66,7 @@ def load_model(model: ModelConfig, engine: EngineConfig, segment_name: str | Non
     plan = plan_memory(footprint, engine, model.max_model_len, free_memory(device))
     decoder = load_decoder(directory, dtype, device)
     shape: PageShape = (spec.num_layers, 2, plan.num_pages, engine.page_size, spec.num_kv_heads, spec.head_dim)
-    segment = None
-    if segment_name is not None and device.type == "cpu":
-        segment = SharedSegment.create(segment_name, shape, dtype)
+    segment = _create_segment(segment_wish, shape, dtype) if segment_wish and device.type == "cpu" else None
     return LoadedModel(
         decoder=decoder,
         pages=segment.tensor if segment is not None else torch.zeros(shape, dtype=dtype, device=device),
@@ -73,6 +82,17 @@ def load_model(model: ModelConfig, engine: EngineConfig, segment_name: str | Non
             ),
         ),
     )
+
+
+def _create_segment(wish: SegmentWish, shape: PageShape, dtype: torch.dtype) -> SharedSegment | None:
+    """Containers often have a very small /dev/shm: None there, if private memory will do."""
+    try:
+        return SharedSegment.create(wish.name, shape, dtype)
+    except OutOfMemory as error:
+        if wish.is_must:
+            raise
+        _log.warning("%s; until then pages come over TCP", error)
+        return None
 
 
 def build_engine(loaded: LoadedModel, config: EngineConfig, exporter: PageExporter | None = None) -> Engine:

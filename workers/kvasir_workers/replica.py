@@ -25,7 +25,7 @@ from kvasir_protocol.sockets import bind_server, load_or_create_secret, start_ga
 from kvasir_protocol.view import ReplicaInfo
 from kvasir_workers.kv.transfer.pusher import PagePusher
 from kvasir_workers.kv.transfer.writers import WriterFactory
-from kvasir_workers.load import LoadedModel, build_engine, load_model
+from kvasir_workers.load import LoadedModel, SegmentWish, build_engine, load_model
 from kvasir_workers.replica_server import Binding, ReplicaServer
 
 _CANARY_TOKENS = 2
@@ -40,7 +40,7 @@ class Replica:
             torch.set_num_threads(config.engine.num_threads)
         self._config = config
         self._is_serving = False
-        self._loaded = load_model(config.model, config.engine, self._segment_name())
+        self._loaded = load_model(config.model, config.engine, self._segment_wish())
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._gatekeeper = start_gatekeeper(self._context, secret)
         try:
@@ -52,11 +52,13 @@ class Replica:
         self.layout = self._loaded.layout
         self._assemble(socket, secret)
 
-    def _segment_name(self) -> str | None:
-        if self._config.handover.transport == "tcp":
+    def _segment_wish(self) -> SegmentWish | None:
+        transport = self._config.handover.transport
+        if transport == "tcp":
             return None
         # Never the same name twice: a writer that still maps the old segment would fill pages that nobody reads.
-        return f"{self._config.segment_prefix}-{self._config.replica_id}-{os.getpid()}-{secrets.token_hex(4)}"
+        name = f"{self._config.segment_prefix}-{self._config.replica_id}-{os.getpid()}-{secrets.token_hex(4)}"
+        return SegmentWish(name, is_must=transport == "shared-memory")
 
     def _assemble(self, socket: "zmq.Socket[bytes]", secret: bytes) -> None:
         loaded = self._loaded

@@ -2,7 +2,9 @@
 
 import json
 import os
+import resource
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from kvasir_protocol.config import EngineConfig, ModelConfig
 from kvasir_protocol.errors import CheckpointError, ConfigError, OutOfMemory
 from kvasir_workers.kv.page_memory import SHARED_MEMORY
-from kvasir_workers.load import build_engine, fingerprint, load_model, resolve_device
+from kvasir_workers.load import SegmentWish, build_engine, fingerprint, load_model, resolve_device
 from tests.checkpoints import make_checkpoint
 from tests.unit.workers.fakes import make_request
 
@@ -74,15 +76,37 @@ def test_missing_directory_is_a_checkpoint_error(tmp_path: Path) -> None:
 def test_pages_that_do_not_fit_are_refused_before_any_segment_is_made(checkpoint: Path) -> None:
     huge = EngineConfig(device="cpu", page_size=4, kv_cache_bytes=2**60)
     with pytest.raises(OutOfMemory):
-        load_model(model(checkpoint), huge, NAME)
+        load_model(model(checkpoint), huge, SegmentWish(NAME, is_must=True))
     assert not (SHARED_MEMORY / NAME).exists()
 
 
 def test_pages_lie_in_the_segment_that_was_named(checkpoint: Path) -> None:
-    loaded = load_model(model(checkpoint), ENGINE, NAME)
+    loaded = load_model(model(checkpoint), ENGINE, SegmentWish(NAME, is_must=True))
     assert loaded.segment is not None
     loaded.segment.remove()
     assert loaded.pages.data_ptr() == loaded.segment.tensor.data_ptr()
+
+
+@pytest.fixture
+def no_room_for_files() -> Iterator[None]:
+    """As in a container with a tiny /dev/shm: no file may have more than one byte."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1, hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.usefixtures("no_room_for_files")
+def test_pages_are_private_where_shared_memory_has_no_room(checkpoint: Path) -> None:
+    loaded = load_model(model(checkpoint), ENGINE, SegmentWish(NAME, is_must=False))
+    assert loaded.segment is None
+    assert not (SHARED_MEMORY / NAME).exists()
+
+
+@pytest.mark.usefixtures("no_room_for_files")
+def test_shared_memory_that_was_demanded_but_has_no_room_is_an_error(checkpoint: Path) -> None:
+    with pytest.raises(OutOfMemory, match="/dev/shm has no room"):
+        load_model(model(checkpoint), ENGINE, SegmentWish(NAME, is_must=True))
 
 
 def test_layout_describes_the_pages(checkpoint: Path) -> None:

@@ -38,7 +38,7 @@ class SharedSegment:
             tensor = _map(descriptor, shape, dtype)
         except OSError as error:
             os.unlink(SHARED_MEMORY / name)
-            if error.errno in (errno.ENOSPC, errno.ENOMEM):
+            if error.errno in (errno.ENOSPC, errno.ENOMEM, errno.EFBIG):
                 raise OutOfMemory(
                     f"/dev/shm has no room for {size / 2**20:.0f} MiB of pages; lower the KV cache size or enlarge it"
                 ) from error

@@ -9,6 +9,7 @@ CancelPush, or the engine cancels: stop, say Quiet --> done
 
 import logging
 import os
+import secrets
 import time
 from collections import deque
 from collections.abc import Callable
@@ -80,6 +81,8 @@ class PagePusher:
         self._secret = secret
         self._release = release
         self._clock = clock
+        # After a broken connection the other side must take our Quiet for that of the same writer.
+        self._name = b"pusher-" + secrets.token_hex(8).encode()
         self._pushes: dict[PushKey, _Push] = {}
         self._pushed_requests = 0
         self._pushed_bytes = {"shared_memory": 0, "tcp": 0}
@@ -230,6 +233,15 @@ class PagePusher:
         for key in [key for key, push in self._pushes.items() if now >= push.deadline]:
             _log.warning("push of %s gave up: no answer from %s", self._pushes[key].request_id, key[0])
             self._end(key, "no answer within the deadline")
+            self._close_unused(key[0])
+
+    def _close_unused(self, endpoint: str) -> None:
+        """A peer that left us without an answer may be gone for good, and its socket would try for ever."""
+        if any(used == endpoint for used, _ in self._pushes):
+            return
+        socket = self._peers.pop(endpoint)
+        self._poller.unregister(socket)
+        socket.close(linger=_FAREWELL_MS)
 
     def _end(self, key: PushKey, reason: str) -> None:
         """Write no more and say so; Quiet is owed even for a push that is unknown or done here."""
@@ -247,7 +259,7 @@ class PagePusher:
 
     def _send(self, endpoint: str, message: Message) -> None:
         if endpoint not in self._peers:
-            self._peers[endpoint] = sockets.connect_client(self._context, self._secret, endpoint)
+            self._peers[endpoint] = sockets.connect_client(self._context, self._secret, endpoint, self._name)
             self._poller.register(self._peers[endpoint], zmq.POLLIN)
         try:
             self._peers[endpoint].send(encode(message), zmq.NOBLOCK)
