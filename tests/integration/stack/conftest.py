@@ -32,16 +32,22 @@ class Stack:
         self._secret = directory / "secret"
         self._processes: dict[str, subprocess.Popen[str]] = {}
         self.segment_prefix = f"kvasir-stack-{os.getpid()}-{directory.name}"
-        endpoints = {role: self._start_replica(role, transport) for role in ("prefill", "decode")}
-        self.url = self._start_router(",".join(f"{role}@{endpoint}" for role, endpoint in endpoints.items()))
+        self._transport = transport
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
 
-    def _start_replica(self, role: str, transport: str) -> str:
+    def start(self) -> None:
+        """Return when the router reaches both replicas."""
+        endpoints = {role: self._start_replica(role) for role in ("prefill", "decode")}
+        self._start_router(",".join(f"{role}@{endpoint}" for role, endpoint in endpoints.items()))
+
+    def _start_replica(self, role: str) -> str:
         config: Mapping[str, object] = {
             "replica_id": f"{role}-0",
             "role": role,
             "model": {"path": str(demo_model_path()), "served_name": DEMO_MODEL_NAME, "dtype": "float32"},
             "engine": {"num_threads": 1, "kv_cache_bytes": 300 * PAGE_BYTES, "max_num_seqs": 64},
-            "handover": {"transport": transport},
+            "handover": {"transport": self._transport},
             "segment_prefix": self.segment_prefix,
         }
         file = self._directory / f"{role}.yaml"
@@ -49,21 +55,19 @@ class Stack:
         self._start(role, "kvasir_workers.replica", "--config", str(file), "--secret-file", str(self._secret))
         return self._last_word_printed_by(role)
 
-    def _start_router(self, replicas: str) -> str:
-        listener = self._listener = socket.create_server(("127.0.0.1", 0))
+    def _start_router(self, replicas: str) -> None:
         self._start(
             "router",
             "kvasir_router",
             *("--model", str(demo_model_path()), "--served-model-name", DEMO_MODEL_NAME),
-            *("--replicas", replicas, "--secret-file", str(self._secret), "--fd", str(listener.fileno())),
-            inherited=(listener.fileno(),),
+            *("--replicas", replicas, "--secret-file", str(self._secret), "--fd", str(self._listener.fileno())),
+            inherited=(self._listener.fileno(),),
         )
-        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
         deadline = time.monotonic() + START_S
         while time.monotonic() < deadline:
-            status = httpx.get(f"{url}/status", timeout=START_S).json()
+            status = httpx.get(f"{self.url}/status", timeout=START_S).json()
             if all(replica["state"] == "up" for replica in status["replicas"]):
-                return url
+                return
         raise AssertionError("the router did not reach both replicas")
 
     def _start(self, name: str, module: str, *arguments: str, inherited: tuple[int, ...] = ()) -> None:
@@ -89,6 +93,7 @@ class Stack:
         self._processes[role].wait(STOP_S)
 
     def stop(self) -> None:
+        """End whatever was started."""
         for process in reversed(self._processes.values()):
             process.send_signal(signal.SIGTERM)
         for process in self._processes.values():
@@ -97,6 +102,9 @@ class Stack:
             process.stdout.close()
         self._listener.close()
 
+    def segments(self) -> list[Path]:
+        return list(Path("/dev/shm").glob(f"{self.segment_prefix}-*"))
+
     def client(self) -> openai.OpenAI:
         return openai.OpenAI(base_url=f"{self.url}/v1", api_key="none", max_retries=0)
 
@@ -104,7 +112,8 @@ class Stack:
         """The pieces of an answer as they come; greedy unless told otherwise."""
         messages = [{"role": "user", "content": question}]
         settings = {"model": DEMO_MODEL_NAME, "messages": messages, "temperature": 0, "stream": True} | options
-        for chunk in self.client().chat.completions.create(**settings):
+        create: Any = self.client().chat.completions.create
+        for chunk in create(**settings):
             if chunk.choices and chunk.choices[0].delta.content:
                 yield chunk.choices[0].delta.content
 
@@ -121,10 +130,11 @@ def stack(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     """One stack for all tests that leave it as they found it."""
     stack = Stack(tmp_path_factory.mktemp(f"stack-{request.param}"), request.param)
     try:
+        stack.start()
         yield stack
     finally:
         stack.stop()
-    assert not list(Path("/dev/shm").glob(f"{stack.segment_prefix}-*"))
+    assert not stack.segments()
 
 
 @pytest.fixture
@@ -132,8 +142,9 @@ def own_stack(tmp_path: Path) -> Iterator[Stack]:
     """A stack in which things may be killed."""
     stack = Stack(tmp_path, "auto")
     try:
+        stack.start()
         yield stack
     finally:
         stack.stop()
-        for segment in Path("/dev/shm").glob(f"{stack.segment_prefix}-*"):
+        for segment in stack.segments():
             segment.unlink()
