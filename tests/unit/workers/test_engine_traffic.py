@@ -21,7 +21,6 @@ from tests.unit.workers.fakes import (
     make_ticket,
 )
 
-
 policies = st.fixed_dictionaries(
     {
         "scheduling_policy": st.sampled_from(["fcfs", "priority", "longest-prefix"]),
