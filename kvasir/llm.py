@@ -14,7 +14,7 @@ from tqdm import tqdm
 from kvasir.demo import DEMO_MODEL_NAME, demo_model_path
 from kvasir.outputs import CompletionOutput, Logprob, RequestOutput
 from kvasir.prompts import Prompt, TokenPrompt, read_prompts
-from kvasir_protocol.config import Device, DType, EngineConfig, ModelConfig
+from kvasir_protocol.config import Device, DType, EngineConfig, ModelConfig, SchedulingPolicyName
 from kvasir_protocol.errors import ContextTooLong, InvalidRequest
 from kvasir_protocol.ids import RequestId
 from kvasir_protocol.request import MAX_SEED, GenerationRequest, SamplingParams
@@ -62,6 +62,7 @@ class LLM:
         block_size: int = 16,
         kv_cache_memory_bytes: int | None = None,
         enable_prefix_caching: bool = True,
+        scheduling_policy: SchedulingPolicyName = "fcfs",
         num_threads: int | None = None,
     ) -> None:
         directory = Path(model) if model is not None else demo_model_path()
@@ -73,6 +74,8 @@ class LLM:
             max_num_seqs=max_num_seqs,
             max_num_batched_tokens=max_num_batched_tokens,
             enable_prefix_caching=enable_prefix_caching,
+            scheduling_policy=scheduling_policy,
+            max_waiting_requests=None,  # the caller, who is here, may hand over as many prompts as it likes
             num_threads=num_threads,
         )
         if num_threads is not None:
@@ -95,9 +98,13 @@ class LLM:
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
         *,
         use_tqdm: bool = True,
+        priority: Sequence[int] | None = None,
     ) -> list[RequestOutput]:
-        """Answers in the order of the prompts. Raises InvalidRequest before anything runs if one can't be served."""
-        return self._answer(read_prompts(prompts, self._codec), sampling_params, use_tqdm=use_tqdm)
+        """Answers in the order of the prompts. Raises InvalidRequest before anything runs if one can't be served.
+
+        priority: one per prompt, lower is computed earlier; of use with scheduling_policy="priority".
+        """
+        return self._answer(read_prompts(prompts, self._codec), sampling_params, priority, use_tqdm=use_tqdm)
 
     def chat(
         self,
@@ -112,18 +119,22 @@ class LLM:
         conversations = [messages] if isinstance(messages[0], Mapping) else messages
         texts = [self._codec.render_chat(conversation) for conversation in conversations]  # type: ignore[arg-type]
         prompts = [TokenPrompt(text, tuple(self._codec.encode(text, add_special_tokens=False))) for text in texts]
-        return self._answer(prompts, sampling_params, use_tqdm=use_tqdm)
+        return self._answer(prompts, sampling_params, None, use_tqdm=use_tqdm)
 
     def _answer(
         self,
         prompts: list[TokenPrompt],
         sampling_params: SamplingParams | Sequence[SamplingParams] | None,
+        priority: Sequence[int] | None,
         *,
         use_tqdm: bool,
     ) -> list[RequestOutput]:
         params = self._params_per_prompt(sampling_params, len(prompts))
+        priorities = [0] * len(prompts) if priority is None else priority
+        if len(priorities) != len(prompts):
+            raise InvalidRequest(f"{len(priorities)} priorities for {len(prompts)} prompts; give one each", "priority")
         choices: dict[RequestId, _Choice] = {}
-        groups = [self._choices(prompt, param) for prompt, param in zip(prompts, params, strict=True)]
+        groups = [self._choices(*order) for order in zip(prompts, params, priorities, strict=True)]
         with self._abort_on_error(choices):
             for group in groups:
                 for choice in group:
@@ -146,7 +157,7 @@ class LLM:
             )
         return list(sampling_params)
 
-    def _choices(self, prompt: TokenPrompt, params: SamplingParams) -> list[_Choice]:
+    def _choices(self, prompt: TokenPrompt, params: SamplingParams, priority: int) -> list[_Choice]:
         """The request's n streams, with seed and max_tokens settled."""
         room = self._max_sequence_tokens - len(prompt.token_ids)
         if room < 1:
@@ -164,6 +175,7 @@ class LLM:
                 prompt_token_ids=prompt.token_ids,
                 sampling=sampling,
                 choice_index=index,
+                priority=priority,
             )
             for index in range(params.n)
         ]

@@ -8,7 +8,17 @@ from pathlib import Path
 from typing import Any, get_args
 
 from kvasir.demo import DEMO_MODEL_NAME, demo_model_path
-from kvasir_protocol.config import ClusterConfig, Device, DType, PoolConfig, TransportName, build, load_config, merge
+from kvasir_protocol.config import (
+    ClusterConfig,
+    Device,
+    DType,
+    PoolConfig,
+    SchedulingPolicyName,
+    TransportName,
+    build,
+    load_config,
+    merge,
+)
 from kvasir_protocol.errors import ConfigError
 from kvasir_protocol.wire import to_plain
 
@@ -43,6 +53,7 @@ def add_serve_options(parser: argparse.ArgumentParser) -> None:
     add("--max-model-len", type=int, metavar="TOKENS", help="longest prompt and answer together")
     add("--max-num-seqs", type=int, metavar="N", help="sequences that one replica computes at once")
     add("--max-num-batched-tokens", type=int, metavar="N", help="tokens in one step of a replica")
+    add("--scheduling-policy", choices=get_args(SchedulingPolicyName), help="who is next (default: fcfs)")
     add("--kv-cache-memory-bytes", type=parse_bytes, metavar="SIZE", help="each replica's KV pages, such as 512MiB")
     add("--enable-prefix-caching", action=argparse.BooleanOptionalAction, default=None)
     add("--mixed", nargs="?", type=int, const=1, metavar="N", help="N replicas (default 1) that prefill and decode")
@@ -82,6 +93,7 @@ def _flags_tree(options: argparse.Namespace, pools: tuple[PoolConfig, ...]) -> M
             "kv_cache_bytes": options.kv_cache_memory_bytes,
             "max_num_seqs": options.max_num_seqs,
             "max_num_batched_tokens": options.max_num_batched_tokens,
+            "scheduling_policy": options.scheduling_policy,
             "enable_prefix_caching": options.enable_prefix_caching,
         },
         "handover": {"transport": options.handover_transport},

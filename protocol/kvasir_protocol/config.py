@@ -20,6 +20,8 @@ T = TypeVar("T")
 DType = Literal["auto", "float32", "bfloat16", "float16"]
 Device = Literal["auto", "cpu", "cuda"]
 RoutingPolicyName = Literal["least-loaded", "round-robin"]
+SchedulingPolicyName = Literal["fcfs", "priority", "longest-prefix"]
+AdmissionPolicyName = Literal["max-utilization", "no-evict"]
 TransportName = Literal["auto", "shared-memory", "tcp"]
 
 
@@ -44,9 +46,34 @@ class ModelConfig:
         )
 
 
+_OPTIONAL_COUNTS = (
+    "kv_cache_bytes",
+    "num_threads",
+    "max_prefill_chunk_tokens",
+    "max_waiting_requests",
+    "max_waiting_tokens",
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TenantWeight:
+    """A tenant of weight 2 gets twice the tokens of one of weight 1, which is what others have."""
+
+    tenant: str
+    weight: float
+
+    def __post_init__(self) -> None:
+        _require(0 < self.weight < float("inf"), f"the weight of tenant {self.tenant!r} must be above 0")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineConfig:
-    """How one replica computes. kv_cache_bytes None: a share of the memory that is free when it starts."""
+    """How one replica computes. kv_cache_bytes None: a share of the memory that is free when it starts.
+
+    max_prefill_chunk_tokens: what one sequence may get of a step that it shares; None is all that others leave.
+    fair_share: between tenants whoever had fewest tokens is next; scheduling_policy orders within a tenant.
+    max_waiting_requests, max_waiting_tokens: beyond them a replica refuses at once; None is without bound.
+    """
 
     device: Device = "auto"
     page_size: int = 16
@@ -55,24 +82,28 @@ class EngineConfig:
     max_num_batched_tokens: int = 2048
     enable_prefix_caching: bool = True
     num_threads: int | None = None
+    scheduling_policy: SchedulingPolicyName = "fcfs"
+    admission_policy: AdmissionPolicyName = "max-utilization"
+    max_prefill_chunk_tokens: int | None = None
+    fair_share: bool = False
+    tenant_weights: tuple[TenantWeight, ...] = ()
+    max_waiting_requests: int | None = 1024
+    max_waiting_tokens: int | None = None
 
     def __post_init__(self) -> None:
         for name in ("page_size", "max_num_seqs", "max_num_batched_tokens"):
             value = getattr(self, name)
             _require(value >= 1, f"engine.{name} must be at least 1, got {value}")
-        _require(
-            self.kv_cache_bytes is None or self.kv_cache_bytes >= 1,
-            f"engine.kv_cache_bytes must be at least 1, got {self.kv_cache_bytes}",
-        )
+        for name in _OPTIONAL_COUNTS:
+            value = getattr(self, name)
+            _require(value is None or value >= 1, f"engine.{name} must be at least 1, got {value}")
         _require(
             self.max_num_batched_tokens >= self.max_num_seqs,
             f"engine.max_num_batched_tokens ({self.max_num_batched_tokens}) must be at least "
             f"engine.max_num_seqs ({self.max_num_seqs}), so that every running sequence can get a token a step",
         )
-        _require(
-            self.num_threads is None or self.num_threads >= 1,
-            f"engine.num_threads must be at least 1, got {self.num_threads}",
-        )
+        tenants = [share.tenant for share in self.tenant_weights]
+        _require(len(set(tenants)) == len(tenants), "engine.tenant_weights names a tenant twice")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -21,6 +21,7 @@ class TokenOutput:
 
     num_cached_tokens: prompt tokens found in the prefix cache. logprobs is empty or as long as token_ids.
     stop_token: the last token is one that ended the sequence and is not part of the answer's text.
+    error: why, for the person who asked, if finish_reason is "error".
     """
 
     request_id: RequestId
@@ -30,11 +31,15 @@ class TokenOutput:
     finish_reason: FinishReason | None = None
     stop_token: int | None = None
     num_cached_tokens: int = 0
+    error: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineCounters:
-    """Totals since the engine started."""
+    """Totals since the engine started.
+
+    recomputed_tokens: computed again after a preemption. refused_requests: those that found the line full.
+    """
 
     num_steps: int = 0
     prompt_tokens: int = 0
@@ -46,6 +51,9 @@ class EngineCounters:
     finished_length: int = 0
     finished_abort: int = 0
     finished_handed_over: int = 0
+    finished_error: int = 0
+    recomputed_tokens: int = 0
+    refused_requests: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -105,6 +105,9 @@ class GenerationRequest:
 
     sampling.max_tokens and sampling.seed are set; n is fanned out before, so that choice_index names this one.
     emitted_token_ids were already given to the client by a replica that was lost: generation goes on after them.
+    priority: lower comes first, where the engine's policy asks for it. tenant: who pays; shares are between tenants.
+    deadline_s: if the request still waits for its first token so long after its arrival, it is ended instead of served
+    late. One whose prompt is being computed by then is served.
     """
 
     request_id: RequestId
@@ -114,6 +117,8 @@ class GenerationRequest:
     emitted_token_ids: tuple[int, ...] = ()
     cache_salt: str = ""
     priority: int = 0
+    tenant: str = ""
+    deadline_s: float | None = None
 
     @property
     def max_tokens(self) -> int:

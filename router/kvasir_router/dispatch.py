@@ -2,7 +2,8 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator
+import time
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 
@@ -31,6 +32,7 @@ class Dispatcher:
     policy: RoutingPolicy
     metrics: FrontDoorMetrics
     patience: Patience
+    clock: Callable[[], float] = time.monotonic
 
     async def stream(self, request: GenerationRequest) -> AsyncGenerator[TokenOutput, None]:
         """Every token of the request exactly once; the last output has a finish_reason that a client may see.
@@ -55,6 +57,7 @@ class _StreamLife:
         self._fleet = dispatcher.fleet
         self._request = request
         self._emitted: list[int] = list(request.emitted_token_ids)
+        self._arrived_at = dispatcher.clock()
         self._num_attempts = 0
         self._num_replays = 0
         self._num_refusals = 0
@@ -102,7 +105,17 @@ class _StreamLife:
             self._request,
             request_id=RequestId(self._request.request_id + suffix),
             emitted_token_ids=tuple(self._emitted),
+            deadline_s=self._remaining_s(),
         )
+
+    def _remaining_s(self) -> float | None:
+        """What former attempts left of the deadline for the first token. Raises ServiceUnavailable if it is nothing."""
+        if self._request.deadline_s is None or self._emitted:
+            return None
+        remaining_s = self._request.deadline_s - (self._dispatcher.clock() - self._arrived_at)
+        if remaining_s <= 0:
+            raise ServiceUnavailable(f"no replica began the answer within {self._request.deadline_s:g} s")
+        return remaining_s
 
     async def _route(self) -> Route:
         """Who is next. A stream that was dispatched before waits for somebody to come up; a new one is refused."""

@@ -19,6 +19,14 @@ OPEN_PATHS = frozenset({"/health"})
 _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 
 
+def tenant_of_key(key: str) -> str:
+    """The tenant's name: 16 hex digits that tell keys apart and don't give them away.
+
+    In a shell: printf 'kvasir tenant %s' "$KEY" | sha256sum | cut -c1-16
+    """
+    return hashlib.sha256(b"kvasir tenant " + key.encode("utf-8", "surrogateescape")).hexdigest()[:16]
+
+
 class ApiKeys:
     """Compares a key with all known ones in constant time; without any, everybody may pass."""
 
@@ -33,6 +41,10 @@ class ApiKeys:
         matches = [hmac.compare_digest(given, known) for known in self._digests]
         return any(matches) and scheme.lower() == "bearer"
 
+    def tenant(self, authorization: str | None) -> str:
+        """Whose request it is, of those that are admitted; without keys all are one tenant, the nameless one."""
+        return tenant_of_key((authorization or "").partition(" ")[2].strip()) if self._digests else ""
+
     @staticmethod
     def _digest(key: str) -> bytes:
         return hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()
@@ -41,7 +53,8 @@ class ApiKeys:
 class Gate:
     """ASGI middleware around the whole application, unknown routes included.
 
-    Puts the request's id in scope["state"]["request_id"]: the client's X-Request-Id, or a new one.
+    Puts the request's id in scope["state"]["request_id"]: the client's X-Request-Id, or a new one; and in
+    scope["state"]["tenant"] a name for the owner of the API key.
     """
 
     def __init__(self, app: ASGIApp, keys: ApiKeys, max_body_bytes: int, metrics: FrontDoorMetrics) -> None:
@@ -59,6 +72,7 @@ class Gate:
         if not _REQUEST_ID.fullmatch(request_id):
             request_id = uuid.uuid4().hex
         scope.setdefault("state", {})["request_id"] = request_id
+        scope["state"]["tenant"] = self._keys.tenant(headers.get("authorization"))
         app = self._refusal(scope["path"], headers) or self._app
         await app(scope, self._counting(receive), self._labelling(send, request_id))
 

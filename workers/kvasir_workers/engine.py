@@ -1,6 +1,8 @@
 """One replica's engine: requests in, tokens out, a step at a time."""
 
+import time
 from collections import Counter
+from collections.abc import Callable
 from collections.abc import Sequence as Many
 from dataclasses import dataclass, fields
 from typing import Protocol
@@ -51,7 +53,7 @@ class EngineLimits:
 
 
 class Engine:
-    """The loop's body. Not thread-safe: one thread owns it."""
+    """The loop's body. Not thread-safe: one thread owns it. clock: monotonic seconds, for deadlines."""
 
     def __init__(
         self,
@@ -60,7 +62,9 @@ class Engine:
         config: EngineConfig,
         limits: EngineLimits,
         exporter: PageExporter | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        self._clock = clock
         self._runner = runner
         self._kv = kv
         self._limits = limits
@@ -84,7 +88,8 @@ class Engine:
         return self.num_running + self.num_waiting > 0
 
     def counters(self) -> EngineCounters:
-        return EngineCounters(**{**self._counts, "num_preemptions": self._scheduler.num_preemptions})
+        preempted, recomputed = self._scheduler.num_preemptions, self._scheduler.num_recomputed_tokens
+        return EngineCounters(**{**self._counts, "num_preemptions": preempted, "recomputed_tokens": recomputed})
 
     @property
     def num_steps(self) -> int:
@@ -97,9 +102,25 @@ class Engine:
     # Requests
 
     def add(self, request: GenerationRequest, ticket: HandoverTicket | None = None) -> None:
-        """Queue a request; with a ticket its pages leave after the first token. Raises InvalidRequest."""
+        """Queue a request; with a ticket its pages leave after the first token.
+
+        Raises InvalidRequest, or ServiceUnavailable if the line is full. A stream that goes on from another replica
+        is always taken: it was accepted before, and has had its first token in time.
+        """
         self._check(request)
-        self._scheduler.enqueue(Sequence(request, ticket))
+        sequence = Sequence(request, ticket)
+        if not request.emitted_token_ids:
+            self._check_line(sequence)
+            if request.deadline_s is not None:
+                sequence.give_up_at = self._clock() + request.deadline_s
+        self._scheduler.enqueue(sequence)
+
+    def _check_line(self, sequence: Sequence) -> None:
+        try:
+            self._scheduler.check_bounds(sequence.num_tokens)
+        except ServiceUnavailable:
+            self._counts["refused_requests"] += 1
+            raise
 
     def abort(self, request_id: RequestId) -> bool:
         """End a sequence and take its pages back. False if there is none (it may just have ended)."""
@@ -116,6 +137,8 @@ class Engine:
         prompt, vocab_size = request.prompt_token_ids, self._limits.vocab_size
         if request.sampling.max_tokens is None or request.sampling.seed is None:
             raise InvalidRequest("max_tokens and seed are to be set before a request reaches an engine", "max_tokens")
+        if request.deadline_s is not None and not request.deadline_s > 0:
+            raise InvalidRequest(f"a deadline lies above 0 s, got {request.deadline_s}", "deadline_s")
         if request.choice_index < 0:
             raise InvalidRequest(f"choices are counted from 0, got {request.choice_index}", "n")
         if not prompt:
@@ -140,11 +163,27 @@ class Engine:
 
     def step(self) -> list[TokenOutput]:
         """Plan, run, commit: one pass of the model and what it yielded (empty if nothing could run)."""
-        plan = self._scheduler.plan(num_reserved=len(self._reserved))
+        overdue = [self._give_up(sequence) for sequence in self._scheduler.overdue(self._clock())]
+        plan = self._scheduler.plan(reserved=self._reserved)
         if not plan.entries:
-            return []
+            return overdue
         sampled = self._runner.run(plan)
-        return self._commit(plan, sampled)
+        return [*overdue, *self._commit(plan, sampled)]
+
+    def _give_up(self, sequence: Sequence) -> TokenOutput:
+        """End a sequence that waits for its first token and would get it too late."""
+        self._scheduler.remove(sequence)
+        if sequence.ticket is not None and self._exporter is not None:
+            self._exporter.cancel(sequence)
+        self._counts["finished_error"] += 1
+        return TokenOutput(
+            request_id=sequence.request_id,
+            first_index=0,
+            token_ids=(),
+            finish_reason="error",
+            error=f"no turn came within the deadline of {sequence.request.deadline_s:g} s; "
+            f"{self.num_waiting} others wait and {self.num_running} run here",
+        )
 
     def _commit(self, plan: StepPlan, sampled: list[SampledToken]) -> list[TokenOutput]:
         self._counts["num_steps"] += 1
@@ -167,6 +206,7 @@ class Engine:
             self._count_prompt(sequence)
         sequence.token_ids.append(token.token_id)
         self._counts["generated_tokens"] += 1
+        self._scheduler.count_output(sequence)
         is_stop = self._is_stop(sequence, token.token_id)
         reason = self._finish_reason(sequence, is_stop=is_stop)
         if reason is not None:
@@ -252,6 +292,9 @@ class Engine:
         if num_missing > num_free or not self._kv.try_grow(sequence, sequence.num_tokens):
             self._kv.detach(sequence)
             raise ServiceUnavailable(f"{max(0, num_free)} pages are free, the request needs {num_missing}")
+        if not self._scheduler.has_room(sequence, self._reserved):
+            self._kv.detach(sequence)
+            raise ServiceUnavailable("the free pages are promised to the longest answers of those that run")
         self._reserved.add(sequence)
         return sequence
 

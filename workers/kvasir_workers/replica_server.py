@@ -194,17 +194,15 @@ class ReplicaServer:
 
     def _open_stream(self, peer: Peer, request: GenerationRequest) -> bool:
         if request.request_id in self._streams:
-            self._reject(peer, request.request_id, InvalidRequest("the request id is in use", "request_id"))
+            error = InvalidRequest("the request id is in use", "request_id")
+            self._send(peer, _rejection(request.request_id, error))
             return False
         self._streams[request.request_id] = peer
         return True
 
-    def _reject(self, peer: Peer, request_id: RequestId, error: InvalidRequest) -> None:
-        self._send(peer, Rejected(request_id=request_id, message=str(error), is_invalid=True, field=error.field))
-
-    def _close_and_reject(self, peer: Peer, request_id: RequestId, error: InvalidRequest) -> None:
+    def _close_and_reject(self, peer: Peer, request_id: RequestId, error: InvalidRequest | ServiceUnavailable) -> None:
         self._streams.pop(request_id, None)
-        self._reject(peer, request_id, error)
+        self._send(peer, _rejection(request_id, error))
 
     def _abort(self, peer: Peer, request_id: RequestId) -> None:
         if self._streams.get(request_id) != peer:
@@ -221,7 +219,10 @@ class ReplicaServer:
         by_peer: defaultdict[Peer, list[TokenOutput]] = defaultdict(list)
         for output in outputs:
             peer = self._streams.get(output.request_id)
-            if peer is not None:
+            if peer is not None and output.finish_reason == "error" and not output.first_index:
+                # Nothing was said yet, so that the router may still ask somebody else.
+                self._close_and_reject(peer, output.request_id, ServiceUnavailable(output.error))
+            elif peer is not None:
                 by_peer[peer].append(output)
                 if output.finish_reason is not None:
                     del self._streams[output.request_id]
@@ -233,7 +234,7 @@ class ReplicaServer:
     def _add(self, peer: Peer, request: GenerationRequest, ticket: HandoverTicket | None, engine: Engine) -> None:
         try:
             engine.add(request, ticket)
-        except InvalidRequest as error:
+        except (InvalidRequest, ServiceUnavailable) as error:
             self._mailbox.post(partial(self._close_and_reject, peer, request.request_id, error))
 
     def _reserve(self, peer: Peer, request: GenerationRequest, deadline_s: float, engine: Engine) -> None:
@@ -266,6 +267,12 @@ class ReplicaServer:
             deadline_s=deadline_s,
         )
         self._send(peer, Reserved(request_id=sequence.request_id, ticket=ticket))
+
+
+def _rejection(request_id: RequestId, error: InvalidRequest | ServiceUnavailable) -> Rejected:
+    if isinstance(error, InvalidRequest):
+        return Rejected(request_id=request_id, message=str(error), is_invalid=True, field=error.field)
+    return Rejected(request_id=request_id, message=str(error), is_invalid=False)
 
 
 def resident_bytes() -> int:

@@ -4,14 +4,18 @@ There are no phases. Each sequence has tokens that are not computed yet; a step 
 so that it catches up: long prompts in chunks, running answers one token at a time.
 """
 
-from collections import deque
+from collections.abc import Collection
 from dataclasses import dataclass
 from itertools import chain
 
 from kvasir_protocol.config import EngineConfig
 from kvasir_protocol.ids import PageIndex, RequestId
-from kvasir_workers.kv.manager import KvManager
+from kvasir_workers.admission_policy import PageNeed, make_admission_policy
+from kvasir_workers.fair_share import TokenCounters
+from kvasir_workers.kv.manager import KvManager, pages_for
+from kvasir_workers.scheduling_policy import Rank, make_scheduling_policy
 from kvasir_workers.sequence import Sequence
+from kvasir_workers.waiting_line import LineBounds, WaitingLine
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,15 +43,24 @@ class StepPlan:
 
 
 class Scheduler:
-    """First come, first served; running sequences before waiting ones; preemption by recompute."""
+    """Running sequences before waiting ones, each in the order of the policies; preemption by recompute."""
 
     def __init__(self, config: EngineConfig, kv: KvManager) -> None:
         self._max_num_seqs = config.max_num_seqs
         self._budget_tokens = config.max_num_batched_tokens
+        self._max_chunk_tokens = config.max_prefill_chunk_tokens or config.max_num_batched_tokens
         self._kv = kv
-        self._waiting: deque[Sequence] = deque()
+        self._policy = make_scheduling_policy(config.scheduling_policy, kv.num_cached_tokens)
+        self._admission = make_admission_policy(config.admission_policy)
+        self._displaces = self._policy.displaces and config.admission_policy != "no-evict"
+        weights = {share.tenant: share.weight for share in config.tenant_weights}
+        self._counters = TokenCounters(weights) if config.fair_share else None
+        self._bounds = LineBounds(max_requests=config.max_waiting_requests, max_tokens=config.max_waiting_tokens)
+        self._waiting = WaitingLine(self._policy, self._counters)
         self._running: list[Sequence] = []
+        self._num_arrived = 0
         self.num_preemptions = 0
+        self.num_recomputed_tokens = 0
 
     @property
     def num_waiting(self) -> int:
@@ -57,15 +70,26 @@ class Scheduler:
     def num_running(self) -> int:
         return len(self._running)
 
+    def check_bounds(self, num_new_tokens: int) -> None:
+        """Raise ServiceUnavailable if the line is too long for one more with so many tokens."""
+        self._bounds.check(len(self._waiting), self._waiting.num_tokens, num_new_tokens)
+
     def enqueue(self, sequence: Sequence) -> None:
-        self._waiting.append(sequence)
+        self._count_arrival(sequence)
+        self._waiting.add(sequence)
 
     def admit_running(self, sequence: Sequence) -> None:
         """Take in a sequence whose pages arrived from another replica."""
+        self._count_arrival(sequence)
         self._running.append(sequence)
 
+    def _count_arrival(self, sequence: Sequence) -> None:
+        sequence.arrival_index = self._num_arrived
+        self._num_arrived += 1
+
     def find(self, request_id: RequestId) -> Sequence | None:
-        return next((s for s in chain(self._running, self._waiting) if s.request_id == request_id), None)
+        running = next((sequence for sequence in self._running if sequence.request_id == request_id), None)
+        return running or self._waiting.find(request_id)
 
     def remove(self, sequence: Sequence) -> None:
         """Forget a sequence that ended and take its pages back."""
@@ -75,21 +99,62 @@ class Scheduler:
             self._waiting.remove(sequence)
         self._kv.detach(sequence)
 
+    def overdue(self, now: float) -> list[Sequence]:
+        """Waiting sequences that should have had their first token by now."""
+        return self._waiting.overdue(now)
+
+    def count_output(self, sequence: Sequence) -> None:
+        """A token was sampled for the sequence: its tenant is charged."""
+        if self._counters is not None:
+            self._counters.charge(sequence.request.tenant, num_output=1)
+
     @property
     def num_awaited_pages(self) -> int:
         """What the first in line needs, so that nobody who comes later takes it away."""
-        return self._kv.num_missing(self._waiting[0]) if self._waiting else 0
+        first = self._waiting.first()
+        return self._kv.num_missing(first) if first is not None else 0
 
-    def plan(self, *, num_reserved: int = 0) -> StepPlan:
+    def plan(self, *, reserved: Collection[Sequence] = ()) -> StepPlan:
         """Choose the next step and give every chosen sequence the pages that it needs for it.
 
-        num_reserved: places that are promised to sequences whose pages are still on their way.
+        reserved: sequences whose pages are still on their way, each with the promise of a place.
         """
+        # The worst last: whoever is preempted in this step was not given anything in it yet.
+        self._running.sort(key=self._rank)
+        if self._displaces:
+            self._make_way(reserved)
         entries, budget, has_preempted = self._plan_running()
         if not has_preempted:
-            entries += self._plan_waiting(budget, self._max_num_seqs - num_reserved)
+            entries += self._plan_waiting(budget, reserved)
         entries.sort(key=lambda entry: entry.num_new != 1)
         return StepPlan(tuple(entries))
+
+    def _rank(self, sequence: Sequence) -> tuple[float, Rank]:
+        served = self._counters[sequence.request.tenant] if self._counters is not None else 0.0
+        return served, self._policy.rank(sequence)
+
+    def _make_way(self, reserved: Collection[Sequence]) -> None:
+        """Running sequences that the first in line outranks wait, until there is room for it."""
+        first = self._waiting.first()
+        while first is not None and self._running and self._may_displace(first, self._running[-1]):
+            if self._has_place(reserved) and self._would_fit(first, reserved):
+                return
+            self._preempt_last()
+
+    def _may_displace(self, newcomer: Sequence, running: Sequence) -> bool:
+        """Between tenants shares decide, not what a tenant says of its own requests."""
+        if self._counters is not None and newcomer.request.tenant != running.request.tenant:
+            return False
+        return self._policy.outranks(newcomer, running)
+
+    def _has_place(self, reserved: Collection[Sequence]) -> bool:
+        return len(self._running) + len(reserved) < self._max_num_seqs
+
+    def _would_fit(self, sequence: Sequence, reserved: Collection[Sequence]) -> bool:
+        self._kv.attach_prefix(sequence)
+        fits = self.has_room(sequence, reserved)
+        self._kv.detach(sequence)
+        return fits
 
     def _plan_running(self) -> tuple[list[ScheduledSequence], int, bool]:
         """Each gets what it lacks, but leaves a token of the budget for everyone behind it."""
@@ -100,7 +165,7 @@ class Scheduler:
         while index < len(self._running) and budget > 0:
             sequence = self._running[index]
             num_later = len(self._running) - index - 1
-            num_new = min(sequence.num_pending, max(1, budget - num_later))
+            num_new = min(sequence.num_pending, self._chunk_tokens(), max(1, budget - num_later))
             while not self._kv.try_grow(sequence, sequence.num_computed + num_new):
                 has_preempted = True
                 if self._preempt_last() is sequence:
@@ -110,35 +175,58 @@ class Scheduler:
             index += 1
         return entries, budget, has_preempted
 
+    def _chunk_tokens(self) -> int:
+        """At most so many tokens of one sequence in a step, if it is not alone."""
+        is_alone = len(self._running) + len(self._waiting) <= 1
+        return self._budget_tokens if is_alone else self._max_chunk_tokens
+
     def _preempt_last(self) -> Sequence:
-        """The running sequence that came last gives up its pages and waits, first in line."""
+        """The running sequence of the highest rank gives up its pages and waits; full ones stay cached for now."""
         sequence = self._running.pop()
+        sequence.num_lost_tokens = sequence.num_computed
         self._kv.detach(sequence)
-        self._waiting.appendleft(sequence)
+        self._waiting.add(sequence)
         self.num_preemptions += 1
         return sequence
 
-    def _plan_waiting(self, budget: int, num_places: int) -> list[ScheduledSequence]:
+    def _plan_waiting(self, budget: int, reserved: Collection[Sequence]) -> list[ScheduledSequence]:
         entries: list[ScheduledSequence] = []
-        while self._waiting and budget > 0 and len(self._running) < num_places:
-            sequence = self._waiting[0]
+        turns = self._waiting.in_turn()
+        while budget > 0 and self._has_place(reserved) and (sequence := next(turns, None)) is not None:
             self._kv.attach_prefix(sequence)
-            num_new = min(sequence.num_pending, budget)
-            if not self._fits(sequence, num_new):
+            num_new = min(sequence.num_pending, budget, self._chunk_tokens())
+            if not self._fits(sequence, num_new, reserved):
                 self._kv.detach(sequence)
                 break
-            if sequence.num_cached_tokens is None:
-                sequence.num_cached_tokens = min(sequence.num_computed, sequence.num_prompt_tokens)
-            self._running.append(self._waiting.popleft())
+            self._admit(sequence)
             entries.append(ScheduledSequence(sequence, num_new))
             budget -= num_new
         return entries
 
-    def _fits(self, sequence: Sequence, num_new: int) -> bool:
-        """Room for the whole of what is known, not only for the first chunk: else newcomers evict each other."""
+    def _fits(self, sequence: Sequence, num_new: int, reserved: Collection[Sequence]) -> bool:
         if not self._kv.try_grow(sequence, sequence.num_computed + num_new):
             return False
-        return self._kv.num_missing(sequence) <= self._kv.num_available
+        return self.has_room(sequence, reserved)
+
+    def has_room(self, newcomer: Sequence, reserved: Collection[Sequence]) -> bool:
+        """Whether the admission policy lets a newcomer in beside those that run and those that are promised a place."""
+        inside = map(self._need, chain(self._running, reserved))
+        return self._admission.admits(self._need(newcomer), inside, self._kv.num_available)
+
+    def _need(self, sequence: Sequence) -> PageNeed:
+        final = pages_for(sequence.num_final_tokens, self._kv.page_size) - len(sequence.pages)
+        return PageNeed(known=self._kv.num_missing(sequence), final=final)
+
+    def _admit(self, sequence: Sequence) -> None:
+        if sequence.num_cached_tokens is None:
+            sequence.num_cached_tokens = min(sequence.num_computed, sequence.num_prompt_tokens)
+            if self._counters is not None:
+                num_input = sequence.num_prompt_tokens - sequence.num_cached_tokens
+                self._counters.charge(sequence.request.tenant, num_input=num_input)
+        self.num_recomputed_tokens += max(0, sequence.num_lost_tokens - sequence.num_computed)
+        sequence.num_lost_tokens = 0
+        self._waiting.remove(sequence)
+        self._running.append(sequence)
 
     def audit(self, other_holders: list[PageIndex]) -> None:
         """Check that pages, sequences and other holders agree. Raises AssertionError."""
@@ -148,4 +236,5 @@ class Scheduler:
         for sequence in sequences:
             assert 0 <= sequence.num_computed < sequence.num_tokens, f"{sequence.request_id}: nothing left to compute"
             assert sequence.num_computed <= len(sequence.pages) * self._kv.page_size, f"{sequence.request_id}: no page"
+        self._waiting.audit()
         self._kv.audit([*(page for sequence in sequences for page in sequence.pages), *other_holders])

@@ -18,6 +18,8 @@ class Sequence:
     pages hold the keys and values of the first num_computed tokens; page_hashes name the full pages among them;
     the first num_published_pages are READY, the others are this sequence's alone.
     ticket: the pages go to another replica when the prompt is computed; num_exported_pages have been offered to it.
+    arrival_index orders by arrival; give_up_at: of the engine's clock, when a first token is of no use any more.
+    num_lost_tokens: computed before it was preempted, and not again since.
     """
 
     request: GenerationRequest
@@ -30,6 +32,9 @@ class Sequence:
     page_hashes: list[PageHash] = field(default_factory=list)
     num_published_pages: int = 0
     num_exported_pages: int = 0
+    arrival_index: int = 0
+    give_up_at: float | None = None
+    num_lost_tokens: int = 0
 
     def __post_init__(self) -> None:
         self.token_ids = [*self.request.prompt_token_ids, *self.request.emitted_token_ids]
@@ -52,6 +57,13 @@ class Sequence:
     @property
     def num_generated(self) -> int:
         return len(self.token_ids) - self.num_prompt_tokens
+
+    @property
+    def num_final_tokens(self) -> int:
+        """At most so many tokens need keys and values before it ends: the last token never does."""
+        if self.ticket is not None:
+            return self.num_tokens
+        return self.num_prompt_tokens + self.request.max_tokens - 1
 
     def hashes_up_to(self, num_tokens: int, page_size: int) -> list[PageHash]:
         """Names of the full pages within the first num_tokens tokens; computed once and kept."""

@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from kvasir_protocol.errors import InvalidRequest
+from kvasir_protocol.messages import MAX_DEADLINE_S
 
 
 def _without_lone_surrogates(text: str) -> str:
@@ -93,6 +94,7 @@ class GenerationBody(Body):
     return_token_ids: bool = False
     cache_salt: Text = ""
     priority: Annotated[int, Field(ge=-(2**31), lt=2**31)] = 0
+    deadline_s: Annotated[float, Field(gt=0, le=MAX_DEADLINE_S)] | None = None
 
 
 class CompletionBody(GenerationBody):

@@ -29,6 +29,8 @@ class Order:
     default_max_tokens: int | None
     cache_salt: str
     priority: int
+    tenant: str
+    deadline_s: float | None
 
     @property
     def num_choices(self) -> int:
@@ -89,6 +91,8 @@ class Generation:
                         choice_index=choice_index,
                         cache_salt=self._order.cache_salt,
                         priority=self._order.priority,
+                        tenant=self._order.tenant,
+                        deadline_s=self._order.deadline_s,
                     )
                 )
         return requests

@@ -43,6 +43,8 @@ def openai_routes(door: FrontDoor) -> APIRouter:
             default_max_tokens=DEFAULT_COMPLETION_TOKENS,
             cache_salt=body.cache_salt,
             priority=body.priority,
+            tenant=http.state.tenant,
+            deadline_s=body.deadline_s,
         )
         return await _answer(door, body, http, order, answer_format)
 
@@ -60,6 +62,8 @@ def openai_routes(door: FrontDoor) -> APIRouter:
             default_max_tokens=None,
             cache_salt=body.cache_salt,
             priority=body.priority,
+            tenant=http.state.tenant,
+            deadline_s=body.deadline_s,
         )
         return await _answer(door, body, http, order, answer_format)
 

@@ -6,6 +6,8 @@ from collections.abc import Callable
 import httpx
 import pytest
 
+from kvasir_protocol.messages import Submit
+from kvasir_router.gate import tenant_of_key
 from tests.fakes.replica import FakeReplica
 from tests.fakes.serving import MakeSettings, serving
 from tests.integration.router.conftest import MakeReplica
@@ -32,6 +34,18 @@ async def test_every_route_but_health_asks_for_a_key(
             wrong = await stranger.post("/v1/chat/completions", json=CHAT, headers={"Authorization": "Bearer bad"})
             assert wrong.json()["error"]["code"] == "invalid_api_key"
         assert (await server.client.post("/v1/chat/completions", json=CHAT)).status_code == 200
+
+
+async def test_tenant_priority_and_deadline_reach_the_replica(
+    make_replica: MakeReplica, make_settings: Callable[..., MakeSettings]
+) -> None:
+    mixed = make_replica("mixed-0")
+    async with serving(make_settings(api_keys=("good",)), mixed, api_key="good") as server:
+        body = {**CHAT, "priority": 3, "deadline_s": 60}
+        assert (await server.client.post("/v1/chat/completions", json=body)).status_code == 200
+    request = mixed.got(Submit)[0].request
+    assert (request.tenant, request.priority) == (tenant_of_key("good"), 3)
+    assert request.deadline_s is not None and 0 < request.deadline_s <= 60
 
 
 async def test_streams_beyond_the_limit_are_answered_429(

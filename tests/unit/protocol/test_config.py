@@ -16,6 +16,7 @@ from kvasir_protocol.config import (
     PoolConfig,
     ReplicaConfig,
     RouterConfig,
+    TenantWeight,
     build,
     load_config,
     merge,
@@ -44,6 +45,11 @@ def test_yaml_is_laid_over_the_defaults(tmp_path: Path) -> None:
 def test_pools_and_keys_are_read_as_lists(tmp_path: Path) -> None:
     config = load(tmp_path, "pools: [{role: mixed, replicas: 3}]\nrouter: {api_keys: [a, b]}\n")
     assert (config.pools, config.router.api_keys) == ((PoolConfig(role="mixed", replicas=3),), ("a", "b"))
+
+
+def test_weights_of_tenants_are_read_as_a_list(tmp_path: Path) -> None:
+    config = load(tmp_path, "engine: {fair_share: true, tenant_weights: [{tenant: 3f, weight: 2}]}\n")
+    assert config.engine.tenant_weights == (TenantWeight(tenant="3f", weight=2),)
 
 
 def test_empty_file_gives_the_defaults(tmp_path: Path) -> None:
@@ -79,6 +85,8 @@ def test_unknown_key_names_the_nearest_right_one(tmp_path: Path, text: str, comp
         ("engine: {page_size: true}", "engine.page_size: expected int, got True"),
         ("engine: {page_size: null}", "engine.page_size: expected int, got None"),
         ("engine: {enable_prefix_caching: 1}", "engine.enable_prefix_caching: expected bool"),
+        ("engine: {scheduling_policy: lifo}", "'lifo' is none of 'fcfs', 'priority', 'longest-prefix'"),
+        ("engine: {admission_policy: all}", "'all' is none of 'max-utilization', 'no-evict'"),
         ("engine: {device: tpu}", "engine.device: 'tpu' is none of 'auto', 'cpu', 'cuda'"),
         ("engine: {device: [cpu]}", "engine.device: ['cpu'] is none of"),
         ("engine: 5", "engine: expected keys and values, got 5"),
@@ -105,6 +113,15 @@ def test_wrong_type_names_the_path(tmp_path: Path, text: str, complaint: str) ->
         ("engine: {kv_cache_bytes: -1}", "engine.kv_cache_bytes must be at least 1, got -1"),
         ("engine: {max_num_seqs: 0}", "engine.max_num_seqs must be at least 1"),
         ("engine: {num_threads: 0}", "engine.num_threads must be at least 1"),
+        ("engine: {max_waiting_requests: 0}", "engine.max_waiting_requests must be at least 1"),
+        ("engine: {max_waiting_tokens: 0}", "engine.max_waiting_tokens must be at least 1"),
+        ("engine: {max_prefill_chunk_tokens: 0}", "engine.max_prefill_chunk_tokens must be at least 1"),
+        ("engine: {tenant_weights: [{tenant: a, weight: 0}]}", "the weight of tenant 'a' must be above 0"),
+        ("engine: {tenant_weights: [{tenant: a, weight: .nan}]}", "the weight of tenant 'a' must be above 0"),
+        (
+            "engine: {tenant_weights: [{tenant: a, weight: 1}, {tenant: a, weight: 2}]}",
+            "engine.tenant_weights names a tenant twice",
+        ),
         ("engine: {max_num_seqs: 9, max_num_batched_tokens: 8}", "every running sequence can get a token a step"),
         ("model: {max_model_len: 1}", "model.max_model_len must be at least 2"),
         ("handover: {deadline_s: 0}", "handover.deadline_s must be above 0"),

@@ -260,6 +260,35 @@ async def test_service_is_unavailable_when_replicas_are_full(num_replicas: int) 
         assert sum(len(replica.got(Submit)) for replica in replicas) == min(num_replicas, 2)
 
 
+async def test_deadline_is_what_former_attempts_have_left_of_it() -> None:
+    replicas = [fake("mixed-0"), fake("mixed-1")]
+    replicas[0].faults.rejection = BUSY
+    ticks = iter((100.0, 101.0, 103.0))
+    async with dispatching(*replicas) as running:
+        dispatcher = replace(running.dispatcher, clock=lambda: next(ticks))
+        assert [output async for output in dispatcher.stream(replace(FULL, deadline_s=5.0))]
+    assert [replica.got(Submit)[0].request.deadline_s for replica in replicas] == [4.0, 2.0]
+
+
+async def test_request_past_its_deadline_is_sent_to_nobody_else() -> None:
+    replicas = [fake("mixed-0"), fake("mixed-1")]
+    replicas[0].faults.rejection = BUSY
+    ticks = iter((100.0, 101.0, 105.0))
+    async with dispatching(*replicas) as running:
+        dispatcher = replace(running.dispatcher, clock=lambda: next(ticks))
+        with pytest.raises(ServiceUnavailable, match="no replica began the answer within 5 s"):
+            await anext(dispatcher.stream(replace(FULL, deadline_s=5.0)))
+        assert replicas[1].got(Submit) == []
+
+
+async def test_begun_stream_has_no_deadline_elsewhere() -> None:
+    replicas = [fake("mixed-0"), fake("mixed-1")]
+    replicas[0].faults.die_at = 4
+    async with dispatching(*replicas) as running:
+        assert [output async for output in running.dispatcher.stream(replace(FULL, deadline_s=60.0))]
+        assert replicas[1].got(Submit)[0].request.deadline_s is None
+
+
 async def test_new_stream_does_not_wait_when_nobody_is_up() -> None:
     async with dispatching() as running:
         with pytest.raises(ServiceUnavailable, match="no replica is up"):

@@ -1,3 +1,5 @@
+import subprocess
+
 import httpx
 import pytest
 from prometheus_client import CollectorRegistry
@@ -6,7 +8,7 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.types import Receive, Scope, Send
 
 from kvasir_protocol.metrics import HTTP_ERRORS
-from kvasir_router.gate import ApiKeys, Gate
+from kvasir_router.gate import ApiKeys, Gate, tenant_of_key
 from kvasir_router.metrics import FrontDoorMetrics
 
 pytestmark = pytest.mark.anyio
@@ -32,6 +34,24 @@ def test_only_known_bearer_keys_are_admitted(authorization: str | None, *, expec
 
 def test_without_keys_everybody_is_admitted() -> None:
     assert ApiKeys([]).admits(None)
+
+
+def test_tenant_is_told_by_the_key_and_does_not_tell_it() -> None:
+    keys = ApiKeys(["first", "second"])
+    first, second = keys.tenant("Bearer first"), keys.tenant("bearer  second ")
+    assert first == tenant_of_key("first") != second
+    assert "first" not in first and len(first) == 16
+
+
+def test_tenant_is_what_the_shell_makes_of_the_key() -> None:
+    command = "printf 'kvasir tenant %s' first | sha256sum | cut -c1-16"
+    printed = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=True).stdout
+    assert printed.strip() == tenant_of_key("first")
+
+
+@pytest.mark.parametrize("authorization", [None, "", "Bearer anything"])
+def test_without_keys_all_are_one_tenant(authorization: str | None) -> None:
+    assert ApiKeys([]).tenant(authorization) == ""
 
 
 async def echo(scope: Scope, receive: Receive, send: Send) -> None:

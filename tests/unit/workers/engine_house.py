@@ -9,6 +9,7 @@ from kvasir_workers.sequence import Sequence
 from tests.unit.workers.fakes import (
     EOS,
     VOCAB_SIZE,
+    Clock,
     FakeRunner,
     RecordingExporter,
 )
@@ -27,19 +28,23 @@ class House:
         max_num_seqs: int = 8,
         budget: int = 16,
         caches: bool = True,
+        **settings: object,
     ) -> None:
+        """settings: other fields of EngineConfig."""
         config = EngineConfig(
             page_size=page_size,
             max_num_seqs=max_num_seqs,
             max_num_batched_tokens=budget,
             enable_prefix_caching=caches,
+            **settings,  # type: ignore[arg-type]
         )
+        self.clock = Clock()
         self.max_num_seqs, self.budget, self.capacity = max_num_seqs, budget, num_pages * page_size
         self.kv = KvManager(num_pages, page_size, enable_prefix_caching=caches)
         self.runner = FakeRunner(self.kv)
         self.exporter = RecordingExporter()
         limits = EngineLimits(max_sequence_tokens=self.capacity, vocab_size=VOCAB_SIZE, eos_token_ids=frozenset({EOS}))
-        self.engine = Engine(self.runner, self.kv, config, limits, self.exporter)
+        self.engine = Engine(self.runner, self.kv, config, limits, self.exporter, self.clock)
         self.outputs: dict[str, list[TokenOutput]] = {}
 
     def step(self) -> list[TokenOutput]:

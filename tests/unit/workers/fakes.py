@@ -29,13 +29,16 @@ def make_request(
     emitted: Many[int] = (),
     salt: str = "",
     sampling: SamplingParams | None = None,
+    **changes: object,
 ) -> GenerationRequest:
+    """changes: other fields of the request."""
     return GenerationRequest(
         request_id=RequestId(name),
         prompt_token_ids=tuple(prompt),
         sampling=sampling or SamplingParams(max_tokens=max_tokens, seed=0, temperature=0),
         emitted_token_ids=tuple(emitted),
         cache_salt=salt,
+        **changes,  # type: ignore[arg-type]
     )
 
 

@@ -9,6 +9,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from kvasir_protocol.errors import ServiceUnavailable
 from kvasir_protocol.ids import RequestId
+from kvasir_protocol.messages import HandoverTicket
 from kvasir_protocol.request import GenerationRequest
 from kvasir_workers.sequence import Sequence
 from tests.unit.workers.engine_house import House, greedy
@@ -19,6 +20,18 @@ from tests.unit.workers.fakes import (
     make_request,
     make_ticket,
 )
+
+policies = st.fixed_dictionaries(
+    {
+        "scheduling_policy": st.sampled_from(["fcfs", "priority", "longest-prefix"]),
+        "admission_policy": st.sampled_from(["max-utilization", "no-evict"]),
+        "max_prefill_chunk_tokens": st.none() | st.integers(1, 6),
+        "fair_share": st.booleans(),
+        "max_waiting_requests": st.none() | st.integers(1, 3),
+        "max_waiting_tokens": st.none() | st.integers(1, 30),
+    }
+)
+"""Any mix of policies and bounds."""
 
 
 @dataclass(frozen=True)
@@ -39,15 +52,26 @@ class Traffic(RuleBasedStateMachine):
         max_num_seqs=st.integers(1, 5),
         spare_budget=st.integers(0, 9),
         caches=st.booleans(),
+        policies=policies,
     )
-    def start(self, num_pages: int, page_size: int, max_num_seqs: int, spare_budget: int, caches: bool) -> None:
+    def start(
+        self,
+        num_pages: int,
+        page_size: int,
+        max_num_seqs: int,
+        spare_budget: int,
+        caches: bool,
+        policies: dict[str, object],
+    ) -> None:
         self.house = House(
             num_pages=num_pages,
             page_size=page_size,
             max_num_seqs=max_num_seqs,
             budget=max_num_seqs + spare_budget,
             caches=caches,
+            **policies,
         )
+        self.never_evicts = policies["admission_policy"] == "no-evict"
         self.streams: dict[str, Stream] = {}
         self.aborted: set[str] = set()
         self.reserved: list[Sequence] = []
@@ -67,11 +91,17 @@ class Traffic(RuleBasedStateMachine):
             stop_token_ids=tuple(draw.sample(range(VOCAB_SIZE), draw.choice([0, 0, 2]))),
         )
         prompt = [draw.choice([1, 1, 1, 2]) for _ in range(draw.randint(1, min(longest, 20)))]
-        request = make_request(name, prompt, sampling=sampling, salt=draw.choice(["", "", "x"]))
+        marks: dict[str, object] = {
+            "salt": draw.choice(["", "", "x"]),
+            "priority": draw.randint(-1, 1),
+            "tenant": draw.choice("abc"),
+            "deadline_s": draw.choice([None, None, 3.0]),
+        }
+        request = make_request(name, prompt, sampling=sampling, **marks)  # type: ignore[arg-type]
         answer, _ = expected_answer(request)
         if len(answer) > 1 and draw.random() < 0.3:
             emitted = answer[: draw.randint(1, len(answer) - 1)]
-            request = make_request(name, prompt, sampling=sampling, emitted=emitted, salt=request.cache_salt)
+            request = make_request(name, prompt, sampling=sampling, emitted=emitted, **marks)  # type: ignore[arg-type]
         return request
 
     def expect(self, request: GenerationRequest, num_elsewhere: int = 0, num_here: int = 99) -> None:
@@ -82,9 +112,17 @@ class Traffic(RuleBasedStateMachine):
 
     @rule(draw=st.randoms(use_true_random=False))
     def add(self, draw: random.Random) -> None:
-        if (request := self.make(draw)) is not None:
-            self.house.engine.add(request)
+        if (request := self.make(draw)) is not None and self.try_add(request):
             self.expect(request)
+
+    def try_add(self, request: GenerationRequest, ticket: HandoverTicket | None = None) -> bool:
+        try:
+            self.house.engine.add(request, ticket)
+        except ServiceUnavailable:
+            self.house.engine.audit()
+            assert not request.emitted_token_ids, "a stream that was accepted before is refused"
+            return False
+        return True
 
     @rule(draw=st.randoms(use_true_random=False))
     def add_for_hand_over(self, draw: random.Random) -> None:
@@ -93,8 +131,12 @@ class Traffic(RuleBasedStateMachine):
         size = self.house.kv.page_size
         num_tokens = len(request.prompt_token_ids) + len(request.emitted_token_ids)
         first_page = draw.randint(0, (num_tokens - 1) // size)
-        self.house.engine.add(request, make_ticket(-(-num_tokens // size) - first_page, first_page))
-        self.expect(request, num_here=1)
+        if self.try_add(request, make_ticket(-(-num_tokens // size) - first_page, first_page)):
+            self.expect(request, num_here=1)
+
+    @rule(seconds=st.floats(0, 3))
+    def turn_the_clock(self, seconds: float) -> None:
+        self.house.clock.now += seconds
 
     @rule(num_steps=st.integers(1, 4))
     def step(self, num_steps: int) -> None:
@@ -131,8 +173,8 @@ class Traffic(RuleBasedStateMachine):
             emitted=emitted,
             salt=request.cache_salt,
         )
-        self.house.engine.add(again)
-        self.expect(again)
+        if self.try_add(again):
+            self.expect(again)
 
     @rule(draw=st.randoms(use_true_random=False))
     def reserve(self, draw: random.Random) -> None:
@@ -177,6 +219,11 @@ class Traffic(RuleBasedStateMachine):
             tokens = self.house.tokens(name)
             assert tokens == stream.expected[: len(tokens)]
 
+    @invariant()
+    def nobody_is_evicted_who_was_promised_not_to_be(self) -> None:
+        if getattr(self, "never_evicts", False):
+            assert self.house.engine.counters().num_preemptions == 0
+
     def teardown(self) -> None:
         if not hasattr(self, "house"):
             return
@@ -198,15 +245,21 @@ class Traffic(RuleBasedStateMachine):
         house, counters = self.house, self.house.engine.counters()
         assert house.engine.num_used_pages == 0
         for name, stream in self.streams.items():
-            assert name in self.aborted or house.tokens(name) == stream.expected
+            assert name in self.aborted or self.gave_up(name) or house.tokens(name) == stream.expected
         assert counters.generated_tokens == sum(len(house.tokens(name)) for name in self.streams)
         ended = [outputs[-1].finish_reason for outputs in house.outputs.values()]
         assert counters.finished_stop == ended.count("stop")
         assert counters.finished_length == ended.count("length")
+        assert counters.finished_error == ended.count("error")
         assert counters.finished_handed_over == ended.count("handed_over") == len(house.exporter.finished)
         assert counters.finished_abort == len(self.aborted)
         assert counters.num_steps == len(house.runner.plans)
         assert counters.cached_prompt_tokens <= counters.prompt_tokens
+
+    def gave_up(self, name: str) -> bool:
+        """The engine ended a request that was late, before it said anything."""
+        outputs = self.house.outputs.get(name, [])
+        return [(output.finish_reason, output.token_ids) for output in outputs] == [("error", ())]
 
 
 TestTraffic = Traffic.TestCase

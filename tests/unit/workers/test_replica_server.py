@@ -54,11 +54,11 @@ INFO = ReplicaInfo(
 class FakeReplica:
     """The server and the engine's loop are real, the model is not."""
 
-    def __init__(self) -> None:
+    def __init__(self, **settings: object) -> None:
         self.context: zmq.Context[Any] = zmq.Context()
         self.gatekeeper = start_gatekeeper(self.context, SECRET)
         socket, self.endpoint = bind_server(self.context, SECRET, "127.0.0.1", 0)
-        self.house = House(num_pages=NUM_PAGES, max_num_seqs=4)
+        self.house = House(num_pages=NUM_PAGES, max_num_seqs=4, **settings)  # type: ignore[arg-type]
         pages = torch.zeros(page_shape(NUM_PAGES))
         binding = Binding(context=self.context, socket=socket, endpoint=self.endpoint, segment="")
         self.server = ReplicaServer(binding, INFO, self.house.engine, pages, make_layout())
@@ -133,6 +133,36 @@ def test_request_that_cannot_be_is_rejected_and_harms_nobody(
     client.send(Submit(request=item) if kind is Submit else Reserve(request=item, deadline_s=5))
     rejected = client.expect(Rejected)
     assert (rejected.request_id, rejected.is_invalid) == ("r", True)
+    assert_still_serving(client)
+
+
+def test_full_line_is_answered_at_once_with_the_numbers() -> None:
+    replica = FakeReplica(max_waiting_tokens=1)
+    client = WireClient(replica.endpoint, SECRET)
+    client.send(Reserve(request=request("promised", num_tokens=40), deadline_s=5))
+    client.expect(Reserved)
+    client.send(Submit(request=request("waits")))
+    client.send(Submit(request=request("refused")))
+    rejected = client.expect(Rejected)
+    assert (rejected.request_id, rejected.is_invalid) == ("refused", False)
+    assert "10 tokens wait here already and the request has 10; at most 1 may wait" in rejected.message
+    assert client.stats().stats.engine.refused_requests == 1
+    client.close()
+    replica.close()
+
+
+def test_overdue_request_is_rejected_as_nobodys_mistake(replica: FakeReplica, connect: Connect) -> None:
+    client = connect()
+    client.send(Reserve(request=request("promised", num_tokens=40), deadline_s=5))
+    client.expect(Reserved)
+    late = make_request("late", [1] * 10, deadline_s=3.0)
+    client.send(Submit(request=late))
+    while not client.stats().stats.num_waiting:
+        pass
+    replica.house.clock.now = 3.0
+    rejected = client.expect(Rejected)
+    assert (rejected.request_id, rejected.is_invalid) == ("late", False)
+    assert rejected.message.startswith("no turn came within the deadline of 3 s")
     assert_still_serving(client)
 
 

@@ -109,11 +109,16 @@ def test_no_more_than_max_num_seqs_run() -> None:
     assert (bench.plan(), bench.scheduler.num_waiting) == ({"s1": 3, "s2": 3}, 2)
 
 
+def promised(num_places: int) -> list[Sequence]:
+    """Sequences whose pages are on their way."""
+    return [Sequence(make_request(f"promised-{number}", [1])) for number in range(num_places)]
+
+
 def test_reserved_places_are_kept_free() -> None:
     bench = Bench(max_num_seqs=3)
     for _ in range(4):
         bench.enqueue(3)
-    assert len(bench.scheduler.plan(num_reserved=2).entries) == 1
+    assert len(bench.scheduler.plan(reserved=promised(2)).entries) == 1
 
 
 def test_newcomer_waits_until_all_its_known_tokens_fit() -> None:
@@ -156,7 +161,7 @@ def test_preempted_sequence_is_first_in_line() -> None:
     bench.enqueue(1)
     bench.step()
     bench.scheduler.remove(first)
-    one_place = bench.scheduler.plan(num_reserved=7)
+    one_place = bench.scheduler.plan(reserved=promised(7))
     assert [entry.sequence for entry in one_place.entries] == [second]
 
 

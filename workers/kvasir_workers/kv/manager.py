@@ -43,6 +43,13 @@ class KvManager:
         sequence.num_published_pages = len(pages)
         sequence.num_computed = len(pages) * self.page_size
 
+    def num_cached_tokens(self, sequence: TokenSequence) -> int:
+        """What attach_prefix would find now for a sequence without pages."""
+        if not self._caches:
+            return 0
+        hashes = sequence.hashes_up_to(sequence.num_tokens - 1, self.page_size)
+        return len(self.tree.match(hashes)) * self.page_size
+
     def num_missing(self, sequence: TokenSequence) -> int:
         """Pages that the sequence lacks for all its tokens."""
         return pages_for(sequence.num_tokens, self.page_size) - len(sequence.pages)

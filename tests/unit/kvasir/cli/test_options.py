@@ -106,6 +106,11 @@ def test_one_mixed_pool_excludes_separate_ones():
         configure("--mixed", "--prefill-replicas", 2)
 
 
+def test_scheduling_policy_is_chosen_by_a_flag():
+    assert configure().engine.scheduling_policy == "fcfs"
+    assert configure("--scheduling-policy", "priority").engine.scheduling_policy == "priority"
+
+
 def test_zero_replicas_are_refused():
     with pytest.raises(ConfigError, match="at least one replica"):
         configure("--decode-replicas", 0)
