@@ -45,6 +45,7 @@ class EngineCounters:
     finished_stop: int = 0
     finished_length: int = 0
     finished_abort: int = 0
+    finished_error: int = 0
     finished_handed_over: int = 0
 
 
