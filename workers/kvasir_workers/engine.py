@@ -11,6 +11,7 @@ from kvasir_protocol.events import EngineCounters, TokenOutput
 from kvasir_protocol.ids import PageIndex, RequestId
 from kvasir_protocol.messages import HandoverTicket
 from kvasir_protocol.request import FinishReason, GenerationRequest
+from kvasir_workers.grammar.state import Grammar, GrammarState
 from kvasir_workers.kv.manager import KvManager
 from kvasir_workers.runner.sampler import SampledToken
 from kvasir_workers.scheduler import ScheduledSequence, Scheduler, StepPlan
@@ -96,10 +97,15 @@ class Engine:
 
     # Requests
 
-    def add(self, request: GenerationRequest, ticket: HandoverTicket | None = None) -> None:
-        """Queue a request; with a ticket its pages leave after the first token. Raises InvalidRequest."""
+    def add(
+        self, request: GenerationRequest, ticket: HandoverTicket | None = None, grammar: Grammar | None = None
+    ) -> None:
+        """Queue a request; with a ticket its pages leave after the first token.
+
+        grammar: the compiled form of its structured_outputs. Raises InvalidRequest.
+        """
         self._check(request)
-        self._scheduler.enqueue(Sequence(request, ticket))
+        self._scheduler.enqueue(Sequence(request, ticket, _grammar_state(request, grammar)))
 
     def abort(self, request_id: RequestId) -> bool:
         """End a sequence and take its pages back. False if there is none (it may just have ended)."""
@@ -165,6 +171,11 @@ class Engine:
         first_index = sequence.num_generated
         if first_index == len(sequence.request.emitted_token_ids):
             self._count_prompt(sequence)
+        if sequence.grammar is not None and not sequence.grammar.accept((token.token_id,)):
+            self._finish(sequence, "error")
+            return TokenOutput(
+                request_id=sequence.request_id, first_index=first_index, token_ids=(), finish_reason="error"
+            )
         sequence.token_ids.append(token.token_id)
         self._counts["generated_tokens"] += 1
         is_stop = self._is_stop(sequence, token.token_id)
@@ -183,13 +194,15 @@ class Engine:
 
     def _is_stop(self, sequence: Sequence, token_id: int) -> bool:
         sampling = sequence.request.sampling
+        if sequence.grammar is not None and token_id in self._limits.eos_token_ids:
+            return True  # the grammar lets an end through, below min_tokens only if nothing else can follow
         if sequence.num_generated < sampling.min_tokens:
             return False
         is_eos = token_id in self._limits.eos_token_ids and not sampling.ignore_eos
         return is_eos or token_id in sampling.stop_token_ids
 
     def _finish_reason(self, sequence: Sequence, *, is_stop: bool) -> FinishReason | None:
-        if is_stop:
+        if is_stop or (sequence.grammar is not None and sequence.grammar.has_ended):
             return "stop"
         if sequence.num_generated >= sequence.request.max_tokens:
             return "length"
@@ -236,14 +249,14 @@ class Engine:
 
     # Pages that come from another replica
 
-    def reserve(self, request: GenerationRequest) -> Sequence:
+    def reserve(self, request: GenerationRequest, grammar: Grammar | None = None) -> Sequence:
         """A sequence with pages for all its tokens, to be filled from outside; it does not run yet.
 
         Its first num_computed tokens are in the prefix cache already. Raises InvalidRequest, or ServiceUnavailable
         if there is no room now, or only room that those in line wait for.
         """
         self._check(request)
-        sequence = Sequence(request)
+        sequence = Sequence(request, grammar=_grammar_state(request, grammar))
         if self.num_running + self.num_waiting + len(self._reserved) >= self._max_num_seqs:
             raise ServiceUnavailable(f"all {self._max_num_seqs} places for running sequences are taken")
         self._kv.attach_prefix(sequence)
@@ -261,6 +274,8 @@ class Engine:
         sequence.num_computed = sequence.num_tokens
         self._kv.publish_computed(sequence)
         sequence.token_ids.extend(emitted_token_ids)
+        if sequence.grammar is not None:
+            sequence.grammar.accept(emitted_token_ids)
         self._scheduler.admit_running(sequence)
 
     def release_reserved(self, sequence: Sequence) -> None:
@@ -272,3 +287,16 @@ class Engine:
         """Check that every page is held by exactly those who should. Raises AssertionError."""
         reserved = [page for sequence in self._reserved for page in sequence.pages]
         self._scheduler.audit([*reserved, *self._exported.elements()])
+
+
+def _grammar_state(request: GenerationRequest, grammar: Grammar | None) -> GrammarState | None:
+    """The beginning of the request's grammar, or where its emitted tokens have led to."""
+    wanted = request.sampling.structured_outputs
+    if wanted is None:
+        return None
+    if grammar is None:
+        raise InvalidRequest(f"{wanted.field}: the grammar was not compiled before the request was added", wanted.field)
+    state = grammar.start()
+    if not state.accept(request.emitted_token_ids):
+        raise InvalidRequest("the emitted tokens are not of the form that was asked for", "emitted_token_ids")
+    return state
