@@ -12,8 +12,9 @@ if TYPE_CHECKING:
     from kvasir.llm import LLM
     from kvasir.outputs import CompletionOutput, Logprob, RequestOutput
     from kvasir_protocol.request import SamplingParams
+    from kvasir_protocol.structured import StructuredOutput
 
-__all__ = ["LLM", "CompletionOutput", "Logprob", "RequestOutput", "SamplingParams"]
+__all__ = ["LLM", "CompletionOutput", "Logprob", "RequestOutput", "SamplingParams", "StructuredOutput"]
 __version__ = "0.1.0"
 
 _HOME_OF = {
@@ -22,6 +23,7 @@ _HOME_OF = {
     "Logprob": "kvasir.outputs",
     "RequestOutput": "kvasir.outputs",
     "SamplingParams": "kvasir_protocol.request",
+    "StructuredOutput": "kvasir_protocol.structured",
 }
 
 

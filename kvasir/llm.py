@@ -18,9 +18,11 @@ from kvasir_protocol.config import Device, DType, EngineConfig, ModelConfig, Sch
 from kvasir_protocol.errors import ContextTooLong, InvalidRequest
 from kvasir_protocol.ids import RequestId
 from kvasir_protocol.request import MAX_SEED, GenerationRequest, SamplingParams
+from kvasir_protocol.structured import StructuredOutput
 from kvasir_router.pieces import Piece, PieceReader, ScoredToken
 from kvasir_router.tokenise import TextCodec
-from kvasir_workers.load import build_engine, load_model
+from kvasir_workers.grammar.state import Grammar
+from kvasir_workers.load import build_engine, grammar_compiler, load_model
 
 Message = Mapping[str, Any]
 """One chat message, such as {"role": "user", "content": "Hello"}."""
@@ -86,6 +88,7 @@ class LLM:
         self._codec = TextCodec.from_directory(directory)
         self._max_sequence_tokens = loaded.limits.max_sequence_tokens
         self._engine = build_engine(loaded, config)
+        self._grammars = grammar_compiler(directory, loaded.limits)
         self._request_numbers = count()
 
     def get_default_sampling_params(self) -> SamplingParams:
@@ -135,10 +138,12 @@ class LLM:
             raise InvalidRequest(f"{len(priorities)} priorities for {len(prompts)} prompts; give one each", "priority")
         choices: dict[RequestId, _Choice] = {}
         groups = [self._choices(*order) for order in zip(prompts, params, priorities, strict=True)]
+        grammars = self._compile_all(params)
         with self._abort_on_error(choices):
             for group in groups:
                 for choice in group:
-                    self._engine.add(choice.request)
+                    wanted = choice.request.sampling.structured_outputs
+                    self._engine.add(choice.request, grammar=grammars[wanted] if wanted is not None else None)
                     choices[choice.request.request_id] = choice
             self._run(choices, use_tqdm=use_tqdm)
         return [self._request_output(prompt, group) for prompt, group in zip(prompts, groups, strict=True)]
@@ -156,6 +161,11 @@ class LLM:
                 "sampling_params",
             )
         return list(sampling_params)
+
+    def _compile_all(self, params: Sequence[SamplingParams]) -> dict[StructuredOutput, Grammar]:
+        """Every form that is asked for, compiled. Raises InvalidRequest or ServiceUnavailable."""
+        wanted = {param.structured_outputs for param in params if param.structured_outputs is not None}
+        return {form: self._grammars.compile(form) for form in wanted}
 
     def _choices(self, prompt: TokenPrompt, params: SamplingParams, priority: int) -> list[_Choice]:
         """The request's n streams, with seed and max_tokens settled."""

@@ -22,6 +22,7 @@ class TokenOutput:
     num_cached_tokens: prompt tokens found in the prefix cache. logprobs is empty or as long as token_ids.
     stop_token: the last token is one that ended the sequence and is not part of the answer's text.
     error: why, for the person who asked, if finish_reason is "error".
+    error_field: the part of the request to change, if the error is the caller's.
     """
 
     request_id: RequestId
@@ -32,6 +33,7 @@ class TokenOutput:
     stop_token: int | None = None
     num_cached_tokens: int = 0
     error: str = ""
+    error_field: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,8 +52,8 @@ class EngineCounters:
     finished_stop: int = 0
     finished_length: int = 0
     finished_abort: int = 0
-    finished_handed_over: int = 0
     finished_error: int = 0
+    finished_handed_over: int = 0
     recomputed_tokens: int = 0
     refused_requests: int = 0
 

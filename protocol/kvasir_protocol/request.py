@@ -1,11 +1,12 @@
 """What a caller wants: sampling parameters and the request that travels to an engine."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 from kvasir_protocol.errors import InvalidRequest
 from kvasir_protocol.ids import RequestId
+from kvasir_protocol.structured import StructuredOutput, structured_output
 
 MAX_LOGPROBS = 20
 """Alternatives per token that a caller may ask for, as in OpenAI's and vLLM's servers."""
@@ -33,7 +34,8 @@ class SamplingParams:
     """How to choose tokens and when to stop; vLLM's names and meanings.
 
     temperature 0 is greedy; top_k 0 or -1 and top_p 1 switch those filters off; max_tokens None means
-    "up to the context's end". Raises InvalidRequest that names the first field out of range.
+    "up to the context's end". structured_outputs may be given as vLLM's map, such as {"json": {…}}; its end is the
+    answer's end, whatever min_tokens says. Raises InvalidRequest that names the first field out of range.
     """
 
     n: int = 1
@@ -53,6 +55,7 @@ class SamplingParams:
     frequency_penalty: float = 0.0
     logprobs: int | None = None
     skip_special_tokens: bool = True
+    structured_outputs: StructuredOutput | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "stop", _tuple_of(str, self.stop, "stop"))
@@ -61,6 +64,7 @@ class SamplingParams:
             if not isinstance(getattr(self, name), bool):
                 raise InvalidRequest(f"{name} must be true or false, got {getattr(self, name)!r}", name)
         self._check_ranges()
+        self._check_structure()
         if self.max_tokens is not None and self.min_tokens > self.max_tokens:
             raise InvalidRequest(
                 f"min_tokens ({self.min_tokens}) must not exceed max_tokens ({self.max_tokens})", "min_tokens"
@@ -71,6 +75,21 @@ class SamplingParams:
             raise InvalidRequest("stop strings must be Unicode text, without lone surrogates", "stop")
         if self.temperature == 0 and self.n > 1:
             raise InvalidRequest("n must be 1 with temperature 0: greedy choices would all be the same", "n")
+
+    def _check_structure(self) -> None:
+        wanted: object = self.structured_outputs
+        if isinstance(wanted, Mapping):
+            object.__setattr__(self, "structured_outputs", structured_output(wanted))
+        elif wanted is not None and not isinstance(wanted, StructuredOutput):
+            raise InvalidRequest(
+                f"structured_outputs must be a map such as {{'regex': '…'}}, got {type(wanted).__name__}",
+                "structured_outputs",
+            )
+        if self.structured_outputs is not None and self.ignore_eos:
+            raise InvalidRequest(
+                "ignore_eos contradicts structured_outputs, whose form says where the answer ends; send one of them",
+                "ignore_eos",
+            )
 
     def _check_ranges(self) -> None:
         """Raise InvalidRequest for the first value that is no number of its closed range (NaN is in none)."""

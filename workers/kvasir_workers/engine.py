@@ -13,10 +13,14 @@ from kvasir_protocol.events import EngineCounters, TokenOutput
 from kvasir_protocol.ids import PageIndex, RequestId
 from kvasir_protocol.messages import HandoverTicket
 from kvasir_protocol.request import FinishReason, GenerationRequest
+from kvasir_protocol.structured import FIELD
+from kvasir_workers.grammar.state import Grammar, GrammarState
 from kvasir_workers.kv.manager import KvManager
 from kvasir_workers.runner.sampler import SampledToken
 from kvasir_workers.scheduler import ScheduledSequence, Scheduler, StepPlan
 from kvasir_workers.sequence import Sequence
+
+_TOO_COMPLEX = f"{FIELD}: the form became too complex to follow in the middle of the answer; make it simpler"
 
 
 class Runner(Protocol):
@@ -101,14 +105,17 @@ class Engine:
 
     # Requests
 
-    def add(self, request: GenerationRequest, ticket: HandoverTicket | None = None) -> None:
+    def add(
+        self, request: GenerationRequest, ticket: HandoverTicket | None = None, grammar: Grammar | None = None
+    ) -> None:
         """Queue a request; with a ticket its pages leave after the first token.
 
-        Raises InvalidRequest, or ServiceUnavailable if the line is full. A stream that goes on from another replica
-        is always taken: it was accepted before, and has had its first token in time.
+        grammar: the compiled form of its structured_outputs. Raises InvalidRequest, or ServiceUnavailable if the line
+        is full. A stream that goes on from another replica is always taken: it was accepted before, and has had its
+        first token in time.
         """
         self._check(request)
-        sequence = Sequence(request, ticket)
+        sequence = Sequence(request, ticket, _grammar_state(request, grammar))
         if not request.emitted_token_ids:
             self._check_line(sequence)
             if request.deadline_s is not None:
@@ -204,6 +211,16 @@ class Engine:
         first_index = sequence.num_generated
         if first_index == len(sequence.request.emitted_token_ids):
             self._count_prompt(sequence)
+        if sequence.grammar is not None and not sequence.grammar.accept((token.token_id,)):
+            self._finish(sequence, "error")
+            return TokenOutput(
+                request_id=sequence.request_id,
+                first_index=first_index,
+                token_ids=(),
+                finish_reason="error",
+                error=_TOO_COMPLEX,
+                error_field=FIELD,
+            )
         sequence.token_ids.append(token.token_id)
         self._counts["generated_tokens"] += 1
         self._scheduler.count_output(sequence)
@@ -223,13 +240,15 @@ class Engine:
 
     def _is_stop(self, sequence: Sequence, token_id: int) -> bool:
         sampling = sequence.request.sampling
+        if sequence.grammar is not None and token_id in self._limits.eos_token_ids:
+            return True  # the grammar lets an end through, below min_tokens only if nothing else can follow
         if sequence.num_generated < sampling.min_tokens:
             return False
         is_eos = token_id in self._limits.eos_token_ids and not sampling.ignore_eos
         return is_eos or token_id in sampling.stop_token_ids
 
     def _finish_reason(self, sequence: Sequence, *, is_stop: bool) -> FinishReason | None:
-        if is_stop:
+        if is_stop or (sequence.grammar is not None and sequence.grammar.has_ended):
             return "stop"
         if sequence.num_generated >= sequence.request.max_tokens:
             return "length"
@@ -276,14 +295,14 @@ class Engine:
 
     # Pages that come from another replica
 
-    def reserve(self, request: GenerationRequest) -> Sequence:
+    def reserve(self, request: GenerationRequest, grammar: Grammar | None = None) -> Sequence:
         """A sequence with pages for all its tokens, to be filled from outside; it does not run yet.
 
         Its first num_computed tokens are in the prefix cache already. Raises InvalidRequest, or ServiceUnavailable
         if there is no room now, or only room that those in line wait for.
         """
         self._check(request)
-        sequence = Sequence(request)
+        sequence = Sequence(request, grammar=_grammar_state(request, grammar))
         if self.num_running + self.num_waiting + len(self._reserved) >= self._max_num_seqs:
             raise ServiceUnavailable(f"all {self._max_num_seqs} places for running sequences are taken")
         self._kv.attach_prefix(sequence)
@@ -304,6 +323,8 @@ class Engine:
         sequence.num_computed = sequence.num_tokens
         self._kv.publish_computed(sequence)
         sequence.token_ids.extend(emitted_token_ids)
+        if sequence.grammar is not None:
+            sequence.grammar.accept(emitted_token_ids)
         self._scheduler.admit_running(sequence)
 
     def release_reserved(self, sequence: Sequence) -> None:
@@ -315,3 +336,16 @@ class Engine:
         """Check that every page is held by exactly those who should. Raises AssertionError."""
         reserved = [page for sequence in self._reserved for page in sequence.pages]
         self._scheduler.audit([*reserved, *self._exported.elements()])
+
+
+def _grammar_state(request: GenerationRequest, grammar: Grammar | None) -> GrammarState | None:
+    """The beginning of the request's grammar, or where its emitted tokens have led to."""
+    wanted = request.sampling.structured_outputs
+    if wanted is None:
+        return None
+    if grammar is None:
+        raise InvalidRequest(f"{wanted.field}: the grammar was not compiled before the request was added", wanted.field)
+    state = grammar.start()
+    if not state.accept(request.emitted_token_ids):
+        raise InvalidRequest("the emitted tokens are not of the form that was asked for", "emitted_token_ids")
+    return state

@@ -13,6 +13,8 @@ from kvasir_protocol.config import EngineConfig, ModelConfig
 from kvasir_protocol.errors import CheckpointError, ConfigError, OutOfMemory
 from kvasir_protocol.messages import LAYOUT_VERSION, PageLayout
 from kvasir_workers.engine import Engine, EngineLimits, PageExporter
+from kvasir_workers.grammar.compiler import GrammarCompiler
+from kvasir_workers.grammar.token_table import TokenSource
 from kvasir_workers.kv.manager import KvManager
 from kvasir_workers.kv.page_memory import PageShape, SharedSegment
 from kvasir_workers.memory import Footprint, free_memory, page_bytes, plan_memory
@@ -99,6 +101,13 @@ def build_engine(loaded: LoadedModel, config: EngineConfig, exporter: PageExport
     runner = ModelRunner(loaded.decoder, loaded.pages, loaded.limits.eos_token_ids)
     kv = KvManager(loaded.pages.shape[2], config.page_size, enable_prefix_caching=config.enable_prefix_caching)
     return Engine(runner, kv, config, loaded.limits, exporter)
+
+
+def grammar_compiler(directory: Path, limits: EngineLimits) -> GrammarCompiler:
+    """Compiles what structured requests ask for, with the tokenizer in a model's directory."""
+    return GrammarCompiler(
+        TokenSource(directory=directory, vocab_size=limits.vocab_size, eos_token_ids=limits.eos_token_ids)
+    )
 
 
 def resolve_device(config: EngineConfig) -> torch.device:

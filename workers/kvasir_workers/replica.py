@@ -25,7 +25,7 @@ from kvasir_protocol.sockets import bind_server, load_or_create_secret, start_ga
 from kvasir_protocol.view import ReplicaInfo
 from kvasir_workers.kv.transfer.pusher import PagePusher
 from kvasir_workers.kv.transfer.writers import WriterFactory
-from kvasir_workers.load import LoadedModel, SegmentWish, build_engine, load_model
+from kvasir_workers.load import LoadedModel, SegmentWish, build_engine, grammar_compiler, load_model
 from kvasir_workers.replica_server import Binding, ReplicaServer
 
 _CANARY_TOKENS = 2
@@ -74,7 +74,8 @@ class Replica:
         engine = build_engine(loaded, self._config.engine, exporter=self._pusher)
         segment = loaded.segment.name if loaded.segment is not None else ""
         binding = Binding(context=self._context, socket=socket, endpoint=self.endpoint, segment=segment)
-        self._server = ReplicaServer(binding, self.info, engine, loaded.pages, loaded.layout)
+        self._grammars = grammar_compiler(Path(self._config.model.path), loaded.limits)
+        self._server = ReplicaServer(binding, self.info, engine, loaded.pages, loaded.layout, self._grammars)
 
     def start(self) -> None:
         """Send a canary through the model, then serve."""
@@ -98,6 +99,7 @@ class Replica:
             self._is_serving = False
             self._server.stop()
         self._pusher.stop()
+        self._grammars.close()
         self._close()
 
     def _close(self) -> None:

@@ -5,6 +5,7 @@ import resource
 import time
 from collections import defaultdict
 from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -42,6 +43,8 @@ from kvasir_protocol.view import ReplicaInfo
 from kvasir_protocol.wire import decode, encode
 from kvasir_workers.engine import Engine
 from kvasir_workers.engine_loop import EngineLoop
+from kvasir_workers.grammar.compiler import GrammarCompiler, grammar_in
+from kvasir_workers.grammar.state import Grammar
 from kvasir_workers.kv.transfer.importer import PageImporter, Peer
 from kvasir_workers.mailbox import Mailbox
 from kvasir_workers.sequence import Sequence
@@ -78,7 +81,17 @@ class Binding:
 class ReplicaServer:
     """Answers messages on a bound socket until stopped; owns the binding from `start` on."""
 
-    def __init__(self, binding: Binding, info: ReplicaInfo, engine: Engine, pages: Tensor, layout: PageLayout) -> None:
+    def __init__(
+        self,
+        binding: Binding,
+        info: ReplicaInfo,
+        engine: Engine,
+        pages: Tensor,
+        layout: PageLayout,
+        grammars: GrammarCompiler | None = None,
+    ) -> None:
+        """grammars: without it, structured requests are refused."""
+        self._grammars = grammars
         self._socket = binding.socket
         self._context = binding.context
         self._endpoint, self._segment = binding.endpoint, binding.segment
@@ -155,10 +168,10 @@ class ReplicaServer:
                 self._send(peer, Stats(stats=self.stats()))
             case Submit(request=request, ticket=ticket):
                 if self._open_stream(peer, request):
-                    self.loop.post(partial(self._add, peer, request, ticket))
+                    self._admit(peer, request, partial(self._add, peer, request, ticket))
             case Reserve(request=request, deadline_s=deadline_s):
                 if self._open_stream(peer, request):
-                    self.loop.post(partial(self._reserve, peer, request, deadline_s))
+                    self._admit(peer, request, partial(self._reserve, peer, request, deadline_s))
             case Abort(request_id=request_id):
                 self._abort(peer, request_id)
             case BeginPush():
@@ -200,6 +213,33 @@ class ReplicaServer:
         self._streams[request.request_id] = peer
         return True
 
+    def _admit(self, peer: Peer, request: GenerationRequest, command: Callable[[Grammar | None, Engine], None]) -> None:
+        """Hand a command to the engine's thread, with the request's grammar as soon as it is compiled."""
+        wanted = request.sampling.structured_outputs
+        if wanted is None or self._grammars is None:
+            self.loop.post(partial(command, None))
+            return
+        self._grammars.submit(wanted).add_done_callback(
+            lambda future: self._mailbox.post(partial(self._admit_compiled, peer, request, command, future))
+        )
+
+    def _admit_compiled(
+        self,
+        peer: Peer,
+        request: GenerationRequest,
+        command: Callable[[Grammar | None, Engine], None],
+        future: "Future[Grammar]",
+    ) -> None:
+        wanted = request.sampling.structured_outputs
+        if self._streams.get(request.request_id) != peer or wanted is None:
+            return  # aborted meanwhile
+        try:
+            grammar = grammar_in(future, wanted)
+        except (InvalidRequest, ServiceUnavailable) as error:
+            self._close_and_reject(peer, request.request_id, error)
+        else:
+            self.loop.post(partial(command, grammar))
+
     def _close_and_reject(self, peer: Peer, request_id: RequestId, error: InvalidRequest | ServiceUnavailable) -> None:
         self._streams.pop(request_id, None)
         self._send(peer, _rejection(request_id, error))
@@ -219,9 +259,8 @@ class ReplicaServer:
         by_peer: defaultdict[Peer, list[TokenOutput]] = defaultdict(list)
         for output in outputs:
             peer = self._streams.get(output.request_id)
-            if peer is not None and output.finish_reason == "error" and not output.first_index:
-                # Nothing was said yet, so that the router may still ask somebody else.
-                self._close_and_reject(peer, output.request_id, ServiceUnavailable(output.error))
+            if peer is not None and output.finish_reason == "error":
+                self._close_and_reject(peer, output.request_id, _error_of(output))
             elif peer is not None:
                 by_peer[peer].append(output)
                 if output.finish_reason is not None:
@@ -231,15 +270,24 @@ class ReplicaServer:
 
     # Run by the engine's thread
 
-    def _add(self, peer: Peer, request: GenerationRequest, ticket: HandoverTicket | None, engine: Engine) -> None:
+    def _add(
+        self,
+        peer: Peer,
+        request: GenerationRequest,
+        ticket: HandoverTicket | None,
+        grammar: Grammar | None,
+        engine: Engine,
+    ) -> None:
         try:
-            engine.add(request, ticket)
+            engine.add(request, ticket, grammar)
         except (InvalidRequest, ServiceUnavailable) as error:
             self._mailbox.post(partial(self._close_and_reject, peer, request.request_id, error))
 
-    def _reserve(self, peer: Peer, request: GenerationRequest, deadline_s: float, engine: Engine) -> None:
+    def _reserve(
+        self, peer: Peer, request: GenerationRequest, deadline_s: float, grammar: Grammar | None, engine: Engine
+    ) -> None:
         try:
-            sequence = engine.reserve(request)
+            sequence = engine.reserve(request, grammar)
         except InvalidRequest as error:
             self._mailbox.post(partial(self._close_and_reject, peer, request.request_id, error))
         except ServiceUnavailable as error:
@@ -273,6 +321,13 @@ def _rejection(request_id: RequestId, error: InvalidRequest | ServiceUnavailable
     if isinstance(error, InvalidRequest):
         return Rejected(request_id=request_id, message=str(error), is_invalid=True, field=error.field)
     return Rejected(request_id=request_id, message=str(error), is_invalid=False)
+
+
+def _error_of(output: TokenOutput) -> InvalidRequest | ServiceUnavailable:
+    """Why the engine ended a sequence: the caller's mistake, or (the router may still ask somebody else) ours."""
+    if output.error_field is not None:
+        return InvalidRequest(output.error, output.error_field)
+    return ServiceUnavailable(output.error)
 
 
 def resident_bytes() -> int:

@@ -6,6 +6,7 @@ from kvasir_protocol.ids import PageHash, PageIndex, RequestId
 from kvasir_protocol.messages import HandoverTicket
 from kvasir_protocol.page_hash import child_hash, root_hash
 from kvasir_protocol.request import GenerationRequest
+from kvasir_workers.grammar.state import GrammarState
 
 
 @dataclass(slots=True, eq=False)
@@ -17,6 +18,7 @@ class Sequence:
 
     pages hold the keys and values of the first num_computed tokens; page_hashes name the full pages among them;
     the first num_published_pages are READY, the others are this sequence's alone.
+    grammar: what a structured answer may still become; it has accepted the generated tokens.
     ticket: the pages go to another replica when the prompt is computed; num_exported_pages have been offered to it.
     arrival_index orders by arrival; give_up_at: of the engine's clock, when a first token is of no use any more.
     num_lost_tokens: computed before it was preempted, and not again since.
@@ -24,6 +26,7 @@ class Sequence:
 
     request: GenerationRequest
     ticket: HandoverTicket | None = None
+    grammar: GrammarState | None = None
     token_ids: list[int] = field(init=False)
     num_prompt_tokens: int = field(init=False)
     num_computed: int = 0

@@ -37,8 +37,6 @@ UNSUPPORTED: dict[str, tuple[object, ...]] = {
     "modalities": (["text"],),
     "prompt_embeds": (),
     "prompt_logprobs": (),
-    "response_format": ({"type": "text"},),
-    "structured_outputs": ({},),
     "suffix": ("",),
     "thinking_token_budget": (),
     "tool_choice": ("none",),
@@ -61,6 +59,9 @@ class Body(BaseModel):
         """Raise InvalidRequest naming the first option that can't be honoured."""
         for name, value in (self.model_extra or {}).items():
             if name in UNSUPPORTED and value is not None and value not in UNSUPPORTED[name]:
+                if name.startswith("guided_"):
+                    option = name.removeprefix("guided_")
+                    raise InvalidRequest(f"{name} is not supported; send structured_outputs: {{{option}: …}}", name)
                 raise InvalidRequest(f"{name} is not supported yet; leave it out", name)
 
 
@@ -91,6 +92,8 @@ class GenerationBody(Body):
     repetition_penalty: float | None = None
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
+    response_format: dict[str, Any] | None = None
+    structured_outputs: dict[str, Any] | None = None
     return_token_ids: bool = False
     cache_salt: Text = ""
     priority: Annotated[int, Field(ge=-(2**31), lt=2**31)] = 0

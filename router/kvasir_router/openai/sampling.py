@@ -4,6 +4,7 @@ from kvasir_protocol.errors import ContextTooLong, InvalidRequest
 from kvasir_protocol.request import MAX_LOGPROBS, SamplingParams
 from kvasir_router.model_files import GenerationDefaults
 from kvasir_router.openai.bodies import ChatBody, CompletionBody, GenerationBody
+from kvasir_router.openai.structured import wanted_form
 
 DEFAULT_COMPLETION_TOKENS = 16
 """OpenAI's default for /v1/completions; chat goes on to the end of the context."""
@@ -54,6 +55,7 @@ def _sampling(
         frequency_penalty=_either(body.frequency_penalty, 0.0),
         logprobs=logprobs,
         skip_special_tokens=body.skip_special_tokens,
+        structured_outputs=wanted_form(body.response_format, body.structured_outputs),
     )
 
 

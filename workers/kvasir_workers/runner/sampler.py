@@ -13,6 +13,7 @@ from torch import Tensor
 
 from kvasir_protocol.events import TokenLogprobs
 from kvasir_protocol.request import SamplingParams
+from kvasir_workers.runner.grammar_mask import restrict_to_grammars
 from kvasir_workers.sequence import Sequence as TokenSequence
 
 
@@ -27,6 +28,7 @@ class SampledToken:
 def sample(logits: Tensor, sequences: Sequence[TokenSequence], eos_token_ids: frozenset[int]) -> list[SampledToken]:
     """The next token of each sequence. logits: [R, V] float32, changed in place; row i belongs to sequences[i]."""
     raw_logprobs = _raw_logprobs(logits, sequences)
+    restrict_to_grammars(logits, sequences, eos_token_ids)
     _forbid_early_stops(logits, sequences, eos_token_ids)
     _apply_penalties(logits, sequences)
     token_ids = _choose(logits, sequences)
@@ -67,7 +69,7 @@ def _logprobs_of(token_id: int, logprobs: Tensor | None, sequence: TokenSequence
 def _forbid_early_stops(logits: Tensor, sequences: Sequence[TokenSequence], eos_token_ids: frozenset[int]) -> None:
     for row, sequence in enumerate(sequences):
         sampling = sequence.request.sampling
-        if sequence.num_generated < sampling.min_tokens:
+        if sequence.num_generated < sampling.min_tokens and sequence.grammar is None:
             logits[row, [*(set() if sampling.ignore_eos else eos_token_ids), *sampling.stop_token_ids]] = -torch.inf
 
 
