@@ -136,9 +136,10 @@ class Scheduler:
 
     def _fits(self, sequence: Sequence, num_new: int) -> bool:
         """Room for the whole of what is known, not only for the first chunk: else newcomers evict each other."""
-        if not self._kv.try_grow(sequence, sequence.num_computed + num_new):
+        # Asked first: growing evicts cached pages, for nothing if the rest does not fit.
+        if self._kv.num_missing(sequence) > self._kv.num_available:
             return False
-        return self._kv.num_missing(sequence) <= self._kv.num_available
+        return self._kv.try_grow(sequence, sequence.num_computed + num_new)
 
     def audit(self, other_holders: list[PageIndex]) -> None:
         """Check that pages, sequences and other holders agree. Raises AssertionError."""
