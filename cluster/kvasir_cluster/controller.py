@@ -133,14 +133,22 @@ class Controller:
         return gangs, recall(groups)
 
     def _run(self) -> None:
-        while not self._stopping.is_set() and self._fatal is None:
-            try:
-                self._observe()
-                self._act(self._plan())
-                self._wait()
-            except RayError as error:
-                log.warning("Ray failed a step, trying again: %s", error)
-                self._stopping.wait(self._spec.timings.poll_s)
+        try:
+            while not self._stopping.is_set() and self._fatal is None:
+                self._step()
+        except Exception:
+            # Ray starts this process anew, and the new controller takes over what lives: better than a silent one.
+            log.exception("the controller's loop died")
+            os._exit(1)
+
+    def _step(self) -> None:
+        try:
+            self._observe()
+            self._act(self._plan())
+            self._wait()
+        except RayError as error:
+            log.warning("Ray failed a step, trying again: %s", error)
+            self._stopping.wait(self._spec.timings.poll_s)
 
     def _observe(self) -> None:
         """Look at every gang, and publish the view at once: nobody should be sent to a replica known as dead."""

@@ -8,7 +8,6 @@ KvasirError
 ├── CheckpointError           a model directory that can't be loaded: missing, truncated, unknown
 ├── OutOfMemory               the plan does not fit the device: names what to lower
 ├── WireError                 a message that is not what it claims to be: dropped and counted
-├── LayoutMismatch            two replicas whose pages can't be exchanged
 ├── PlacementError            the cluster lacks what a gang needs
 └── ServiceUnavailable        nobody can take the request now: 503, with the seconds to wait
     └── StreamLost            an accepted stream could not be finished anywhere
@@ -49,10 +48,6 @@ class OutOfMemory(KvasirError):
 
 class WireError(KvasirError):
     """A message that is not what it claims to be."""
-
-
-class LayoutMismatch(KvasirError):
-    """Two replicas whose pages can't be exchanged."""
 
 
 class PlacementError(KvasirError):

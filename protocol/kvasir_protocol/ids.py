@@ -15,4 +15,5 @@ PageIndex = NewType("PageIndex", int)
 """Position of a page in one replica's pool."""
 
 Generation = NewType("Generation", int)
-"""Counts a replica's reservations, so that a late message can't be taken for a new one's."""
+"""Counts a replica's reservations from a random number on, so that a late message can't be taken for a new one's:
+neither for a later reservation's, nor for one of a replica that listens where the former did."""

@@ -17,8 +17,9 @@ from kvasir_protocol.view import ClusterView, ReplicaInfo
 
 LAYOUT_VERSION = 1
 
-MAX_DEADLINE_S = 3600.0
-"""Pages that nobody fills are lost to others until then, whatever a message asks for."""
+MAX_DEADLINE_S = 30.0
+"""Pages that nobody fills are lost to others until then, whatever a message asks for; and for longer than this
+routers and controllers would take a replica that waits for them for a hung one."""
 
 
 def _check_deadline(deadline_s: float) -> None:

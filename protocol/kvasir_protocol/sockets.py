@@ -118,7 +118,10 @@ def bind_server(context: zmq.Context[Any], secret: bytes, host: str, port: int) 
 
 
 def connect_client(context: zmq.Context[Any], secret: bytes, endpoint: str, name: bytes = b"") -> Any:
-    """A DEALER socket to one server; it reconnects by itself. By its name, if any, the server knows it again then."""
+    """A DEALER socket to one server; it reconnects by itself. By its name, if any, the server knows it again then.
+
+    Raises zmq.ZMQError if endpoint is no address.
+    """
     socket = context.socket(zmq.DEALER)
     if name:
         socket.routing_id = name

@@ -122,7 +122,10 @@ class _StreamLife:
         decode, self._prefills_itself = self._prefills_itself, None
         if decode is not None and any(link.replica_id == decode for link in self._fleet.live()):
             return Route(prefill=None, decode=decode, reason="hand-over failed, decode prefills itself")
-        shape = RequestShape(num_prompt_tokens=len(self._request.prompt_token_ids), max_tokens=self._request.max_tokens)
+        shape = RequestShape(
+            num_prompt_tokens=len(self._request.prompt_token_ids) + len(self._emitted),
+            max_tokens=self._request.max_tokens - len(self._emitted),
+        )
         if self._num_attempts:
             await self._somebody_up()
         route = self._dispatcher.policy.choose(shape, self._candidates())

@@ -15,6 +15,7 @@ from kvasir_router.front_door import VERSION, FrontDoor
 from kvasir_router.links import ReplicaLink
 from kvasir_router.openai.bodies import DetokenizeBody, TokenizeBody
 from kvasir_router.openai.prompts import chat_prompt, check_ids
+from kvasir_router.tokenise import TextCodec
 
 
 def operations_routes(door: FrontDoor) -> APIRouter:
@@ -56,10 +57,14 @@ def operations_routes(door: FrontDoor) -> APIRouter:
     @routes.post("/detokenize")
     async def detokenize(body: DetokenizeBody) -> dict[str, str]:
         door.check_model(body.model)
-        check_ids(body.tokens, door.codec, "tokens")
-        return {"prompt": door.codec.decode(body.tokens, skip_special_tokens=False)}
+        return {"prompt": await asyncio.to_thread(_text_of, body.tokens, door.codec)}
 
     return routes
+
+
+def _text_of(token_ids: list[int], codec: TextCodec) -> str:
+    check_ids(token_ids, codec, "tokens")
+    return codec.decode(token_ids, skip_special_tokens=False)
 
 
 async def _tokens(door: FrontDoor, body: TokenizeBody) -> list[int]:

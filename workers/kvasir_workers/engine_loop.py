@@ -19,6 +19,9 @@ _IDLE_AUDIT_AFTER_S = 1.0
 STUCK_AFTER_S = 60.0
 """A step longer than this counts as hung: the longest honest one is a full prefill chunk of a large model on CPU."""
 
+FAREWELL_S = 5.0
+"""For the last step to end; one that hangs never does, and must not keep its process from ending."""
+
 Command = Callable[[Engine], object]
 
 
@@ -49,10 +52,11 @@ class EngineLoop:
         self._commands.append(command)
         self._bell.set()
 
-    def stop(self) -> None:
+    def stop(self, patience_s: float = FAREWELL_S) -> None:
+        """End after the step that runs, or leave it behind."""
         self._is_stopping = True
         self._bell.set()
-        self._thread.join()
+        self._thread.join(patience_s)
 
     def failure(self) -> str | None:
         """Why the loop is dead or makes no progress though there is work; None while all is well."""

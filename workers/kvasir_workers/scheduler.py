@@ -204,9 +204,8 @@ class Scheduler:
         return entries
 
     def _fits(self, sequence: Sequence, num_new: int, reserved: Collection[Sequence]) -> bool:
-        if not self._kv.try_grow(sequence, sequence.num_computed + num_new):
-            return False
-        return self.has_room(sequence, reserved)
+        # Asked first: growing evicts cached pages, for nothing if the rest does not fit.
+        return self.has_room(sequence, reserved) and self._kv.try_grow(sequence, sequence.num_computed + num_new)
 
     def has_room(self, newcomer: Sequence, reserved: Collection[Sequence]) -> bool:
         """Whether the admission policy lets a newcomer in beside those that run and those that are promised a place."""

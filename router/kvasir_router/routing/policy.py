@@ -12,7 +12,7 @@ from kvasir_router.routing.load import ReplicaLoad
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RequestShape:
-    """What of a request bears on where it should go."""
+    """What of a request bears on where it should go: tokens to compute before the first new one, and new ones."""
 
     num_prompt_tokens: int
     max_tokens: int
@@ -53,8 +53,10 @@ def pools_of(candidates: Sequence[ReplicaLoad]) -> Pools:
     return Pools(prefill, finishers, "separate pools")
 
 
-def _route(prefill: ReplicaLoad | None, finisher: ReplicaLoad, reason: str) -> Route:
-    """A mixed replica never takes another's pages: it prefills what it decodes."""
+def _route(shape: RequestShape, prefill: ReplicaLoad | None, finisher: ReplicaLoad, reason: str) -> Route:
+    """A mixed replica never takes another's pages: it prefills what it decodes. One token needs no decode replica."""
+    if prefill is not None and shape.max_tokens == 1:
+        return Route(prefill=None, decode=prefill.replica_id, reason=f"one token, {reason}")
     if finisher.role != "decode":
         prefill = None
     return Route(prefill=prefill.replica_id if prefill else None, decode=finisher.replica_id, reason=reason)
@@ -72,7 +74,7 @@ class LeastLoaded:
         _require_candidates(candidates)
         pools = pools_of(candidates)
         prefill = min(pools.prefillers, key=_busyness, default=None)
-        return _route(prefill, min(pools.finishers, key=_busyness), f"least loaded, {pools.reason}")
+        return _route(shape, prefill, min(pools.finishers, key=_busyness), f"least loaded, {pools.reason}")
 
 
 def _busyness(load: ReplicaLoad) -> tuple[int, float, str]:
@@ -91,7 +93,7 @@ class RoundRobin:
         pools = pools_of(candidates)
         turn, self._num_chosen = self._num_chosen, self._num_chosen + 1
         prefill = _in_turn(pools.prefillers, turn) if pools.prefillers else None
-        return _route(prefill, _in_turn(pools.finishers, turn), f"round robin, {pools.reason}")
+        return _route(shape, prefill, _in_turn(pools.finishers, turn), f"round robin, {pools.reason}")
 
 
 def _in_turn(loads: Sequence[ReplicaLoad], turn: int) -> ReplicaLoad:

@@ -85,10 +85,12 @@ async def test_decodes_tokens_may_overtake_prefills(prefill: FakeReplica, decode
         assert running.count(STREAMS_REPLAYED) == 0
 
 
-async def test_answer_that_ends_at_prefill_releases_the_reservation(prefill: FakeReplica, decode: FakeReplica) -> None:
+async def test_answer_that_ends_at_prefill_releases_the_reservation() -> None:
+    prefill = FakeReplica("prefill-0", "prefill", SECRET, answer=ANSWER[:1])
+    decode = FakeReplica("decode-0", "decode", SECRET, answer=ANSWER[:1])
     async with dispatching(prefill, decode) as running:
-        outputs = [output async for output in running.dispatcher.stream(make_request(max_tokens=1))]
-        assert [output.finish_reason for output in outputs] == ["length"]
+        outputs = [output async for output in running.dispatcher.stream(make_request(max_tokens=5))]
+        assert [output.finish_reason for output in outputs] == ["stop"]
         await decode.until(lambda replica: len(replica.got(Abort)) == 1)
         await all_let_go(decode)
 

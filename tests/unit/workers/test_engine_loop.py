@@ -181,6 +181,14 @@ def test_hung_step_is_reported_after_a_while(house: House) -> None:
     assert (before, after) == (None, "no step finished for 61 s with 3 sequences running")
 
 
+def test_hung_step_is_left_behind_at_the_end(house: House) -> None:
+    go_on = hang(house)
+    house.loop.stop(patience_s=0.1)
+    is_left = house.loop._thread.is_alive()
+    go_on.set()
+    assert is_left
+
+
 def test_finished_step_is_progress(house: House) -> None:
     in_step, go_on = threading.Event(), threading.Event()
 

@@ -128,6 +128,19 @@ def test_newcomer_waits_until_all_its_known_tokens_fit() -> None:
     assert bench.plan() == {"s1": 8}
 
 
+def test_newcomer_that_does_not_fit_yet_drives_nothing_out_of_the_cache() -> None:
+    bench = Bench(num_pages=8, budget=8)
+    bench.enqueue(12, max_tokens=1)
+    bench.step()
+    bench.step()
+    bench.enqueue(18)
+    for _ in range(3):
+        bench.step()
+    bench.enqueue(30)
+    bench.plan()
+    assert (bench.kv.pool.num_free, bench.kv.tree.num_idle) == (0, 3)
+
+
 def test_nobody_overtakes_the_first_in_line() -> None:
     bench = Bench(num_pages=4, budget=8)
     bench.enqueue(8)

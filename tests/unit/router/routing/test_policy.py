@@ -43,6 +43,13 @@ def test_living_roles_decide_who_prefills(
 
 
 @pytest.mark.parametrize("policy", [LeastLoaded(), RoundRobin()])
+def test_one_token_is_left_to_a_prefill_replica_alone(policy: RoutingPolicy) -> None:
+    shape = RequestShape(num_prompt_tokens=10, max_tokens=1)
+    route = policy.choose(shape, [load("prefill-0"), load("decode-0")])
+    assert (route.prefill, route.decode) == (None, "prefill-0")
+
+
+@pytest.mark.parametrize("policy", [LeastLoaded(), RoundRobin()])
 def test_without_replicas_service_is_unavailable(policy: RoutingPolicy) -> None:
     with pytest.raises(ServiceUnavailable, match="no replica is up"):
         policy.choose(SHAPE, [])

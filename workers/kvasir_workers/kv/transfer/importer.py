@@ -8,10 +8,12 @@
                                            TCP: freed at once, since this process itself does the writing)
 
 A writer asks before it writes, so an open reservation can be freed at once. Late messages are told apart by their
-generation. One thread owns all of this; pages are given back through `PageDesk`.
+generation, also those that were meant for a replica that was here before. One thread owns all of this; pages are given
+back through `PageDesk`.
 """
 
 import logging
+import secrets
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -41,6 +43,16 @@ _log = logging.getLogger(__name__)
 
 Peer = bytes
 """The socket identity of a router or of a replica."""
+
+
+def _is_process_alive(process_id: int) -> bool:
+    """Whether a process still can write. One that has ended waits for its parent to collect it, maybe for ever."""
+    try:
+        stat = Path(f"/proc/{process_id}/stat").read_text(errors="replace")
+    except OSError:
+        return False
+    state = stat.rpartition(")")[2].split()[0]  # the name before it may hold anything
+    return state not in ("Z", "X")
 
 
 class PageDesk(Protocol):
@@ -83,10 +95,10 @@ class PageImporter:
     desk: PageDesk
     send: Callable[[Peer, Message], None]
     clock: Callable[[], float]
-    is_process_alive: Callable[[int], bool] = field(default=lambda process_id: Path(f"/proc/{process_id}").exists())
+    is_process_alive: Callable[[int], bool] = field(default=_is_process_alive)
     _reservations: dict[Generation, Reservation] = field(default_factory=dict)
     _generation_of: dict[RequestId, Generation] = field(default_factory=dict)
-    _last_generation: int = 0
+    _last_generation: int = field(default_factory=lambda: secrets.randbits(48))
     _counts: _Counts = field(default_factory=_Counts)
 
     def counters(self, pushed: HandoverCounters) -> HandoverCounters:
@@ -185,8 +197,9 @@ class PageImporter:
         if reservation.state == "quarantined":
             self._free(reservation)
         else:
+            # Not counted as a failure: a prompt whose answer ends with its first token ends like this, too.
             reservation.uses_shared_memory = False
-            self._fail(reservation, message.reason)
+            self._hand_back(reservation, message.reason)
 
     # What ends a reservation
 
@@ -208,13 +221,18 @@ class PageImporter:
                 process_id = reservation.writer_process_id
                 if process_id is not None and not self.is_process_alive(process_id):
                     self._free(reservation)
+                elif now >= reservation.deadline:
+                    self._ask_for_quiet(reservation)
             elif now >= reservation.deadline:
                 self._fail(reservation, f"no pages for {reservation.patience_s:g} s")
 
     def _fail(self, reservation: Reservation, reason: str) -> None:
-        """The router is told to submit the request again; the pages come back when they are quiet."""
         _log.warning("hand-over of %s failed: %s", reservation.sequence.request_id, reason)
         self._counts.failed_requests += 1
+        self._hand_back(reservation, reason)
+
+    def _hand_back(self, reservation: Reservation, reason: str) -> None:
+        """The router is told to submit the request again; the pages come back when they are quiet."""
         failed = HandoverFailed(
             request_id=reservation.sequence.request_id, generation=reservation.generation, reason=reason
         )
@@ -226,9 +244,14 @@ class PageImporter:
         if reservation.state == "pushing" and reservation.uses_shared_memory:
             reservation.state = "quarantined"
             self._unname(reservation)
-            self.send(reservation.writer, CancelPush(generation=reservation.generation))
+            self._ask_for_quiet(reservation)
         else:
             self._free(reservation)
+
+    def _ask_for_quiet(self, reservation: Reservation) -> None:
+        """Until it is heard: while a connection is broken the question is lost, and so is the answer."""
+        self._extend(reservation)
+        self.send(reservation.writer, CancelPush(generation=reservation.generation))
 
     def _free(self, reservation: Reservation) -> None:
         self._forget(reservation)

@@ -126,8 +126,8 @@ class PagePusher:
         self._mailbox.post(lambda: self._add_batch(ticket, request_id, first_page, batch))
 
     def finish(self, sequence: Sequence, emitted_token_ids: tuple[int, ...]) -> None:
-        ticket, request_id = _ticket_of(sequence), sequence.request_id
-        self._mailbox.post(lambda: self._set_finished(ticket, request_id, emitted_token_ids))
+        key = _key(_ticket_of(sequence))
+        self._mailbox.post(lambda: self._set_finished(key, emitted_token_ids))
 
     def cancel(self, sequence: Sequence) -> None:
         key = _key(_ticket_of(sequence))
@@ -173,7 +173,14 @@ class PagePusher:
     def _add_batch(
         self, ticket: HandoverTicket, request_id: RequestId, first_page: int, pages: list[PageIndex]
     ) -> None:
-        push = self._pushes.get(_key(ticket)) or self._begin(ticket, request_id)
+        push = self._pushes.get(_key(ticket))
+        if push is None and first_page == ticket.first_page:
+            push = self._begin(ticket, request_id)
+        if push is None:
+            # It ended before its last page. Asking once more could take a late answer to the first question for one
+            # to the second, and write into pages that belong to somebody else by now.
+            self._release(pages)
+            return
         push.batches.append((first_page, pages))
         self._advance(push)
 
@@ -193,10 +200,10 @@ class PagePusher:
         )
         return push
 
-    def _set_finished(self, ticket: HandoverTicket, request_id: RequestId, emitted_token_ids: tuple[int, ...]) -> None:
-        push = self._pushes.get(_key(ticket)) or self._begin(ticket, request_id)
-        push.emitted_token_ids = emitted_token_ids
-        self._advance(push)
+    def _set_finished(self, key: PushKey, emitted_token_ids: tuple[int, ...]) -> None:
+        if push := self._pushes.get(key):
+            push.emitted_token_ids = emitted_token_ids
+            self._advance(push)
 
     def _advance(self, push: _Push) -> None:
         """Send what there is, once the other side has agreed."""
@@ -237,7 +244,7 @@ class PagePusher:
 
     def _close_unused(self, endpoint: str) -> None:
         """A peer that left us without an answer may be gone for good, and its socket would try for ever."""
-        if any(used == endpoint for used, _ in self._pushes):
+        if endpoint not in self._peers or any(used == endpoint for used, _ in self._pushes):
             return
         socket = self._peers.pop(endpoint)
         self._poller.unregister(socket)
@@ -258,13 +265,17 @@ class PagePusher:
                 self._release(pages)
 
     def _send(self, endpoint: str, message: Message) -> None:
+        try:
+            self._peer(endpoint).send(encode(message), zmq.NOBLOCK)
+        except zmq.ZMQError as error:
+            # Its queue is full, or it is no address at all: a ticket is another's word.
+            _log.warning("%s takes no %s: %s", endpoint, type(message).__name__, error.strerror)
+
+    def _peer(self, endpoint: str) -> "zmq.Socket[bytes]":
         if endpoint not in self._peers:
             self._peers[endpoint] = sockets.connect_client(self._context, self._secret, endpoint, self._name)
             self._poller.register(self._peers[endpoint], zmq.POLLIN)
-        try:
-            self._peers[endpoint].send(encode(message), zmq.NOBLOCK)
-        except zmq.Again:
-            _log.warning("%s does not take messages; %s dropped", endpoint, type(message).__name__)
+        return self._peers[endpoint]
 
 
 def _key(ticket: HandoverTicket) -> PushKey:

@@ -1,5 +1,7 @@
 """The decode side's reservations: every turn of the state machine, with a clock turned by hand."""
 
+import os
+import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -390,6 +392,18 @@ def test_quarantine_does_not_end_with_time(side: Side) -> None:
     assert (side.desk.released, side.num_quarantined) == ([], 3)
 
 
+def test_writer_is_asked_again_until_it_is_quiet(side: Side) -> None:
+    """The first question may have met a broken connection."""
+    generation = quarantined(side)
+    side.sent.clear()
+    side.pass_time(PATIENCE_S)
+    side.pass_time(0.1)
+    assert side.sent == [(WRITER, CancelPush(generation=generation))]
+    side.quiet(generation)
+    side.pass_time(PATIENCE_S)
+    assert len(side.sent) == 1
+
+
 def test_quarantine_does_not_end_with_a_strangers_word(side: Side) -> None:
     generation = quarantined(side)
     side.quiet(generation, writer=STRANGER)
@@ -449,11 +463,30 @@ def test_bad_pages_over_shared_memory_are_quarantined(side: Side) -> None:
     assert side.num_quarantined == 0
 
 
-def test_failures_are_counted_and_aborts_are_not(side: Side) -> None:
+def test_failures_are_counted_and_ends_that_somebody_chose_are_not(side: Side) -> None:
+    side.push(pushing(side), 0, content=b"")
     side.quiet(pushing(side))
     pushing(side)
     side.importer.abort(RequestId("r"))
     assert side.importer.counters(HandoverCounters()).failed_requests == 1
+
+
+def test_late_word_for_a_former_replica_finds_nothing() -> None:
+    """It listened where this one does, and counted its reservations as well."""
+    former, side = Side(), Side()
+    side.open()
+    side.begin(former.open())
+    assert side.kinds() == ["PushRefused"]
+
+
+def test_dead_process_that_nobody_has_collected_is_dead() -> None:
+    importer = PageImporter(random_pages(1), make_layout(), VOCAB_SIZE, FakeDesk(), lambda peer, message: None, Clock())
+    child = subprocess.Popen(["true"])
+    os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+    try:
+        assert not importer.is_process_alive(child.pid)
+    finally:
+        child.wait()
 
 
 def test_real_processes_are_seen() -> None:

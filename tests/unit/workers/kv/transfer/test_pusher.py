@@ -163,9 +163,11 @@ def test_later_pages_go_to_their_own_places(prefill: PrefillSide, decode_side: D
 
 def test_pages_that_the_other_side_holds_are_counted_off(prefill: PrefillSide, decode_side: DecodeSide) -> None:
     sequence = sequence_for(decode_side, first_page=2)
+    prefill.pusher.export(sequence, 2, pages(7))
     prefill.pusher.export(sequence, 3, pages(1))
     decode_side.expect(BeginPush)
     decode_side.says(GRANTED)
+    assert decode_side.expect(PushPages).page_indices == (4,)
     assert decode_side.expect(PushPages).page_indices == (5,)
 
 
@@ -278,15 +280,38 @@ def test_each_batch_moves_the_deadline(prefill: PrefillSide, decode_side: Decode
 
 
 def test_pages_of_a_push_that_was_refused_come_back_too(prefill: PrefillSide, decode_side: DecodeSide) -> None:
-    """The engine still computes chunks: each asks anew, is refused anew, and costs no page."""
+    """The engine still computes chunks: they cost no page, and nobody is asked for them."""
     sequence = begun(prefill, decode_side)
-    refused = PushRefused(generation=Generation(1), reason="gone")
-    decode_side.says(refused)
+    decode_side.says(PushRefused(generation=Generation(1), reason="gone"))
     prefill.expect_released()
     prefill.pusher.export(sequence, 2, pages(3))
-    decode_side.expect(BeginPush)
-    decode_side.says(refused)
+    prefill.pusher.finish(sequence, (9,))
     assert prefill.expect_released() == [3]
+    assert decode_side.hears_nothing()
+
+
+def test_late_grant_of_a_push_that_has_ended_opens_no_door(prefill: PrefillSide, decode_side: DecodeSide) -> None:
+    """The pages that it grants were given back when the writer said Quiet."""
+    sequence = begun(prefill, decode_side)
+    prefill.clock.now = 3.0
+    prefill.pusher.export(sequence_for(decode_side, generation=Generation(2)), 0, pages(1))  # keeps the connection
+    decode_side.expect(BeginPush)
+    prefill.clock.now = 6.0
+    decode_side.expect(Quiet)
+    prefill.pusher.export(sequence, 2, pages(3))
+    decode_side.says(GRANTED)
+    assert decode_side.hears_nothing()
+
+
+def test_ticket_with_no_address_harms_no_other_push(prefill: PrefillSide, decode_side: DecodeSide) -> None:
+    lost = Sequence(make_request("lost", range(4)), make_ticket(1, endpoint="nowhere"))
+    prefill.pusher.export(lost, 0, pages(1))
+    begun(prefill, decode_side)
+    decode_side.says(GRANTED)
+    decode_side.expect(PushPages)
+    prefill.clock.now = 100.0
+    assert sorted(prefill.expect_released() + prefill.expect_released()) == [0, 1, 7]
+    assert prefill.pusher.is_alive
 
 
 def test_ticket_with_too_few_pages_ends_the_push_and_not_the_pusher(
