@@ -59,7 +59,16 @@ CHAT: list[tuple[dict[str, Any], str]] = [
     ({"messages": USER, "deadline_s": 0}, "deadline_s"),
     ({"messages": USER, "deadline_s": 1e9}, "deadline_s"),
     ({"messages": USER, "tools": [{"type": "function"}]}, "tools"),
-    ({"messages": USER, "response_format": {"type": "json_object"}}, "response_format"),
+    ({"messages": USER, "response_format": {"type": "structural_tag"}}, "response_format"),
+    ({"messages": USER, "response_format": {"type": "json_schema"}}, "response_format"),
+    (
+        {"messages": USER, "response_format": {"type": "json_object"}, "structured_outputs": {"regex": "a"}},
+        "response_format",
+    ),
+    ({"messages": USER, "structured_outputs": {"regex": "a", "choice": ["b"]}}, "structured_outputs"),
+    ({"messages": USER, "structured_outputs": {"regex": "a" * 70_000}}, "structured_outputs"),
+    ({"messages": USER, "structured_outputs": {"regex": "a"}, "ignore_eos": True}, "ignore_eos"),
+    ({"messages": USER, "guided_json": {}}, "guided_json"),
 ]
 
 COMPLETIONS: list[tuple[dict[str, Any], str]] = [

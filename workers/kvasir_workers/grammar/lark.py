@@ -8,11 +8,13 @@ from kvasir_workers.grammar.refusal import Refusal
 
 _QUOTED = re.compile(r'"(?:\\.|[^"\\\n])*"|/(?![/*])(?:\\.|[^/\\\n])+/|//[^\n]*|#[^\n]*')
 _DIRECTIVES = frozenset({"import", "ignore"})
-_ATTRIBUTES = re.compile(r"^\s*[?!]?\w+\s*\[", re.MULTILINE)
+_ATTRIBUTES = re.compile(r"^\s*[?!]?\w+\s*\[[^\]]*\]\s*:(?!:)", re.MULTILINE)
 
 
 def check_grammar(text: str) -> str:
     """The grammar in Lark. Raises Refusal for what reaches beyond the answer's text, such as special tokens."""
+    if _ATTRIBUTES.search(_QUOTED.sub('""', text)):
+        raise Refusal("attributes of rules, such as name[max_tokens=5], are not supported")
     try:
         lark: str = any_to_lark(text)
     except RecursionError as error:
@@ -29,6 +31,4 @@ def check_grammar(text: str) -> str:
         raise Refusal("tokens by name or number (<…>) in a grammar are not supported; write text")
     if "@" in bare:
         raise Refusal("references to other grammars (@…) are not supported")
-    if _ATTRIBUTES.search(bare):
-        raise Refusal("attributes of rules, such as name[max_tokens=5], are not supported")
     return lark

@@ -16,7 +16,6 @@ def test_unknown_fields_are_ignored() -> None:
         ("suffix", "end"),
         ("echo", True),
         ("logit_bias", {"5": 1}),
-        ("structured_outputs", {"regex": "a"}),
         ("use_beam_search", True),
         ("tools", [{"type": "function"}]),
         ("tool_choice", "auto"),

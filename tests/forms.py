@@ -1,0 +1,260 @@
+"""Forms that an answer may be asked to have: every feature that we claim, in small."""
+
+from typing import Any
+
+Schema = dict[str, Any]
+
+
+def obj(required: dict[str, Any], optional: dict[str, Any] | None = None, **more: Any) -> Schema:
+    """A closed object."""
+    return {
+        "type": "object",
+        "properties": {**required, **(optional or {})},
+        "required": list(required),
+        "additionalProperties": False,
+        **more,
+    }
+
+
+INT: Schema = {"type": "integer", "minimum": -999, "maximum": 999}
+BOOL: Schema = {"type": "boolean"}
+WORD: Schema = {"type": "string", "pattern": "^[a-z]{1,6}$"}
+TEXT: Schema = {"type": "string", "maxLength": 6}
+
+SCHEMAS: dict[str, Schema] = {
+    "boolean": BOOL,
+    "null": {"type": "null"},
+    "integer": {"type": "integer"},
+    "number": {"type": "number"},
+    "string": {"type": "string"},
+    "array": {"type": "array"},
+    "object": {"type": "object"},
+    "anything": {},
+    "several types": {"type": ["integer", "null", "boolean"]},
+    "type and keywords of another": {"type": "boolean", "minLength": 3, "minimum": 7},
+    "keywords without type": {"minLength": 2, "maxLength": 4, "minimum": 3, "maxItems": 1, "maxProperties": 1},
+    "annotations": {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "$id": "https://example.org/x",
+        "title": "t",
+        "description": "d",
+        "$comment": "c",
+        "default": 1,
+        "examples": [2],
+        "deprecated": True,
+        "readOnly": True,
+        "writeOnly": False,
+        "type": "integer",
+    },
+    "enum of texts": {"enum": ["red", "green", "blue"]},
+    "enum of everything": {"enum": [1, 2.5, 'a"b\\c\n', None, True, [1, [2]], {"k": "v", "l": []}]},
+    "enum of unicode": {"enum": ["Þór", "日本", "😀", "\u0000", "\u007f"]},
+    "enum within a type": {"type": "integer", "enum": [1, "1", 2, None]},
+    "const": {"const": {"a": [1, "x"], "b": None}},
+    "const number": {"const": -1.5},
+    "minimum": {"type": "integer", "minimum": 5, "maximum": 17},
+    "minimum below zero": {"type": "integer", "minimum": -120, "maximum": -3},
+    "minimum alone": {"type": "integer", "minimum": 38},
+    "maximum alone": {"type": "integer", "maximum": -38},
+    "exclusive bounds": {"type": "integer", "exclusiveMinimum": 1, "exclusiveMaximum": 4},
+    "number bounds": {"type": "number", "minimum": -1.5, "maximum": 2.25},
+    "number exclusive bounds": {"type": "number", "exclusiveMinimum": 0, "exclusiveMaximum": 1},
+    "multiple": {"type": "integer", "multipleOf": 7},
+    "multiple within bounds": {"type": "integer", "multipleOf": 5, "minimum": -20, "maximum": 30},
+    "multiple of a fraction": {"type": "number", "multipleOf": 0.5, "minimum": 0, "maximum": 9},
+    "length": {"type": "string", "minLength": 2, "maxLength": 5},
+    "exact length": {"type": "string", "minLength": 3, "maxLength": 3},
+    "pattern": {"type": "string", "pattern": "^[A-Z]{2}-\\d{1,4}$"},
+    "pattern inside": {"type": "string", "pattern": "b{2}", "maxLength": 12},
+    "pattern and length": {"type": "string", "pattern": "^(?:ab)+$", "minLength": 4, "maxLength": 8},
+    "pattern of escapes": {"type": "string", "pattern": '^["\\\\/\\n\\t]{1,4}$'},
+    "pattern of unicode": {"type": "string", "pattern": "^[α-ω]{1,4}$"},
+    "date": {"type": "string", "format": "date"},
+    "time": {"type": "string", "format": "time"},
+    "date-time": {"type": "string", "format": "date-time"},
+    "duration": {"type": "string", "format": "duration"},
+    "email": {"type": "string", "format": "email"},
+    "hostname": {"type": "string", "format": "hostname"},
+    "ipv4": {"type": "string", "format": "ipv4"},
+    "ipv6": {"type": "string", "format": "ipv6"},
+    "uuid": {"type": "string", "format": "uuid"},
+    "items": {"type": "array", "items": INT, "maxItems": 4},
+    "number of items": {"type": "array", "items": BOOL, "minItems": 2, "maxItems": 3},
+    "no items": {"type": "array", "maxItems": 0},
+    "tuple": {"type": "array", "prefixItems": [INT, WORD], "minItems": 2, "items": False},
+    "tuple and more": {"type": "array", "prefixItems": [INT, WORD], "items": BOOL, "minItems": 1, "maxItems": 4},
+    "open tuple": {"type": "array", "prefixItems": [BOOL], "maxItems": 2},
+    "lists of lists": {"type": "array", "items": {"type": "array", "items": INT, "maxItems": 2}, "maxItems": 2},
+    "properties": obj({"a": INT, "b": WORD}),
+    "optional properties": obj({"a": INT}, {"b": BOOL, "c": WORD}),
+    "only optional properties": obj({}, {"a": INT, "b": BOOL}),
+    "open object": {"type": "object", "properties": {"a": INT}, "required": ["a"], "maxProperties": 2},
+    "map": {"type": "object", "additionalProperties": INT, "maxProperties": 3},
+    "properties and a map": {"type": "object", "properties": {"a": BOOL}, "additionalProperties": INT},
+    "required but not described": {"type": "object", "required": ["x"], "additionalProperties": INT},
+    "pattern properties": {
+        "type": "object",
+        "patternProperties": {"^n_[a-z]$": INT, "^b_[a-z]$": BOOL},
+        "additionalProperties": False,
+    },
+    "pattern properties and others": {
+        "type": "object",
+        "properties": {"a": BOOL},
+        "patternProperties": {"^n": INT},
+        "additionalProperties": WORD,
+    },
+    "number of properties": obj({"a": INT}, {"b": INT, "c": INT}, minProperties=1, maxProperties=2),
+    "odd names": obj({'a"b': INT, "a b": BOOL, "é\n": BOOL, "": INT}),
+    "objects within objects": obj({"user": obj({"name": WORD, "tags": {"type": "array", "items": WORD}})}),
+    "any of": {"anyOf": [INT, WORD, {"type": "null"}]},
+    "any of objects": {"anyOf": [obj({"a": INT}), obj({"b": BOOL})]},
+    "any of beside keywords": {"type": "integer", "anyOf": [{"maximum": 3}, {"minimum": 10}], "minimum": 0},
+    "one of": {"oneOf": [INT, {"type": "string", "maxLength": 3}, {"type": "array", "maxItems": 0}]},
+    "one of by const": {
+        "oneOf": [obj({"kind": {"const": "cat"}, "lives": INT}), obj({"kind": {"const": "dog"}, "barks": BOOL})],
+        "discriminator": {"propertyName": "kind"},
+    },
+    "all of": {"allOf": [{"type": "integer"}, {"minimum": 3}, {"maximum": 12}, {"multipleOf": 3}]},
+    "all of lengths": {"allOf": [{"type": "string", "minLength": 2}, {"maxLength": 3}]},
+    "all of objects": {
+        "allOf": [
+            {"type": "object", "properties": {"a": INT}, "required": ["a"]},
+            {"type": "object", "properties": {"b": BOOL}, "required": ["b"]},
+        ],
+        "maxProperties": 2,
+    },
+    "closed inside of all of": {
+        "allOf": [
+            {"type": "object", "properties": {"a": INT, "b": INT}, "required": ["a"], "additionalProperties": False},
+            {"type": "object", "properties": {"b": {"minimum": 3}}},
+        ],
+    },
+    "reference": {"$ref": "#/$defs/n", "$defs": {"n": INT}},
+    "reference beside keywords": {"$ref": "#/$defs/n", "minimum": 5, "$defs": {"n": INT}},
+    "definitions": {"type": "array", "items": {"$ref": "#/definitions/w"}, "maxItems": 2, "definitions": {"w": WORD}},
+    "recursion": {
+        "$ref": "#/$defs/tree",
+        "$defs": {"tree": obj({"v": BOOL}, {"l": {"$ref": "#/$defs/tree"}, "r": {"$ref": "#/$defs/tree"}})},
+    },
+    "recursion through a list": obj({"v": BOOL}, {"c": {"type": "array", "items": {"$ref": "#"}, "maxItems": 2}}),
+    "mutual recursion": {
+        "$ref": "#/$defs/a",
+        "$defs": {
+            "a": {"anyOf": [{"type": "null"}, {"type": "array", "items": {"$ref": "#/$defs/b"}, "maxItems": 1}]},
+            "b": {"anyOf": [BOOL, obj({"a": {"$ref": "#/$defs/a"}})]},
+        },
+    },
+    "true": obj({"a": True}),
+    "false": {"type": "object", "properties": {"a": INT, "b": False}, "additionalProperties": False},
+}
+
+REGEXES: tuple[str, ...] = (
+    "yes|no|maybe",
+    "(yes|no)( please)?",
+    r"\d{3}-\d{4}",
+    r"[A-Z][a-z]{2,8}",
+    r"^\w{1,5}\s\w{1,5}$",
+    r"\A[^\d\s]{1,6}\Z",
+    r"[^\W\d]{1,6}",
+    r"\D\W\S{1,3}",
+    r"(?:\d{1,3}\.){3}\d{1,3}",
+    r"#[0-9a-fA-F]{6}",
+    r"(?P<year>\d{4})-(?P<month>0[1-9]|1[0-2])",
+    r"a*b+c?d{2,}e{,3}",
+    r"(ab){2,4}?x+?",
+    r".{1,6}!",
+    r"[α-ωΑ-Ω]{1,4}",
+    r"[\x00-\uffff]{1,3};",
+    r"[^\n]{1,4}\n",
+    r"\\\"\'\/\.\t",
+    r"[]a^-]{1,4}",
+    r"[&~|#]{1,3}-{2}",
+    r"(|x)y",
+    r"((a|b)(c|d)){1,3}",
+    r"\u00e9\U0001F600z",
+    r"(\[\d\]|\{\w\})+;",
+    r"[a-c]{0}end",
+)
+
+CHOICES: tuple[tuple[str, ...], ...] = (
+    ("yes", "no"),
+    ("a", "ab", "abc", "b"),
+    ("positive", "negative", "neutral"),
+    ("a.b*c", "[x]", "(y|z)", "\\d", "$^", "new\nline", "é😀", '"quoted"', " "),
+)
+
+GRAMMARS: dict[str, tuple[str, str]] = {
+    "sums": ('start: num ("+" num)*\nnum: /[0-9]{1,3}/', r"\d{1,3}(\+\d{1,3})*"),
+    "balanced": ('start: "x" | "(" start ")"', r"\(*x\)*"),
+    "terminals": ('start: A B?\nA: /a+/\nB: "b" | "c"', "a+[bc]?"),
+    "repetitions": ('start: pair{2,3}\npair: "<" /[a-z]/ ">"', "(<[a-z]>){2,3}"),
+    "ignored blanks": ('start: "a" "b"\n%ignore / /', " *a *b *"),
+    "gbnf": ('root ::= "ab" [0-9]+ tail?\ntail ::= "." | "!"', r"ab[0-9]+[.!]?"),
+}
+"""Each with a regex that all its texts match."""
+
+REFUSED_SCHEMAS: dict[str, Any] = {
+    "not": {"not": {"type": "string"}},
+    "if": {"type": "integer", "if": {}, "then": {}},
+    "contains": {"type": "array", "contains": {"type": "integer"}},
+    "uniqueItems": {"type": "array", "uniqueItems": True},
+    "propertyNames": {"type": "object", "propertyNames": {"pattern": "a"}},
+    "dependentRequired": {"type": "object", "dependentRequired": {"a": ["b"]}},
+    "dependentSchemas": {"type": "object", "dependentSchemas": {"a": {}}},
+    "unevaluatedProperties": {"type": "object", "unevaluatedProperties": False},
+    "additionalItems": {"type": "array", "additionalItems": False},
+    "$dynamicRef": {"$dynamicRef": "#a"},
+    "$anchor": {"$anchor": "a"},
+    "nullable": {"type": "string", "nullable": True},
+    "contentEncoding": {"type": "string", "contentEncoding": "base64"},
+    "x-guidance": {"x-guidance": {"lenient": True, "coerce_one_of": True}, "type": "string"},
+    "minlength": {"type": "string", "minlength": 3},
+    "prefixItems": {"type": "array", "items": [{"type": "integer"}]},
+    "within the schema": {"$ref": "https://example.org/schema"},
+    "does not exist": {"$ref": "#/$defs/none"},
+    "format 'iri'": {"type": "string", "format": "iri"},
+    "Invalid type": {"type": "strin"},
+    "minProperties": {"type": "object", "minProperties": 2, "additionalProperties": {"type": "integer"}},
+    "exclusiveMinimum must be a number": {"type": "integer", "exclusiveMinimum": True},
+    "maximum must be a number": {"type": "integer", "maximum": 10**300},
+    "minLength must be a whole number": {"type": "string", "minLength": "3"},
+    "oneOf constraints are not supported": {"oneOf": [{"type": "integer"}, {"type": "number"}]},
+    "is empty": {"enum": []},
+    "greater than maxLength": {"type": "string", "minLength": 5, "maxLength": 3},
+    "unsatisfiable": {"type": "object", "required": ["a"], "additionalProperties": False},
+    "look-around": {"type": "string", "pattern": "^(?=a)b$"},
+    "lookarounds not supported": {"type": "string", "pattern": "\\bword"},
+    "must be an object": {"properties": [1]},
+    "dead ends": {"$ref": "#"},
+}
+"""By a part of the reason."""
+
+REFUSED_REGEXES: tuple[tuple[str, str], ...] = (
+    ("look-around", "(?=a)b"),
+    ("look-around", "(?<!a)b"),
+    ("back-reference", r"(a)\1"),
+    ("conditional group", "(a)?(?(1)b|c)"),
+    ("atomic group", "(?>a)b"),
+    ("possessive", "a++b"),
+    ("flags", "(?i)abc"),
+    ("flags", "(?s:.)"),
+    ("at its two ends only", "a^b"),
+    ("at its two ends only", r"\bword\b"),
+    ("not a regular expression", "(a"),
+    ("not a regular expression", "a{3,2}"),
+    ("not a regular expression", r"\p{L}"),
+    ("not a regular expression", "[[a]"),
+    ("surrogate", "[\\ud800-\\udbff]"),
+)
+
+REFUSED_GRAMMARS: tuple[tuple[str, str], ...] = (
+    ("%llguidance", '%llguidance {}\nstart: "a"'),
+    ("%json", 'start: %json {"not": {}}'),
+    ("tokens by name", 'start: "a" <|im_end|> "b"'),
+    ("tokens by name", 'start: "a" <[2]> "b"'),
+    ("other grammars", "start: @other"),
+    ("attributes", "start[max_tokens=3]: /.*/"),
+    ("unknown name", "start: nobody"),
+    ("dead ends", "start: a\na: b\nb: a"),
+    ("1(", "start: ("),
+)

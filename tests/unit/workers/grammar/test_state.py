@@ -1,0 +1,69 @@
+"""A state is its own, a function of its tokens, and lets an end through only where the form may end."""
+
+import numpy as np
+import pytest
+
+from kvasir_workers.grammar.token_table import TokenTable
+from tests.unit.workers.grammar.walks import EOS, compile_here
+
+
+def ids_of(table: TokenTable, allowed: "np.ndarray[tuple[int], np.dtype[np.bool_]]") -> set[bytes]:
+    return {table.bytes_of([int(i)]) for i in np.flatnonzero(allowed) if i not in EOS}
+
+
+def token(table: TokenTable, content: bytes) -> int:
+    return next(i for i in range(2048) if table.bytes_of([i]) == content)
+
+
+def test_end_is_allowed_only_where_the_form_may_end(table: TokenTable) -> None:
+    state = compile_here(table, "regex", "a|ab").start()
+    assert ids_of(table, state.allowed()) == {b"a", b"ab"}
+    assert not state.allowed()[list(EOS)].any()
+    assert state.accept([token(table, b"a")])
+    assert state.allowed()[list(EOS)].all()
+    assert not state.has_ended
+    assert state.accept([token(table, b"b")])
+    assert state.has_ended
+    assert ids_of(table, state.allowed()) == set()
+
+
+def test_ids_beyond_the_tokenizer_are_never_allowed(table: TokenTable) -> None:
+    assert not compile_here(table, "regex", "[^x]*").start().allowed()[2048:].any()
+
+
+def test_special_tokens_are_no_text(table: TokenTable) -> None:
+    assert not compile_here(table, "regex", "[^x]*").start().allowed()[1]
+
+
+def test_states_of_one_grammar_do_not_know_each_other(table: TokenTable) -> None:
+    grammar = compile_here(table, "choice", '["aa", "bb"]')
+    one, other = grammar.start(), grammar.start()
+    one.accept([token(table, b"a")])
+    assert ids_of(table, one.allowed()) == {b"a"}
+    other.accept([token(table, b"b")])
+    assert ids_of(table, other.allowed()) == {b"b"}
+
+
+def test_replayed_state_is_the_state(table: TokenTable) -> None:
+    grammar = compile_here(table, "json_schema", '{"type": "array", "items": {"type": "boolean"}}')
+    stepwise, tokens = grammar.start(), []
+    for _ in range(20):
+        tokens.append(int(np.flatnonzero(stepwise.allowed())[-1]))
+        stepwise.accept(tokens[-1:])
+    replayed = grammar.start()
+    assert replayed.accept(tokens)
+    assert (replayed.allowed() == stepwise.allowed()).all()
+
+
+def test_token_that_is_not_allowed_fails_the_state_for_good(table: TokenTable) -> None:
+    state = compile_here(table, "regex", "ab").start()
+    assert not state.accept([token(table, b"x")])
+    assert not state.accept([token(table, b"a")])
+    assert state.allowed().all()
+
+
+def test_sequence_that_takes_too_much_time_fails(table: TokenTable, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kvasir_workers.grammar.state._START_BUDGET_S", -1.0)
+    state = compile_here(table, "regex", "a+").start()
+    assert not state.accept([token(table, b"a")])
+    assert state.failure == "its tokens take too much time"
