@@ -168,20 +168,21 @@ def percentile(values: list[float], share: float) -> float:
 
 
 ALL = ("loud", "steady")
-CASES: Mapping[str, tuple[tuple[str, ...], dict[str, bool]]] = {
-    "quiet alone": ((), {}),
-    "fcfs": (ALL, {}),
-    "fair share": (ALL, {"fair_share": True}),
+CASES: Mapping[str, tuple[tuple[str, ...], bool]] = {
+    "quiet alone": ((), False),
+    "fcfs": (ALL, False),
+    "fair share": (ALL, True),
 }
+"""Who sends beside quiet, and whether shares are fair."""
 
 
 def measure(make_engine: MakeEngine, num_rounds: int, num_steps: int) -> dict[str, Result]:
     """Rounds of all cases in turn, so that a busy moment of the machine meets each."""
     results = {name: Result() for name in CASES}
     for seed in range(num_rounds):
-        for name, (tenants, settings) in CASES.items():
+        for name, (tenants, fair_share) in CASES.items():
             config = EngineConfig(
-                max_num_seqs=MAX_NUM_SEQS, max_num_batched_tokens=BUDGET_TOKENS, device="cpu", **settings
+                max_num_seqs=MAX_NUM_SEQS, max_num_batched_tokens=BUDGET_TOKENS, device="cpu", fair_share=fair_share
             )
             engine, clock = make_engine(config)
             results[name].add(Round(engine, clock, tenants, seed).run(num_steps))

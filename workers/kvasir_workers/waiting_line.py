@@ -1,8 +1,8 @@
 """Those that wait to be computed: in whose turn, how many at most, and until when."""
 
 from bisect import insort
-from collections import deque
 from collections.abc import Iterator
+from collections.abc import Sequence as Many
 from dataclasses import dataclass
 
 from kvasir_protocol.errors import ServiceUnavailable
@@ -76,13 +76,18 @@ class WaitingLine:
         return sequence.request.tenant if self._counters is not None else ""
 
     def in_turn(self) -> Iterator[Sequence]:
-        """Each in its turn, for as long as the caller asks; it may remove and charge those that it was given."""
-        lines = {tenant: deque(self._policy.order(line)) for tenant, line in self._by_tenant.items()}
-        while lines:
-            tenant = min(lines, key=lambda tenant: (self._served(tenant), lines[tenant][0].arrival_index))
-            yield lines[tenant].popleft()
-            if not lines[tenant]:
-                del lines[tenant]
+        """Each in its turn, for as long as the caller asks; it may remove and charge those that it was given.
+
+        Of tenants that were served alike, the one that has been in line for longest.
+        """
+        turns = {tenant: _one_by_one(self._policy.order(line)) for tenant, line in self._by_tenant.items()}
+        while turns:
+            tenant = min(turns, key=self._served)
+            sequence = next(turns[tenant], None)
+            if sequence is not None:
+                yield sequence
+            else:
+                del turns[tenant]
 
     def _served(self, tenant: str) -> float:
         return self._counters[tenant] if self._counters is not None else 0.0
@@ -103,3 +108,14 @@ class WaitingLine:
         assert self._with_deadline <= set(listed), "somebody with a deadline is not in line"
         num_tokens = sum(sequence.num_tokens for sequence in listed)
         assert self.num_tokens == num_tokens, f"{self.num_tokens} tokens counted in line, {num_tokens} are there"
+
+
+def _one_by_one(line: Many[Sequence]) -> Iterator[Sequence]:
+    """The items of a list, though the caller may take out those that it was given: a copy of a long line takes
+    longer than the rest of a plan."""
+    index = 0
+    while index < len(line):
+        sequence = line[index]
+        yield sequence
+        if index < len(line) and line[index] is sequence:
+            index += 1

@@ -100,7 +100,6 @@ def test_worse_one_never_runs_while_a_better_one_waits() -> None:
     requests = [request(f"p{priority}-{n}", 9, priority=priority) for n in range(3) for priority in (2, 0, 1)]
     for item in requests:
         add(house, item)
-        running = {entry.sequence for plan in house.runner.plans[-1:] for entry in plan.entries}
         planned(house)
         running = {entry.sequence.request.priority for entry in house.runner.plans[-1].entries}
         waiting = {s.request.priority for s in house.engine._scheduler._waiting}

@@ -65,6 +65,17 @@ def test_charges_count_from_one_turn_to_the_next() -> None:
     assert order == ["a1", "b1", "a2", "b2", "a3"]
 
 
+def test_some_may_be_passed_over_and_others_taken() -> None:
+    arrivals = Arrivals()
+    for name in ("a1", "a2", "a3", "a4"):
+        arrivals.add(name)
+    turns = arrivals.line.in_turn()
+    for sequence in turns:
+        if sequence.request_id in ("a2", "a4"):
+            arrivals.line.remove(sequence)
+    assert arrivals.names() == ["a1", "a3"]
+
+
 def test_policy_orders_within_a_tenant_only() -> None:
     counters = TokenCounters({})
     arrivals = Arrivals(PriorityFirst(), counters)
