@@ -21,6 +21,9 @@ class TokenOutput:
 
     num_cached_tokens: prompt tokens found in the prefix cache. logprobs is empty or as long as token_ids.
     stop_token: the last token is one that ended the sequence and is not part of the answer's text.
+    prompt_logprobs: with the first token, if they were asked for, one for each prompt token but the first.
+    embedding: what a pooling request gets, in its only output. queue_s: with the first token, how long the request
+    waited for its first step.
     """
 
     request_id: RequestId
@@ -30,6 +33,9 @@ class TokenOutput:
     finish_reason: FinishReason | None = None
     stop_token: int | None = None
     num_cached_tokens: int = 0
+    prompt_logprobs: tuple[TokenLogprobs, ...] = ()
+    embedding: tuple[float, ...] = ()
+    queue_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
