@@ -6,6 +6,7 @@ from kvasir_protocol.ids import PageHash, PageIndex, RequestId
 from kvasir_protocol.messages import HandoverTicket
 from kvasir_protocol.page_hash import child_hash, root_hash
 from kvasir_protocol.request import GenerationRequest
+from kvasir_workers.prompt_reader import PromptReader, prompt_reader
 
 
 @dataclass(slots=True, eq=False)
@@ -18,6 +19,7 @@ class Sequence:
     pages hold the keys and values of the first num_computed tokens; page_hashes name the full pages among them;
     the first num_published_pages are READY, the others are this sequence's alone.
     ticket: the pages go to another replica when the prompt is computed; num_exported_pages have been offered to it.
+    prompt_reader: sees the prompt's hidden states. arrived_at, started_at: by the engine's clock, in seconds.
     """
 
     request: GenerationRequest
@@ -30,10 +32,14 @@ class Sequence:
     page_hashes: list[PageHash] = field(default_factory=list)
     num_published_pages: int = 0
     num_exported_pages: int = 0
+    prompt_reader: PromptReader | None = field(init=False)
+    arrived_at: float = 0.0
+    started_at: float | None = None
 
     def __post_init__(self) -> None:
         self.token_ids = [*self.request.prompt_token_ids, *self.request.emitted_token_ids]
         self.num_prompt_tokens = len(self.request.prompt_token_ids)
+        self.prompt_reader = prompt_reader(self.request)
         if self.ticket is not None:
             self.num_exported_pages = self.ticket.first_page
 
@@ -52,6 +58,12 @@ class Sequence:
     @property
     def num_generated(self) -> int:
         return len(self.token_ids) - self.num_prompt_tokens
+
+    @property
+    def num_reusable(self) -> int:
+        """Leading tokens that cached pages may stand in for; the last one must be computed to go on."""
+        limit = self.num_tokens - 1
+        return limit if self.prompt_reader is None else min(limit, self.prompt_reader.num_skippable)
 
     def hashes_up_to(self, num_tokens: int, page_size: int) -> list[PageHash]:
         """Names of the full pages within the first num_tokens tokens; computed once and kept."""
