@@ -19,7 +19,8 @@ def draw(probabilities: Tensor, noise: Tensor) -> Tensor:
     if width <= 2 * _BLOCK:
         return _invert(probabilities, noise[:, None] * probabilities.sum(dim=-1, keepdim=True))
     num_whole = width // _BLOCK
-    blocks = probabilities[:, : num_whole * _BLOCK].unflatten(-1, (num_whole, _BLOCK)).sum(dim=-1)
+    whole = probabilities[:, : num_whole * _BLOCK]
+    blocks = whole.reshape(len(whole), num_whole, _BLOCK).sum(dim=-1)
     if width % _BLOCK:
         rest = probabilities[:, num_whole * _BLOCK :].sum(dim=-1, keepdim=True)
         blocks = torch.cat([blocks, rest], dim=-1)
