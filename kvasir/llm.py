@@ -316,7 +316,8 @@ class LLM:
             GenerationRequest(
                 request_id=RequestId(f"{number}/{index}"),
                 prompt_token_ids=prompt.token_ids,
-                sampling=sampling,
+                # Once is enough: all choices have the same prompt.
+                sampling=sampling if index == 0 else replace(sampling, prompt_logprobs=None),
                 choice_index=index,
             )
             for index in range(params.n)

@@ -12,6 +12,8 @@ MAX_LOGPROBS = 20
 
 MAX_SEED = 2**63 - 1
 
+MAX_CHOICES = 128
+
 MAX_LOGIT_BIAS = 1024
 """Entries of logit_bias; OpenAI names no limit and vLLM has none, but each costs time at every token."""
 
@@ -149,7 +151,7 @@ class SamplingParams:
     def _check_ranges(self) -> None:
         """Raise InvalidRequest for the first value that is no number of its closed range (NaN is in none)."""
         ranges: tuple[tuple[str, float | None, float, float], ...] = (
-            ("n", self.n, 1, 128),
+            ("n", self.n, 1, MAX_CHOICES),
             ("max_tokens", self.max_tokens, 1, 2**31),
             ("min_tokens", self.min_tokens, 0, 2**31),
             ("temperature", self.temperature, 0, 2),

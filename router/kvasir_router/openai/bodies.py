@@ -18,9 +18,7 @@ Text = Annotated[str, AfterValidator(_without_lone_surrogates)]
 TokenIds = list[int]
 
 UNSUPPORTED: dict[str, tuple[object, ...]] = {
-    "allowed_token_ids": ([],),
     "audio": (),
-    "bad_words": ([],),
     "best_of": (1,),
     "chat_template": (),
     "continue_final_message": (False,),
@@ -32,7 +30,6 @@ UNSUPPORTED: dict[str, tuple[object, ...]] = {
     "guided_grammar": (),
     "guided_json": (),
     "guided_regex": (),
-    "logit_bias": ({},),
     "modalities": (["text"],),
     "prompt_embeds": (),
     "prompt_logprobs": (),
@@ -90,6 +87,9 @@ class GenerationBody(Body):
     repetition_penalty: float | None = None
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
+    logit_bias: dict[str, float] | None = None
+    allowed_token_ids: TokenIds | None = None
+    bad_words: list[Text] | None = None
     return_token_ids: bool = False
     cache_salt: Text = ""
     priority: Annotated[int, Field(ge=-(2**31), lt=2**31)] = 0
@@ -98,6 +98,9 @@ class GenerationBody(Body):
 class CompletionBody(GenerationBody):
     prompt: Text | list[Text] | TokenIds | list[TokenIds]
     logprobs: int | None = None
+    prompt_logprobs: int | None = None
+    echo: bool | None = None
+    best_of: int | None = None
     add_special_tokens: bool = True
 
 

@@ -50,7 +50,7 @@ def assert_beams(theirs: PreTrainedModel, llm: LLM, params: BeamSearchParams, eo
     for prompt, ours in zip(prompts(), llm.beam_search(prompts(), params), strict=True):
         expected = their_beams(theirs, prompt, params, eos)
         assert [sequence.score for sequence in ours.sequences] == pytest.approx(
-            [score for score, _ in expected], abs=1e-4
+            [score for score, _ in expected], rel=1e-6, abs=1e-4
         )
         assert [sequence.tokens for sequence in ours.sequences] == [tokens for _, tokens in expected]
         reasons |= {sequence.finish_reason for sequence in ours.sequences}
@@ -58,7 +58,7 @@ def assert_beams(theirs: PreTrainedModel, llm: LLM, params: BeamSearchParams, eo
 
 
 CASES = [
-    *itertools.product([1, 2, 4], [1.0], [False]),
+    *itertools.product([2, 4], [1.0], [False]),
     *itertools.product([3], [0.0, 0.6, 2.0, -1.0], [False, True, "never"]),
     (9, 1.0, True),
 ]

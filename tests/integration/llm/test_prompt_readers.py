@@ -58,7 +58,7 @@ def assert_prompt_logprobs(
 
 @pytest.mark.parametrize("way", WAYS)
 def test_prompt_logprobs_are_those_of_transformers(make_llm: MakeLLM, theirs: PreTrainedModel, way: str) -> None:
-    params = SamplingParams(temperature=0, max_tokens=8, prompt_logprobs=3, ignore_eos=True)
+    params = SamplingParams(temperature=0, max_tokens=20, prompt_logprobs=3, ignore_eos=True)
     with make_llm(**WAYS[way]) as llm:
         outputs = llm.generate(prompts(), params, use_tqdm=False)
         assert way != "preempted" or llm.get_stats().counters.num_preemptions > 0
