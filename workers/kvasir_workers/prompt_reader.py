@@ -48,7 +48,7 @@ class PromptScorer:
         return self.num_read if len(self.logprobs) < len(self._prompt) - 1 else _ANY_NUMBER
 
     def read(self, hidden: Tensor, first_index: int, logits_of: LogitsOf) -> None:
-        hidden = hidden[self.num_read - first_index :]
+        hidden = hidden[max(0, self.num_read - first_index) :]
         targets = torch.tensor(self._prompt[self.num_read + 1 :][: len(hidden)], device=hidden.device)
         self.num_read += len(hidden)
         start = 0
@@ -76,6 +76,8 @@ class PromptPooler:
 
     def read(self, hidden: Tensor, first_index: int, logits_of: LogitsOf) -> None:
         new = hidden[max(0, self.num_read - first_index) :].float()
+        if not len(new):
+            return
         match self._pooling:
             case "mean":
                 total = new.sum(dim=0)
