@@ -1,26 +1,40 @@
 """The engine without a server: a model in this process, prompts in, answers out."""
 
+import gc
+import math
 import secrets
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from itertools import count
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Self, get_args
 
 import torch
 from tqdm import tqdm
 
+from kvasir.beam_search import Beam, BeamSearch, BeamSearchParams, FinishedBeam
+from kvasir.choice import Choice
 from kvasir.demo import DEMO_MODEL_NAME, demo_model_path
-from kvasir.outputs import CompletionOutput, Logprob, RequestOutput
+from kvasir.outputs import (
+    BeamSearchOutput,
+    BeamSearchSequence,
+    EmbeddingOutput,
+    EmbeddingRequestOutput,
+    EngineStats,
+    RequestOutput,
+)
+from kvasir.per_prompt import params_per_prompt, priorities_per_prompt
 from kvasir.prompts import Prompt, TokenPrompt, read_prompts
+from kvasir.stream import Stream
 from kvasir_protocol.config import Device, DType, EngineConfig, ModelConfig, SchedulingPolicyName
 from kvasir_protocol.errors import ContextTooLong, InvalidRequest
 from kvasir_protocol.ids import RequestId
-from kvasir_protocol.request import MAX_SEED, GenerationRequest, SamplingParams
+from kvasir_protocol.request import MAX_LOGPROBS, MAX_SEED, GenerationRequest, Pooling, SamplingParams
 from kvasir_protocol.structured import StructuredOutput
-from kvasir_router.pieces import Piece, PieceReader, ScoredToken
 from kvasir_router.tokenise import TextCodec
+from kvasir_workers.engine import Engine
 from kvasir_workers.grammar.state import Grammar
 from kvasir_workers.load import build_engine, grammar_compiler, load_model
 
@@ -28,28 +42,11 @@ Message = Mapping[str, Any]
 """One chat message, such as {"role": "user", "content": "Hello"}."""
 
 
-@dataclass(slots=True)
-class _Choice:
-    """One stream on its way to a CompletionOutput."""
-
-    reader: PieceReader
-    request: GenerationRequest
-    texts: list[str] = field(default_factory=list)
-    token_ids: list[int] = field(default_factory=list)
-    scored: list[ScoredToken] = field(default_factory=list)
-    last: Piece | None = None
-
-    def add(self, piece: Piece) -> None:
-        self.texts.append(piece.text)
-        self.token_ids += piece.token_ids
-        self.scored += piece.scored
-        self.last = piece
-
-
 class LLM:
     """A model in this process; vLLM's shape. model None is the embedded demo model.
 
-    Not thread-safe. Raises CheckpointError, ConfigError or OutOfMemory if the model can't be had.
+    Not thread-safe. `with LLM() as llm:` gives its memory back at the end.
+    Raises CheckpointError, ConfigError or OutOfMemory if the model can't be had.
     """
 
     def __init__(
@@ -87,9 +84,45 @@ class LLM:
         )
         self._codec = TextCodec.from_directory(directory)
         self._max_sequence_tokens = loaded.limits.max_sequence_tokens
-        self._engine = build_engine(loaded, config)
+        self._eos_token_ids = loaded.limits.eos_token_ids
+        self._num_pages = loaded.pages.shape[2]
+        self._open_engine: Engine | None = build_engine(loaded, config)
         self._grammars = grammar_compiler(directory, loaded.limits)
         self._request_numbers = count()
+        self._choices: dict[RequestId, Choice] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Give the memory back: weights and pages. Nothing can be asked of this LLM any more."""
+        self._open_engine = None
+        self._choices.clear()
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+    @property
+    def _engine(self) -> Engine:
+        if self._open_engine is None:
+            raise RuntimeError("this LLM is closed; make a new one")
+        return self._open_engine
+
+    def get_stats(self) -> EngineStats:
+        """How the engine fares: its queues, its pages, and its totals since the start."""
+        engine = self._engine
+        return EngineStats(
+            num_running=engine.num_running,
+            num_waiting=engine.num_waiting,
+            num_pages=self._num_pages,
+            num_used_pages=engine.num_used_pages,
+            counters=engine.counters(),
+        )
 
     def get_default_sampling_params(self) -> SamplingParams:
         """What the model's generation_config.json suggests."""
@@ -124,6 +157,125 @@ class LLM:
         prompts = [TokenPrompt(text, tuple(self._codec.encode(text, add_special_tokens=False))) for text in texts]
         return self._answer(prompts, sampling_params, None, use_tqdm=use_tqdm)
 
+    def stream(self, prompt: Prompt, sampling_params: SamplingParams | None = None) -> Stream:
+        """One prompt's answer while it comes. Closing the iterator (or dropping it) ends the request.
+
+        Several streams may be open at once, and other calls be made meanwhile: each step serves all of them.
+        Raises InvalidRequest here and now if the prompt can't be served.
+        """
+        token_prompts = read_prompts(prompt, self._codec)
+        if len(token_prompts) != 1:
+            raise InvalidRequest(f"a stream answers one prompt, got {len(token_prompts)}", "prompt")
+        params = sampling_params if sampling_params is not None else self.get_default_sampling_params()
+        return Stream(self._submit(self._requests(token_prompts[0], params)), self._step, self._forget)
+
+    def encode(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        *,
+        pooling: Pooling = "mean",
+        normalize: bool = False,
+        use_tqdm: bool = True,
+    ) -> list[EmbeddingRequestOutput]:
+        """Embeddings from the model's final hidden states (after its last norm), in the order of the prompts.
+
+        pooling: the mean over the prompt's tokens, the last token's or the first's ("cls"). normalize: to length 1.
+        """
+        if pooling not in get_args(Pooling):
+            raise InvalidRequest(f"pooling must be one of {', '.join(get_args(Pooling))}, got {pooling!r}", "pooling")
+        token_prompts = read_prompts(prompts, self._codec)
+        requests = [self._pooling_request(prompt, pooling) for prompt in token_prompts]
+        choices = self._submit(requests)
+        with self._abort_at_end(choices):
+            self._run(choices, "Embeddings", use_tqdm=use_tqdm)
+        return [
+            EmbeddingRequestOutput(
+                request_id=choice.request.request_id,
+                prompt=prompt.text,
+                prompt_token_ids=list(prompt.token_ids),
+                outputs=EmbeddingOutput(_normalized(choice.embedding) if normalize else list(choice.embedding)),
+                num_cached_tokens=choice.num_cached_tokens,
+                metrics=Choice.metrics([choice]),
+            )
+            for prompt, choice in zip(token_prompts, choices, strict=True)
+        ]
+
+    def beam_search(
+        self, prompts: Prompt | Sequence[Prompt], params: BeamSearchParams, *, use_tqdm: bool = False
+    ) -> list[BeamSearchOutput]:
+        """The beam_width best answers to each prompt, as transformers finds them.
+
+        Every round asks the engine for one token of each beam. Beams share all full pages through the prefix cache;
+        each computes its last, partial page anew, on average half a page of tokens a round where one would do. Without
+        the prefix cache each round computes everything anew.
+        """
+        token_prompts = read_prompts(prompts, self._codec)
+        for prompt in token_prompts:
+            self._check_room(prompt, params.max_tokens)
+        eos_token_ids = frozenset() if params.ignore_eos else self._eos_token_ids
+        searches = [BeamSearch(params, eos_token_ids) for _ in token_prompts]
+        if searches and searches[0].num_candidates > MAX_LOGPROBS:
+            most = MAX_LOGPROBS - len(eos_token_ids)
+            raise InvalidRequest(
+                f"beam_width may be up to {most} with this model, got {params.beam_width}", "beam_width"
+            )
+        with tqdm(total=params.max_tokens, desc="Beam search", disable=not use_tqdm) as progress:
+            while any(search.running for search in searches):
+                self._advance(list(zip(token_prompts, searches, strict=True)))
+                progress.update()
+        return [
+            BeamSearchOutput([self._beam_sequence(prompt, done) for done in search.finished])
+            for prompt, search in zip(token_prompts, searches, strict=True)
+        ]
+
+    def _advance(self, searches: list[tuple[TokenPrompt, BeamSearch]]) -> None:
+        """One more token for all running beams of all prompts, in one batch."""
+        requests = [
+            self._beam_request(prompt, beam, search.num_candidates)
+            for prompt, search in searches
+            for beam in search.running
+        ]
+        choices = self._submit(requests)
+        with self._abort_at_end(choices):
+            self._run(choices, "", use_tqdm=False)
+        continuations = iter([choice.pieces[0].scored[0].logprobs for choice in choices])
+        for _, search in searches:
+            if search.running:
+                search.advance([next(continuations) for _ in search.running])
+
+    def _beam_request(self, prompt: TokenPrompt, beam: Beam, num_candidates: int) -> GenerationRequest:
+        return GenerationRequest(
+            request_id=RequestId(str(next(self._request_numbers))),
+            prompt_token_ids=prompt.token_ids + beam.token_ids,
+            sampling=SamplingParams(temperature=0, max_tokens=1, seed=0, logprobs=num_candidates),
+        )
+
+    def _beam_sequence(self, prompt: TokenPrompt, done: FinishedBeam) -> BeamSearchSequence:
+        return BeamSearchSequence(
+            tokens=[*prompt.token_ids, *done.beam.token_ids],
+            text=self._codec.decode(done.beam.token_ids),
+            cum_logprob=done.beam.logprob,
+            score=done.score,
+            finish_reason="stop" if done.is_stopped else "length",
+        )
+
+    def _check_room(self, prompt: TokenPrompt, max_tokens: int) -> None:
+        num_tokens = len(prompt.token_ids) + max_tokens
+        if num_tokens > self._max_sequence_tokens:
+            raise ContextTooLong(
+                f"prompt of {len(prompt.token_ids)} tokens and max_tokens of {max_tokens} make {num_tokens}; "
+                f"this model serves up to {self._max_sequence_tokens} in all: shorten the prompt or lower max_tokens",
+                "max_tokens",
+            )
+
+    def _pooling_request(self, prompt: TokenPrompt, pooling: Pooling) -> GenerationRequest:
+        return GenerationRequest(
+            request_id=RequestId(str(next(self._request_numbers))),
+            prompt_token_ids=prompt.token_ids,
+            sampling=SamplingParams(seed=0, max_tokens=1),
+            pooling=pooling,
+        )
+
     def _answer(
         self,
         prompts: list[TokenPrompt],
@@ -132,43 +284,25 @@ class LLM:
         *,
         use_tqdm: bool,
     ) -> list[RequestOutput]:
-        params = self._params_per_prompt(sampling_params, len(prompts))
-        priorities = [0] * len(prompts) if priority is None else priority
-        if len(priorities) != len(prompts):
-            raise InvalidRequest(f"{len(priorities)} priorities for {len(prompts)} prompts; give one each", "priority")
-        choices: dict[RequestId, _Choice] = {}
-        groups = [self._choices(*order) for order in zip(prompts, params, priorities, strict=True)]
-        grammars = self._compile_all(params)
-        with self._abort_on_error(choices):
-            for group in groups:
-                for choice in group:
-                    wanted = choice.request.sampling.structured_outputs
-                    self._engine.add(choice.request, grammar=grammars[wanted] if wanted is not None else None)
-                    choices[choice.request.request_id] = choice
-            self._run(choices, use_tqdm=use_tqdm)
-        return [self._request_output(prompt, group) for prompt, group in zip(prompts, groups, strict=True)]
-
-    def _params_per_prompt(
-        self, sampling_params: SamplingParams | Sequence[SamplingParams] | None, num_prompts: int
-    ) -> list[SamplingParams]:
         if sampling_params is None:
             sampling_params = self.get_default_sampling_params()
-        if isinstance(sampling_params, SamplingParams):
-            return [sampling_params] * num_prompts
-        if len(sampling_params) != num_prompts:
-            raise InvalidRequest(
-                f"{len(sampling_params)} sampling_params for {num_prompts} prompts; give one, or one for each",
-                "sampling_params",
-            )
-        return list(sampling_params)
+        params = params_per_prompt(sampling_params, len(prompts))
+        priorities = priorities_per_prompt(priority, len(prompts))
+        requests = [self._requests(*order) for order in zip(prompts, params, priorities, strict=True)]
+        choices = self._submit([request for group in requests for request in group])
+        with self._abort_at_end(choices):
+            self._run(choices, "Answers", use_tqdm=use_tqdm)
+        rest = iter(choices)
+        groups = [[next(rest) for _ in group] for group in requests]
+        return [self._request_output(prompt, group) for prompt, group in zip(prompts, groups, strict=True)]
 
-    def _compile_all(self, params: Sequence[SamplingParams]) -> dict[StructuredOutput, Grammar]:
+    def _compile_all(self, params: Iterable[SamplingParams]) -> dict[StructuredOutput, Grammar]:
         """Every form that is asked for, compiled. Raises InvalidRequest or ServiceUnavailable."""
         wanted = {param.structured_outputs for param in params if param.structured_outputs is not None}
         return {form: self._grammars.compile(form) for form in wanted}
 
-    def _choices(self, prompt: TokenPrompt, params: SamplingParams, priority: int) -> list[_Choice]:
-        """The request's n streams, with seed and max_tokens settled."""
+    def _requests(self, prompt: TokenPrompt, params: SamplingParams, priority: int = 0) -> list[GenerationRequest]:
+        """The prompt's n streams, with all settled that was left open."""
         room = self._max_sequence_tokens - len(prompt.token_ids)
         if room < 1:
             raise ContextTooLong(
@@ -176,73 +310,89 @@ class LLM:
                 f"{self._max_sequence_tokens}: shorten it",
                 "prompt",
             )
-        seed = params.seed if params.seed is not None else secrets.randbelow(MAX_SEED)
-        sampling = replace(params, seed=seed, max_tokens=params.max_tokens if params.max_tokens is not None else room)
+        sampling = replace(
+            params,
+            seed=params.seed if params.seed is not None else secrets.randbelow(MAX_SEED),
+            max_tokens=params.max_tokens if params.max_tokens is not None else room,
+            bad_words=(),
+            bad_word_token_ids=(*params.bad_word_token_ids, *self._codec.bad_word_token_ids(params.bad_words)),
+        )
         number = next(self._request_numbers)
-        requests = [
+        return [
             GenerationRequest(
                 request_id=RequestId(f"{number}/{index}"),
                 prompt_token_ids=prompt.token_ids,
-                sampling=sampling,
+                # Once is enough: all choices have the same prompt.
+                sampling=sampling if index == 0 else replace(sampling, prompt_logprobs=None),
                 choice_index=index,
                 priority=priority,
             )
             for index in range(params.n)
         ]
-        return [_Choice(PieceReader(request, request.choice_index, self._codec), request) for request in requests]
+
+    def _submit(self, requests: Sequence[GenerationRequest]) -> list[Choice]:
+        """Give all to the engine, or none. Raises InvalidRequest for the first that can't be served."""
+        grammars = self._compile_all(request.sampling for request in requests)
+        choices: list[Choice] = []
+        try:
+            for request in requests:
+                wanted = request.sampling.structured_outputs
+                self._engine.add(request, grammar=grammars[wanted] if wanted is not None else None)
+                choices.append(Choice(request, self._codec))
+                self._choices[request.request_id] = choices[-1]
+        except BaseException:
+            self._forget(choices)
+            raise
+        return choices
 
     @contextmanager
-    def _abort_on_error(self, choices: Mapping[RequestId, _Choice]) -> Iterator[None]:
-        """An exception (also Ctrl-C) leaves no sequence in the engine."""
+    def _abort_at_end(self, choices: Sequence[Choice]) -> Iterator[None]:
+        """However it ends (also with Ctrl-C), nothing of it stays in the engine."""
         try:
             yield
-        except BaseException:
-            for request_id in choices:
+        finally:
+            self._forget(choices)
+
+    def _forget(self, choices: Sequence[Choice]) -> None:
+        for choice in choices:
+            request_id = choice.request.request_id
+            if self._choices.pop(request_id, None) is not None and not choice.is_done:
                 self._engine.abort(request_id)
-            raise
 
-    def _run(self, choices: dict[RequestId, _Choice], *, use_tqdm: bool) -> None:
-        with tqdm(total=len(choices), desc="Answers", disable=not use_tqdm) as progress:
-            while self._engine.has_work:
-                for output in self._engine.step():
-                    choice = choices[output.request_id]
-                    choice.add(choice.reader.read(output))
-                    assert choice.last is not None, "a piece was just added"
-                    if choice.last.finish_reason is None:
-                        continue
-                    if output.finish_reason is None:
-                        self._engine.abort(output.request_id)
-                    progress.update()
+    def _run(self, choices: Sequence[Choice], title: str, *, use_tqdm: bool) -> None:
+        """Step until all of these are done."""
+        with tqdm(total=len(choices), desc=title, disable=not use_tqdm) as progress:
+            left = {choice.request.request_id for choice in choices}
+            while left:
+                for request_id in self._step():
+                    if request_id in left:
+                        left.remove(request_id)
+                        progress.update()
 
-    def _request_output(self, prompt: TokenPrompt, group: list[_Choice]) -> RequestOutput:
+    def _step(self) -> list[RequestId]:
+        """One step of the engine; its outputs go to the choices of all calls that are open. Returns who is done."""
+        done: list[RequestId] = []
+        for output in self._engine.step():
+            choice = self._choices[output.request_id]
+            choice.read(output)
+            if choice.is_done:
+                done.append(output.request_id)
+                if output.finish_reason is None:
+                    self._engine.abort(output.request_id)
+        return done
+
+    def _request_output(self, prompt: TokenPrompt, group: list[Choice]) -> RequestOutput:
         return RequestOutput(
             request_id=group[0].request.request_id.split("/")[0],
             prompt=prompt.text,
             prompt_token_ids=list(prompt.token_ids),
-            outputs=[self._completion(choice) for choice in group],
-            num_cached_tokens=max(choice.last.num_cached_tokens for choice in group if choice.last is not None),
+            outputs=[choice.completion() for choice in group],
+            num_cached_tokens=max(choice.num_cached_tokens for choice in group),
+            metrics=Choice.metrics(group),
+            prompt_logprobs=group[0].prompt_alternatives(),
         )
 
-    def _completion(self, choice: _Choice) -> CompletionOutput:
-        last = choice.last
-        assert last is not None, f"{choice.request.request_id} ended without an output"
-        assert last.finish_reason is not None, f"{choice.request.request_id} did not end"
-        wants_logprobs = choice.request.sampling.logprobs is not None
-        return CompletionOutput(
-            index=choice.request.choice_index,
-            text="".join(choice.texts),
-            token_ids=choice.token_ids,
-            cumulative_logprob=sum(scored.logprobs.logprob for scored in choice.scored) if wants_logprobs else None,
-            logprobs=[self._alternatives(scored) for scored in choice.scored] if wants_logprobs else None,
-            finish_reason=last.finish_reason,
-            stop_reason=last.stop_reason,
-        )
 
-    def _alternatives(self, scored: ScoredToken) -> dict[int, Logprob]:
-        top = zip(scored.logprobs.top_token_ids, scored.logprobs.top_logprobs, strict=True)
-        found = {
-            token_id: Logprob(logprob, rank, self._codec.token_text(token_id))
-            for rank, (token_id, logprob) in enumerate(top, start=1)
-        }
-        chosen = Logprob(scored.logprobs.logprob, None, self._codec.token_text(scored.token_id))
-        return found if scored.token_id in found else {scored.token_id: chosen, **found}
+def _normalized(embedding: Sequence[float]) -> list[float]:
+    length = math.hypot(*embedding)
+    return [value / length for value in embedding] if length > 0 else list(embedding)

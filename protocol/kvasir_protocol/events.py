@@ -23,6 +23,9 @@ class TokenOutput:
     stop_token: the last token is one that ended the sequence and is not part of the answer's text.
     error: why, for the person who asked, if finish_reason is "error".
     error_field: the part of the request to change, if the error is the caller's.
+    prompt_logprobs: with the first token, if they were asked for, one for each prompt token but the first.
+    embedding: what a pooling request gets, in its only output. queue_s: with the first token, how long the request
+    waited for its first step.
     """
 
     request_id: RequestId
@@ -34,6 +37,9 @@ class TokenOutput:
     num_cached_tokens: int = 0
     error: str = ""
     error_field: str | None = None
+    prompt_logprobs: tuple[TokenLogprobs, ...] = ()
+    embedding: tuple[float, ...] = ()
+    queue_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

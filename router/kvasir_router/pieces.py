@@ -17,11 +17,19 @@ class ScoredToken:
     text_offset: int
 
 
+@dataclass(frozen=True, slots=True)
+class PromptPiece:
+    """A choice's prompt; logprobs, if they were asked for, one for each token but the first."""
+
+    token_ids: tuple[int, ...]
+    logprobs: tuple[TokenLogprobs, ...]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Piece:
     """What one output adds to one choice. finish_reason is set on the last piece only.
 
-    stop_reason: the stop string, or the caller's stop token, that ended the answer.
+    stop_reason: the stop string, or the caller's stop token, that ended the answer. prompt: in the first piece only.
     """
 
     choice_index: int
@@ -31,6 +39,7 @@ class Piece:
     finish_reason: FinishReason | None = None
     stop_reason: str | int | None = None
     num_cached_tokens: int = 0
+    prompt: PromptPiece | None = None
 
 
 class PieceReader:
@@ -38,6 +47,7 @@ class PieceReader:
 
     def __init__(self, request: GenerationRequest, choice_index: int, codec: TextCodec) -> None:
         self._sampling = request.sampling
+        self._unseen_prompt: tuple[int, ...] | None = request.prompt_token_ids
         self._choice_index = choice_index
         self._detokeniser = Detokeniser(codec, request.sampling)
 
@@ -67,7 +77,12 @@ class PieceReader:
             finish_reason=finish_reason,
             stop_reason=stop_reason,
             num_cached_tokens=output.num_cached_tokens,
+            prompt=self._take_prompt(output),
         )
+
+    def _take_prompt(self, output: TokenOutput) -> PromptPiece | None:
+        token_ids, self._unseen_prompt = self._unseen_prompt, None
+        return None if token_ids is None else PromptPiece(token_ids, output.prompt_logprobs)
 
     def _ending(self, output: TokenOutput) -> tuple[FinishReason | None, str | int | None]:
         if self._detokeniser.stop_string is not None:

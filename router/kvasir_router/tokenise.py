@@ -76,6 +76,12 @@ class TextCodec:
             raise InvalidRequest(f"{field} holds half of a surrogate pair, which is no character", field) from error
         return ids
 
+    def bad_word_token_ids(self, words: Sequence[str]) -> tuple[tuple[int, ...], ...]:
+        """Each word as the tokens that spell it at the beginning of a text and after a space."""
+        spellings = (text for word in words for text in (word.lstrip(), f" {word.lstrip()}"))
+        ids = (tuple(self.encode(text, add_special_tokens=False, field="bad_words")) for text in spellings)
+        return tuple(dict.fromkeys(spelling for spelling in ids if spelling))
+
     def render_chat(
         self,
         messages: Sequence[Mapping[str, Any]],

@@ -1,22 +1,24 @@
 """One replica's engine: requests in, tokens out, a step at a time."""
 
-import time
 from collections import Counter
 from collections.abc import Callable
 from collections.abc import Sequence as Many
 from dataclasses import dataclass, fields
+from time import monotonic
 from typing import Protocol
 
 from kvasir_protocol.config import EngineConfig
 from kvasir_protocol.errors import ContextTooLong, InvalidRequest, ServiceUnavailable
-from kvasir_protocol.events import EngineCounters, TokenOutput
+from kvasir_protocol.events import EngineCounters, TokenLogprobs, TokenOutput
 from kvasir_protocol.ids import PageIndex, RequestId
 from kvasir_protocol.messages import HandoverTicket
 from kvasir_protocol.request import FinishReason, GenerationRequest
 from kvasir_protocol.structured import FIELD
 from kvasir_workers.grammar.state import Grammar, GrammarState
 from kvasir_workers.kv.manager import KvManager
+from kvasir_workers.prompt_reader import PromptPooler, PromptScorer
 from kvasir_workers.runner.sampler import SampledToken
+from kvasir_workers.sampling_limits import check_token_ids
 from kvasir_workers.scheduler import ScheduledSequence, Scheduler, StepPlan
 from kvasir_workers.sequence import Sequence
 
@@ -66,13 +68,13 @@ class Engine:
         config: EngineConfig,
         limits: EngineLimits,
         exporter: PageExporter | None = None,
-        clock: Callable[[], float] = time.monotonic,
+        clock: Callable[[], float] = monotonic,
     ) -> None:
-        self._clock = clock
         self._runner = runner
         self._kv = kv
         self._limits = limits
         self._exporter = exporter
+        self._clock = clock
         self._max_num_seqs = config.max_num_seqs
         self._scheduler = Scheduler(config, kv)
         self._reserved: set[Sequence] = set()
@@ -116,10 +118,11 @@ class Engine:
         """
         self._check(request)
         sequence = Sequence(request, ticket, _grammar_state(request, grammar))
+        sequence.arrived_at = self._clock()
         if not request.emitted_token_ids:
             self._check_line(sequence)
             if request.deadline_s is not None:
-                sequence.give_up_at = self._clock() + request.deadline_s
+                sequence.give_up_at = sequence.arrived_at + request.deadline_s
         self._scheduler.enqueue(sequence)
 
     def _check_line(self, sequence: Sequence) -> None:
@@ -154,6 +157,7 @@ class Engine:
             raise InvalidRequest(f"the prompt has token ids outside the vocabulary of {vocab_size}", "prompt")
         if not all(0 <= token_id < vocab_size for token_id in request.sampling.stop_token_ids):
             raise InvalidRequest(f"a stop token id is outside the vocabulary of {vocab_size}", "stop_token_ids")
+        check_token_ids(request.sampling, vocab_size, self._limits.eos_token_ids)
         num_tokens = len(prompt) + request.max_tokens
         if num_tokens > self._limits.max_sequence_tokens:
             raise ContextTooLong(
@@ -161,7 +165,7 @@ class Engine:
                 f"serves up to {self._limits.max_sequence_tokens} in all: shorten the prompt or lower max_tokens",
                 "max_tokens" if len(prompt) < self._limits.max_sequence_tokens else "prompt",
             )
-        if len(request.emitted_token_ids) >= request.max_tokens:
+        if request.emitted_token_ids and len(request.emitted_token_ids) >= request.max_tokens:
             raise InvalidRequest("all of max_tokens were emitted already", "emitted_token_ids")
         if self._scheduler.find(request.request_id) is not None:
             raise InvalidRequest(f"request id {request.request_id!r} is in use", "request_id")
@@ -174,6 +178,7 @@ class Engine:
         plan = self._scheduler.plan(reserved=self._reserved)
         if not plan.entries:
             return overdue
+        self._note_starts(plan)
         sampled = self._runner.run(plan)
         return [*overdue, *self._commit(plan, sampled)]
 
@@ -192,6 +197,12 @@ class Engine:
             f"{self.num_waiting} others wait and {self.num_running} run here",
         )
 
+    def _note_starts(self, plan: StepPlan) -> None:
+        now = self._clock()
+        for entry in plan.entries:
+            if entry.sequence.started_at is None:
+                entry.sequence.started_at = now
+
     def _commit(self, plan: StepPlan, sampled: list[SampledToken]) -> list[TokenOutput]:
         self._counts["num_steps"] += 1
         outputs = []
@@ -205,11 +216,30 @@ class Engine:
                 self._export_published(sequence)
             if samples:
                 outputs.append(self._append(sequence, next(tokens)))
+            elif not sequence.num_pending:
+                outputs.append(self._embed(sequence))
         return outputs
+
+    def _embed(self, sequence: Sequence) -> TokenOutput:
+        """A pooling request's only output: its prompt is computed, and no token is wanted."""
+        reader = sequence.prompt_reader
+        assert isinstance(reader, PromptPooler), f"{sequence.request_id} has nothing left to compute"
+        self._count_prompt(sequence)
+        self._finish(sequence, "stop")
+        return TokenOutput(
+            request_id=sequence.request_id,
+            first_index=0,
+            token_ids=(),
+            finish_reason="stop",
+            num_cached_tokens=sequence.num_cached_tokens or 0,
+            embedding=reader.embedding(),
+            queue_s=_queue_s(sequence),
+        )
 
     def _append(self, sequence: Sequence, token: SampledToken) -> TokenOutput:
         first_index = sequence.num_generated
-        if first_index == len(sequence.request.emitted_token_ids):
+        is_first = first_index == len(sequence.request.emitted_token_ids)
+        if is_first:
             self._count_prompt(sequence)
         if sequence.grammar is not None and not sequence.grammar.accept((token.token_id,)):
             self._finish(sequence, "error")
@@ -236,6 +266,8 @@ class Engine:
             finish_reason=reason,
             stop_token=token.token_id if is_stop else None,
             num_cached_tokens=sequence.num_cached_tokens or 0,
+            prompt_logprobs=_prompt_logprobs(sequence) if is_first else (),
+            queue_s=_queue_s(sequence) if is_first else None,
         )
 
     def _is_stop(self, sequence: Sequence, token_id: int) -> bool:
@@ -303,6 +335,7 @@ class Engine:
         """
         self._check(request)
         sequence = Sequence(request, grammar=_grammar_state(request, grammar))
+        sequence.prompt_reader = None  # the prefill side computes the prompt, and so reads it
         if self.num_running + self.num_waiting + len(self._reserved) >= self._max_num_seqs:
             raise ServiceUnavailable(f"all {self._max_num_seqs} places for running sequences are taken")
         self._kv.attach_prefix(sequence)
@@ -349,3 +382,12 @@ def _grammar_state(request: GenerationRequest, grammar: Grammar | None) -> Gramm
     if not state.accept(request.emitted_token_ids):
         raise InvalidRequest("the emitted tokens are not of the form that was asked for", "emitted_token_ids")
     return state
+
+
+def _queue_s(sequence: Sequence) -> float | None:
+    return None if sequence.started_at is None else sequence.started_at - sequence.arrived_at
+
+
+def _prompt_logprobs(sequence: Sequence) -> tuple[TokenLogprobs, ...]:
+    reader = sequence.prompt_reader
+    return tuple(reader.logprobs) if isinstance(reader, PromptScorer) else ()

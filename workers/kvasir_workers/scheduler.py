@@ -27,8 +27,8 @@ class ScheduledSequence:
 
     @property
     def samples(self) -> bool:
-        """The step reaches the sequence's last token, so that it yields a new one."""
-        return self.num_new == self.sequence.num_pending
+        """The step reaches the sequence's last token, so that it yields a new one (or none, if none is wanted)."""
+        return self.num_new == self.sequence.num_pending and self.sequence.request.pooling is None
 
 
 @dataclass(frozen=True, slots=True)

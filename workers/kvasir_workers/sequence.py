@@ -7,6 +7,7 @@ from kvasir_protocol.messages import HandoverTicket
 from kvasir_protocol.page_hash import child_hash, root_hash
 from kvasir_protocol.request import GenerationRequest
 from kvasir_workers.grammar.state import GrammarState
+from kvasir_workers.prompt_reader import PromptReader, prompt_reader
 
 
 @dataclass(slots=True, eq=False)
@@ -20,7 +21,8 @@ class Sequence:
     the first num_published_pages are READY, the others are this sequence's alone.
     grammar: what a structured answer may still become; it has accepted the generated tokens.
     ticket: the pages go to another replica when the prompt is computed; num_exported_pages have been offered to it.
-    arrival_index orders by arrival; give_up_at: of the engine's clock, when a first token is of no use any more.
+    prompt_reader: sees the prompt's hidden states. arrival_index orders by arrival; arrived_at, started_at: by the
+    engine's clock, in seconds; give_up_at: by the same, when a first token is of no use any more.
     num_lost_tokens: computed before it was preempted, and not again since.
     """
 
@@ -29,6 +31,7 @@ class Sequence:
     grammar: GrammarState | None = None
     token_ids: list[int] = field(init=False)
     num_prompt_tokens: int = field(init=False)
+    prompt_reader: PromptReader | None = field(init=False)
     num_computed: int = 0
     num_cached_tokens: int | None = None
     pages: list[PageIndex] = field(default_factory=list)
@@ -36,12 +39,15 @@ class Sequence:
     num_published_pages: int = 0
     num_exported_pages: int = 0
     arrival_index: int = 0
+    arrived_at: float = 0.0
+    started_at: float | None = None
     give_up_at: float | None = None
     num_lost_tokens: int = 0
 
     def __post_init__(self) -> None:
         self.token_ids = [*self.request.prompt_token_ids, *self.request.emitted_token_ids]
         self.num_prompt_tokens = len(self.request.prompt_token_ids)
+        self.prompt_reader = prompt_reader(self.request)
         if self.ticket is not None:
             self.num_exported_pages = self.ticket.first_page
 
@@ -64,9 +70,15 @@ class Sequence:
     @property
     def num_final_tokens(self) -> int:
         """At most so many tokens need keys and values before it ends: the last token never does."""
-        if self.ticket is not None:
+        if self.ticket is not None or self.request.pooling is not None:
             return self.num_tokens
         return self.num_prompt_tokens + self.request.max_tokens - 1
+
+    @property
+    def num_reusable(self) -> int:
+        """Leading tokens that cached pages may stand in for; the last one must be computed to go on."""
+        limit = self.num_tokens - 1
+        return limit if self.prompt_reader is None else min(limit, self.prompt_reader.num_skippable)
 
     def hashes_up_to(self, num_tokens: int, page_size: int) -> list[PageHash]:
         """Names of the full pages within the first num_tokens tokens; computed once and kept."""

@@ -24,9 +24,7 @@ Text = Annotated[str, AfterValidator(_without_lone_surrogates)]
 TokenIds = list[int]
 
 UNSUPPORTED: dict[str, tuple[object, ...]] = {
-    "allowed_token_ids": ([],),
     "audio": (),
-    "bad_words": ([],),
     "best_of": (1,),
     "chat_template": (),
     "continue_final_message": (False,),
@@ -38,7 +36,6 @@ UNSUPPORTED: dict[str, tuple[object, ...]] = {
     "guided_grammar": (),
     "guided_json": (),
     "guided_regex": (),
-    "logit_bias": ({},),
     "modalities": (["text"],),
     "prompt_embeds": (),
     "prompt_logprobs": (),
@@ -99,6 +96,9 @@ class GenerationBody(Body):
     frequency_penalty: float | None = None
     response_format: dict[str, Any] | None = None
     structured_outputs: dict[str, Any] | None = None
+    logit_bias: dict[str, float] | None = None
+    allowed_token_ids: TokenIds | None = None
+    bad_words: list[Text] | None = None
     return_token_ids: bool = False
     cache_salt: Text = ""
     priority: Annotated[int, Field(ge=-(2**31), lt=2**31)] = 0
@@ -113,6 +113,9 @@ class CompletionBody(GenerationBody):
         | Annotated[list[TokenIds], Field(max_length=MAX_PROMPTS)]
     )
     logprobs: int | None = None
+    prompt_logprobs: int | None = None
+    echo: bool | None = None
+    best_of: int | None = None
     add_special_tokens: bool = True
 
 

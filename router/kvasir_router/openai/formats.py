@@ -24,45 +24,15 @@ class ChoiceFormat(Protocol):
 
     def object_name(self, *, is_chunk: bool) -> str: ...
 
-    def opening(self, choice_index: int) -> Json | None:
-        """A choice's first chunk, before any text."""
+    def opening(self, piece: Piece) -> Json | None:
+        """A choice's first chunk, before any text of the answer."""
         ...
 
     def choice(self, piece: Piece, *, is_chunk: bool) -> Json: ...
 
-
-@dataclass(frozen=True, slots=True)
-class CompletionFormat:
-    codec: TextCodec
-    shows_token_ids: bool
-    id_prefix: Literal["cmpl"] = "cmpl"
-
-    def object_name(self, *, is_chunk: bool) -> str:
-        return "text_completion"
-
-    def opening(self, choice_index: int) -> Json | None:
-        return None
-
-    def choice(self, piece: Piece, *, is_chunk: bool) -> Json:
-        content = {"text": piece.text}
-        return _choice(piece, content, self._logprobs(piece.scored), shows_token_ids=self.shows_token_ids)
-
-    def _logprobs(self, scored: Sequence[ScoredToken]) -> Json | None:
-        if not scored:
-            return None
-        return {
-            "tokens": [self.codec.token_text(token.token_id) for token in scored],
-            "token_logprobs": [_finite(token.logprobs.logprob) for token in scored],
-            "top_logprobs": [self._likeliest(token) for token in scored],
-            "text_offset": [token.text_offset for token in scored],
-        }
-
-    def _likeliest(self, token: ScoredToken) -> Json:
-        """The chosen token is among them, even if it was unlikely."""
-        top = zip(token.logprobs.top_token_ids, token.logprobs.top_logprobs, strict=True)
-        found = {self.codec.token_text(token_id): _finite(logprob) for token_id, logprob in top}
-        found.setdefault(self.codec.token_text(token.token_id), _finite(token.logprobs.logprob))
-        return found
+    def shown(self, choices: Sequence[Piece]) -> Sequence[Piece]:
+        """Those of a whole answer's choices that the caller sees, numbered anew."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,9 +44,9 @@ class ChatFormat:
     def object_name(self, *, is_chunk: bool) -> str:
         return "chat.completion.chunk" if is_chunk else "chat.completion"
 
-    def opening(self, choice_index: int) -> Json | None:
+    def opening(self, piece: Piece) -> Json | None:
         delta = {"role": "assistant", "content": ""}
-        return {"index": choice_index, "delta": delta, "logprobs": None, "finish_reason": None}
+        return {"index": piece.choice_index, "delta": delta, "logprobs": None, "finish_reason": None}
 
     def choice(self, piece: Piece, *, is_chunk: bool) -> Json:
         content: Json
@@ -84,7 +54,10 @@ class ChatFormat:
             content = {"delta": {"content": piece.text} if piece.text else {}}
         else:
             content = {"message": {"role": "assistant", "content": piece.text, "refusal": None}}
-        return _choice(piece, content, self._logprobs(piece.scored), shows_token_ids=self.shows_token_ids)
+        return choice_json(piece, content, self._logprobs(piece.scored), shows_token_ids=self.shows_token_ids)
+
+    def shown(self, choices: Sequence[Piece]) -> Sequence[Piece]:
+        return choices
 
     def _logprobs(self, scored: Sequence[ScoredToken]) -> Json | None:
         if not scored:
@@ -101,16 +74,16 @@ class ChatFormat:
     def _entry(self, token_id: int, logprob: float) -> Json:
         return {
             "token": self.codec.token_text(token_id),
-            "logprob": _finite(logprob),
+            "logprob": finite(logprob),
             "bytes": list(self.codec.token_bytes(token_id)),
         }
 
 
-def _finite(logprob: float) -> float:
+def finite(logprob: float) -> float:
     return max(logprob, LOWEST_LOGPROB)
 
 
-def _choice(piece: Piece, content: Json, logprobs: Json | None, *, shows_token_ids: bool) -> Json:
+def choice_json(piece: Piece, content: Json, logprobs: Json | None, *, shows_token_ids: bool) -> Json:
     choice = {
         "index": piece.choice_index,
         **content,
@@ -149,7 +122,8 @@ async def whole_answer(generation: Generation, answer_format: ChoiceFormat, head
     async with aclosing(generation.pieces()) as pieces:
         async for piece in pieces:
             collected[piece.choice_index].append(piece)
-    choices = [answer_format.choice(_joined(pieces_of_one), is_chunk=False) for pieces_of_one in collected]
+    shown = answer_format.shown([_joined(pieces_of_one) for pieces_of_one in collected])
+    choices = [answer_format.choice(piece, is_chunk=False) for piece in shown]
     return {**head.around(answer_format.object_name(is_chunk=False), choices), "usage": generation.usage()}
 
 
@@ -163,6 +137,7 @@ def _joined(pieces: Sequence[Piece]) -> Piece:
         scored=tuple(token for piece in pieces for token in piece.scored),
         finish_reason=last.finish_reason,
         stop_reason=last.stop_reason,
+        prompt=pieces[0].prompt,
     )
 
 
@@ -182,7 +157,7 @@ async def frames(
             opening = b""
             if piece.choice_index not in opened:
                 opened.add(piece.choice_index)
-                if (first := answer_format.opening(piece.choice_index)) is not None:
+                if (first := answer_format.opening(piece)) is not None:
                     opening = chunk(first)
             if piece.text or piece.scored or piece.finish_reason is not None:
                 yield opening + chunk(answer_format.choice(piece, is_chunk=True))

@@ -7,7 +7,7 @@ from contextlib import aclosing
 from dataclasses import dataclass, replace
 
 from kvasir_protocol.ids import RequestId
-from kvasir_protocol.request import GenerationRequest, SamplingParams
+from kvasir_protocol.request import FinishReason, GenerationRequest, SamplingParams
 from kvasir_router.answers import merge, pieces
 from kvasir_router.front_door import FrontDoor
 from kvasir_router.openai.prompts import TokenIds
@@ -20,6 +20,7 @@ class Order:
     """What a body asks for. wire_id is unique even if the client gives the same X-Request-Id twice.
 
     default_max_tokens None: up to the context's end. Choices are numbered prompt by prompt.
+    hides_answer: only the prompt is shown; the one token that was made in order to score it is not.
     """
 
     wire_id: str
@@ -31,6 +32,7 @@ class Order:
     priority: int
     tenant: str
     deadline_s: float | None
+    hides_answer: bool = False
 
     @property
     def num_choices(self) -> int:
@@ -63,6 +65,8 @@ class Generation:
             ]
             async with aclosing(merge(streams)) as merged:
                 async for piece in merged:
+                    if self._order.hides_answer:
+                        piece = _without_answer(piece)
                     self._num_completion_tokens += len(piece.token_ids)
                     self._cached_tokens.setdefault(piece.choice_index, piece.num_cached_tokens)
                     yield piece
@@ -106,4 +110,11 @@ class Generation:
                 sampling.max_tokens, num_prompt_tokens, self._door.context_tokens, self._order.default_max_tokens
             ),
             seed=secrets.randbits(63) if sampling.seed is None else sampling.seed,
+            bad_words=(),
+            bad_word_token_ids=self._door.codec.bad_word_token_ids(sampling.bad_words),
         )
+
+
+def _without_answer(piece: Piece) -> Piece:
+    finish_reason: FinishReason | None = None if piece.finish_reason is None else "length"
+    return replace(piece, text="", token_ids=(), scored=(), finish_reason=finish_reason, stop_reason=None)

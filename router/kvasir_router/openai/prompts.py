@@ -10,16 +10,30 @@ from kvasir_router.tokenise import TextCodec
 TokenIds = tuple[int, ...]
 
 
-async def completion_prompts(body: CompletionBody, codec: TextCodec) -> list[TokenIds]:
-    """One entry per prompt of the body. Raises InvalidRequest for an empty one or an unknown id."""
-    prompts: Sequence[str | list[int]]
+def _prompts_of(body: CompletionBody) -> Sequence[str | list[int]]:
     match body.prompt:
         case str():
-            prompts = [body.prompt]
+            return [body.prompt]
         case [int(), *_]:
-            prompts = [body.prompt]  # type: ignore[list-item]  # pydantic checked that all are ids
+            return [body.prompt]  # type: ignore[list-item]  # pydantic checked that all are ids
         case _:
-            prompts = body.prompt  # type: ignore[assignment]  # texts or lists of ids
+            return body.prompt  # type: ignore[return-value]  # texts or lists of ids
+
+
+def echoed_texts(body: CompletionBody, codec: TextCodec) -> tuple[str, ...]:
+    """Each prompt as text, for an answer that begins with it."""
+    prompts = _prompts_of(body)
+    return tuple(text if isinstance(text, str) else _text_of(text, codec) for text in prompts)
+
+
+def _text_of(ids: Sequence[int], codec: TextCodec) -> str:
+    check_ids(ids, codec, "prompt")
+    return codec.decode(ids, skip_special_tokens=False)
+
+
+async def completion_prompts(body: CompletionBody, codec: TextCodec) -> list[TokenIds]:
+    """One entry per prompt of the body. Raises InvalidRequest for an empty one or an unknown id."""
+    prompts = _prompts_of(body)
     if not prompts:
         raise InvalidRequest("prompt must not be empty", "prompt")
 

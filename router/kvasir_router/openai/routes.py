@@ -10,10 +10,17 @@ from starlette.responses import Response
 
 from kvasir_router.front_door import VERSION, FrontDoor
 from kvasir_router.openai.bodies import ChatBody, CompletionBody, GenerationBody
-from kvasir_router.openai.formats import AnswerHead, ChatFormat, ChoiceFormat, CompletionFormat, frames, whole_answer
+from kvasir_router.openai.completion_format import BestOf, CompletionFormat, Echo
+from kvasir_router.openai.formats import AnswerHead, ChatFormat, ChoiceFormat, frames, whole_answer
 from kvasir_router.openai.generation import Generation, Order
-from kvasir_router.openai.prompts import TokenIds, chat_prompt, check_ids, completion_prompts
-from kvasir_router.openai.sampling import DEFAULT_COMPLETION_TOKENS, chat_sampling, completion_sampling
+from kvasir_router.openai.prompts import TokenIds, chat_prompt, check_ids, completion_prompts, echoed_texts
+from kvasir_router.openai.sampling import (
+    DEFAULT_COMPLETION_TOKENS,
+    chat_sampling,
+    completion_sampling,
+    echoed_logprobs,
+    only_echoes,
+)
 from kvasir_router.sse import EventStream, unless_client_leaves
 
 
@@ -34,11 +41,19 @@ def openai_routes(door: FrontDoor) -> APIRouter:
         async def tokenise() -> list[TokenIds]:
             return await completion_prompts(body, door.codec)
 
-        answer_format = CompletionFormat(door.codec, body.return_token_ids)
+        sampling = completion_sampling(body, door.codec.defaults)
+        answer_format = CompletionFormat(
+            door.codec,
+            body.return_token_ids,
+            echo=Echo(echoed_texts(body, door.codec), body.n, echoed_logprobs(body)) if body.echo else None,
+            num_prompt_logprobs=body.prompt_logprobs,
+            best=BestOf(body.n, sampling.n, keeps_logprobs=body.logprobs is not None),
+        )
         order = Order(
             wire_id=_wire_id(http, answer_format),
-            sampling=completion_sampling(body, door.codec.defaults),
+            sampling=sampling,
             num_prompts=_num_prompts(body),
+            hides_answer=only_echoes(body),
             tokenise=tokenise,
             default_max_tokens=DEFAULT_COMPLETION_TOKENS,
             cache_salt=body.cache_salt,
@@ -76,6 +91,8 @@ async def _answer(
     door.check_model(body.model)
     body.refuse_unsupported()
     check_ids(order.sampling.stop_token_ids, door.codec, "stop_token_ids")
+    check_ids(order.sampling.allowed_token_ids, door.codec, "allowed_token_ids")
+    check_ids([entry.token_id for entry in order.sampling.logit_bias], door.codec, "logit_bias")
     generation = Generation(door, order)
     head = AnswerHead(
         answer_id=_answer_id(http, answer_format),

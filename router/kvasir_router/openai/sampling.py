@@ -1,7 +1,10 @@
 """Sampling parameters out of a body, with the model's defaults where the caller is silent."""
 
+from collections.abc import Mapping
+from dataclasses import replace
+
 from kvasir_protocol.errors import ContextTooLong, InvalidRequest
-from kvasir_protocol.request import MAX_LOGPROBS, SamplingParams
+from kvasir_protocol.request import MAX_CHOICES, MAX_LOGPROBS, SamplingParams, TokenBias
 from kvasir_router.model_files import GenerationDefaults
 from kvasir_router.openai.bodies import ChatBody, CompletionBody, GenerationBody
 from kvasir_router.openai.structured import wanted_form
@@ -14,7 +17,45 @@ def completion_sampling(body: CompletionBody, defaults: GenerationDefaults) -> S
     """max_tokens stays None where the caller names none."""
     if body.logprobs is not None and body.logprobs > MAX_LOGPROBS:
         raise InvalidRequest(f"logprobs must be at most {MAX_LOGPROBS}, got {body.logprobs}", "logprobs")
-    return _sampling(body, defaults, body.max_tokens, body.logprobs)
+    _check_best_of(body)
+    if body.stream and body.prompt_logprobs is not None:
+        raise InvalidRequest("prompt_logprobs come with a whole answer only; leave stream out", "prompt_logprobs")
+    # A prompt is scored by a request for one token, which is not shown.
+    max_tokens = 1 if only_echoes(body) else body.max_tokens
+    sampling = _sampling(body, defaults, max_tokens, body.logprobs)
+    num_prompt_logprobs = [number for number in (body.prompt_logprobs, echoed_logprobs(body)) if number is not None]
+    sampling = replace(sampling, prompt_logprobs=max(num_prompt_logprobs, default=None))
+    if num_candidates(body) == body.n:
+        return sampling
+    if sampling.temperature == 0:
+        raise InvalidRequest("best_of needs a temperature above 0: greedy choices would all be the same", "best_of")
+    return replace(sampling, n=num_candidates(body), logprobs=sampling.logprobs or 0)
+
+
+def only_echoes(body: CompletionBody) -> bool:
+    """Nothing but the prompt is wanted back: OpenAI's way to score a text."""
+    return bool(body.echo) and body.max_tokens == 0
+
+
+def echoed_logprobs(body: CompletionBody) -> int | None:
+    return body.logprobs if body.echo else None
+
+
+def num_candidates(body: CompletionBody) -> int:
+    """Answers that are made of each prompt; the best n of them are shown."""
+    return body.n if body.best_of is None else body.best_of
+
+
+def _check_best_of(body: CompletionBody) -> None:
+    """Raises InvalidRequest for a best_of that contradicts n or stream."""
+    if body.best_of is None:
+        return
+    if not 1 <= body.best_of <= MAX_CHOICES:
+        raise InvalidRequest(f"best_of must be between 1 and {MAX_CHOICES}, got {body.best_of}", "best_of")
+    if body.best_of < body.n:
+        raise InvalidRequest(f"best_of ({body.best_of}) must be at least n ({body.n})", "best_of")
+    if body.stream and body.best_of > 1:
+        raise InvalidRequest("the best answers are known when all have ended; leave stream or best_of out", "best_of")
 
 
 def chat_sampling(body: ChatBody, defaults: GenerationDefaults) -> SamplingParams:
@@ -56,7 +97,17 @@ def _sampling(
         logprobs=logprobs,
         skip_special_tokens=body.skip_special_tokens,
         structured_outputs=wanted_form(body.response_format, body.structured_outputs),
+        logit_bias=_token_biases(body.logit_bias or {}),
+        allowed_token_ids=tuple(body.allowed_token_ids or ()),
+        bad_words=tuple(body.bad_words or ()),
     )
+
+
+def _token_biases(logit_bias: Mapping[str, float]) -> tuple[TokenBias, ...]:
+    """JSON's keys are text: "50256" stands for the token of that id."""
+    if any(not (key.isascii() and key.isdigit()) for key in logit_bias):
+        raise InvalidRequest("logit_bias must be a map from token id to bias", "logit_bias")
+    return tuple(TokenBias(int(key), bias) for key, bias in logit_bias.items())
 
 
 def _either(given: float | None, default: float) -> float:

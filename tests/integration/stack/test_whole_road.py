@@ -125,3 +125,32 @@ def test_killed_replica_costs_no_stream_a_token(own_stack: Stack, llm: LLM, role
     text += "".join(pieces)
     assert text == undisturbed.outputs[0].text
     assert "".join(own_stack.stream_chat(QUESTION)) == offline_chat(llm, QUESTION)
+
+
+def test_echoed_prompt_has_the_scores_of_the_engine_alone(stack: Stack, llm: LLM) -> None:
+    """Also where the prompt is cached, and where the pages go to another replica after the first token."""
+    params = SamplingParams(temperature=0, max_tokens=1, prompt_logprobs=0)
+    (offline,) = llm.generate([LONG_TEXT], params, use_tqdm=False)
+    assert offline.prompt_logprobs is not None
+    expected = [next(iter(entry.values())).logprob for entry in offline.prompt_logprobs if entry is not None]
+    for max_tokens in (0, 0, 5):
+        answer = complete(stack, LONG_TEXT, echo=True, logprobs=0, max_tokens=max_tokens, ignore_eos=True)
+        (choice,) = answer["choices"]
+        assert choice["text"].startswith(LONG_TEXT)
+        scores = choice["logprobs"]["token_logprobs"]
+        assert (scores[0], len(scores)) == (None, len(expected) + 1 + max_tokens)
+        assert scores[1 : len(expected) + 1] == pytest.approx(expected, abs=1e-4)
+        assert answer["usage"]["completion_tokens"] == max_tokens
+
+
+def test_best_of_several_answers_is_one_of_them(stack: Stack) -> None:
+    options: dict[str, Any] = {"temperature": 1.0, "seed": 3, "max_tokens": 8}
+    several = complete(stack, QUESTION, n=3, logprobs=0, **options)["choices"]
+    means = {
+        choice["text"]: sum(scores) / len(scores)
+        for choice in several
+        if (scores := choice["logprobs"]["token_logprobs"])
+    }
+    (best,) = complete(stack, QUESTION, best_of=3, **options)["choices"]
+    assert best["logprobs"] is None
+    assert best["text"] == max(means, key=lambda text: means[text])

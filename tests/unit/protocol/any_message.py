@@ -8,7 +8,7 @@ from typing import Any, Literal, NewType, TypeVar, Union, get_args, get_origin, 
 from hypothesis import strategies as st
 
 from kvasir_protocol.messages import MAX_DEADLINE_S, HandoverTicket, Message, Reserve
-from kvasir_protocol.request import MAX_LOGPROBS, MAX_SEED, SamplingParams
+from kvasir_protocol.request import MAX_LOGPROBS, MAX_SEED, SamplingParams, TokenBias
 
 T = TypeVar("T")
 
@@ -16,6 +16,10 @@ MESSAGE_TYPES: tuple[type, ...] = get_args(Message)
 
 deadlines = st.floats(min_value=0, max_value=MAX_DEADLINE_S, exclude_min=True)
 page_indices = st.lists(st.integers(0, 2**31), max_size=4).map(tuple)
+
+
+token_biases = st.builds(TokenBias, st.integers(0, 2**31), st.floats(-100, 100))
+bad_words = st.lists(st.integers(0, 2**31), min_size=2, max_size=3).map(tuple)
 
 
 @st.composite
@@ -39,7 +43,12 @@ def sampling_params(draw: st.DrawFn) -> SamplingParams:
         presence_penalty=draw(st.floats(-2, 2)),
         frequency_penalty=draw(st.floats(-2, 2)),
         logprobs=draw(st.none() | st.integers(0, MAX_LOGPROBS)),
+        prompt_logprobs=draw(st.none() | st.integers(0, MAX_LOGPROBS)),
         skip_special_tokens=draw(st.booleans()),
+        logit_bias=tuple(draw(st.lists(token_biases, max_size=3, unique_by=lambda entry: entry.token_id))),
+        allowed_token_ids=tuple(draw(st.lists(st.integers(0, 2**31), max_size=3))),
+        bad_words=tuple(draw(st.lists(st.text("abc", min_size=1), max_size=3))),
+        bad_word_token_ids=tuple(draw(st.lists(bad_words, max_size=3))),
     )
 
 

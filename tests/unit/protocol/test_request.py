@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from kvasir_protocol.errors import InvalidRequest
 from kvasir_protocol.ids import RequestId
-from kvasir_protocol.request import MAX_SEED, GenerationRequest, SamplingParams
+from kvasir_protocol.request import MAX_SEED, GenerationRequest, SamplingParams, TokenBias
 from tests.unit.protocol.any_message import plain_values
 
 RANGES: dict[str, tuple[float, float]] = {
@@ -26,9 +26,11 @@ RANGES: dict[str, tuple[float, float]] = {
     "presence_penalty": (-2, 2),
     "frequency_penalty": (-2, 2),
     "logprobs": (0, 20),
+    "prompt_logprobs": (0, 20),
 }
-INTEGERS = ("n", "max_tokens", "min_tokens", "top_k", "seed", "logprobs")
-NULLABLE = ("max_tokens", "seed", "logprobs")
+INTEGERS = ("n", "max_tokens", "min_tokens", "top_k", "seed", "logprobs", "prompt_logprobs")
+NULLABLE = ("max_tokens", "seed", "logprobs", "prompt_logprobs")
+TOKEN_LISTS = ("logit_bias", "allowed_token_ids", "bad_words", "bad_word_token_ids")
 
 
 def make(name: str, value: Any) -> SamplingParams:
@@ -108,6 +110,44 @@ def test_bad_stops_are_refused(name: str, value: object) -> None:
     assert_refused(name, value)
 
 
+def test_bias_may_be_a_map() -> None:
+    assert make("logit_bias", {3: 1.5, 4: -100}).logit_bias == (TokenBias(3, 1.5), TokenBias(4, -100))
+
+
+def test_none_means_no_tokens() -> None:
+    params = SamplingParams(logit_bias=None, allowed_token_ids=None, bad_words=None)  # type: ignore[arg-type]
+    assert params == SamplingParams()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("logit_bias", {3: 101}),
+        ("logit_bias", {3: math.nan}),
+        ("logit_bias", {3: "1"}),
+        ("logit_bias", {"3": 1}),
+        ("logit_bias", {-1: 1}),
+        ("logit_bias", 5),
+        ("logit_bias", dict.fromkeys(range(1025), 1)),
+        ("logit_bias", (TokenBias(1, 1), TokenBias(1, 2))),
+        ("allowed_token_ids", "12"),
+        ("allowed_token_ids", (1.0,)),
+        ("bad_words", ("a", " ")),
+        ("bad_words", (1,)),
+        ("bad_words", tuple("a" for _ in range(1025))),
+        ("bad_word_token_ids", ((1, "a"),)),
+        ("bad_word_token_ids", 7),
+    ],
+)
+def test_bad_token_lists_are_refused(name: str, value: object) -> None:
+    assert_refused(name, value)
+
+
+def test_bad_words_that_forbid_all_allowed_tokens_are_refused() -> None:
+    with pytest.raises(InvalidRequest, match="forbid every token"):
+        SamplingParams(allowed_token_ids=(1, 2), bad_word_token_ids=((2,), (1,), (3,)))
+
+
 def test_min_tokens_above_max_tokens_is_refused() -> None:
     with pytest.raises(InvalidRequest, match=r"min_tokens \(3\) must not exceed max_tokens \(2\)"):
         SamplingParams(min_tokens=3, max_tokens=2)
@@ -119,7 +159,11 @@ def test_several_greedy_choices_are_refused() -> None:
 
 
 @settings(max_examples=300, deadline=None)
-@given(fields=st.dictionaries(st.sampled_from([*RANGES, "stop", "stop_token_ids", "ignore_eos"]), plain_values))
+@given(
+    fields=st.dictionaries(
+        st.sampled_from([*RANGES, *TOKEN_LISTS, "stop", "stop_token_ids", "ignore_eos"]), plain_values
+    )
+)
 def test_any_values_make_parameters_or_invalid_request(fields: dict[str, Any]) -> None:
     with suppress(InvalidRequest):
         SamplingParams(**fields)

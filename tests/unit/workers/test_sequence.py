@@ -1,5 +1,7 @@
 """Tokens and their progress."""
 
+from dataclasses import replace
+
 from kvasir_protocol.page_hash import page_hashes
 from kvasir_workers.sequence import Sequence
 from tests.unit.workers.fakes import make_request, make_ticket
@@ -25,3 +27,8 @@ def test_names_grow_with_the_tokens() -> None:
 
 def test_pages_that_the_other_side_holds_are_not_offered() -> None:
     assert Sequence(make_request("r", range(9)), make_ticket(1, first_page=2)).num_exported_pages == 2
+
+
+def test_a_prompt_that_is_only_embedded_needs_pages_for_all_its_tokens() -> None:
+    request = replace(make_request("r", range(9)), pooling="mean")
+    assert Sequence(request).num_final_tokens == 9

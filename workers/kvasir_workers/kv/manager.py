@@ -35,7 +35,7 @@ class KvManager:
         assert not sequence.pages, f"{sequence.request_id} has pages already"
         pages: list[PageIndex] = []
         if self._caches:
-            pages = self.tree.match(sequence.hashes_up_to(sequence.num_tokens - 1, self.page_size))
+            pages = self.tree.match(sequence.hashes_up_to(sequence.num_reusable, self.page_size))
         for page in pages:
             self.pool.share(page)
             self.tree.set_used(page)

@@ -6,7 +6,7 @@ from torch import Tensor
 from kvasir_kernels.paged_cache import LayerCache
 from kvasir_workers.model.decoder import Decoder
 from kvasir_workers.runner.batch import build_batch
-from kvasir_workers.runner.sampler import SampledToken, sample
+from kvasir_workers.runner.sampler import SampledToken, Sampler
 from kvasir_workers.scheduler import StepPlan
 
 
@@ -21,13 +21,25 @@ class ModelRunner:
         self._caches = [LayerCache(layer[0], layer[1]) for layer in pages]
         self._page_size = pages.shape[3]
         self._device = pages.device
-        self._eos_token_ids = eos_token_ids
+        self._sampler = Sampler(eos_token_ids)
 
     @torch.inference_mode()
     def run(self, plan: StepPlan) -> list[SampledToken]:
         batch = build_batch(plan, self._page_size, self._device)
         hidden = self._decoder(batch.token_ids, batch.positions, batch.slots, self._caches, batch.attention)
+        self._read_prompts(plan, hidden)
         if not batch.sampled:
             return []
         logits = self._decoder.logits(hidden[batch.sample_rows])
-        return sample(logits, batch.sampled, self._eos_token_ids)
+        return self._sampler.sample(logits, batch.sampled)
+
+    def _read_prompts(self, plan: StepPlan, hidden: Tensor) -> None:
+        """Show the step's hidden states of prompt tokens to those who want to know of them."""
+        start = 0
+        for entry in plan.entries:
+            sequence, end = entry.sequence, start + entry.num_new
+            num_prompt = min(entry.num_new, sequence.num_prompt_tokens - sequence.num_computed)
+            if sequence.prompt_reader is not None and num_prompt > 0:
+                states = hidden[start : start + num_prompt]
+                sequence.prompt_reader.read(states, sequence.num_computed, self._decoder.logits)
+            start = end

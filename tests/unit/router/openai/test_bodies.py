@@ -12,14 +12,10 @@ def test_unknown_fields_are_ignored() -> None:
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("best_of", 2),
         ("suffix", "end"),
-        ("echo", True),
-        ("logit_bias", {"5": 1}),
         ("use_beam_search", True),
         ("tools", [{"type": "function"}]),
         ("tool_choice", "auto"),
-        ("prompt_logprobs", 1),
     ],
 )
 def test_options_that_would_change_the_answer_are_refused_by_name(name: str, value: object) -> None:
@@ -33,6 +29,13 @@ def test_options_with_values_that_ask_for_nothing_pass() -> None:
     for name, neutral_values in UNSUPPORTED.items():
         for value in (None, *neutral_values):
             CompletionBody.model_validate({"prompt": "x", name: value}).refuse_unsupported()
+
+
+@pytest.mark.parametrize(("name", "value"), [("best_of", 2), ("echo", True), ("prompt_logprobs", 1)])
+def test_options_of_completions_are_refused_in_a_chat(name: str, value: object) -> None:
+    body = ChatBody.model_validate({"messages": [{"role": "user"}], name: value})
+    with pytest.raises(InvalidRequest, match=f"{name} is not supported yet"):
+        body.refuse_unsupported()
 
 
 @pytest.mark.parametrize("prompt", ["text", ["a", "b"], [1, 2], [[1], [2, 3]]])

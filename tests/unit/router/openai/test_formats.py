@@ -4,7 +4,8 @@ from dataclasses import replace
 import pytest
 
 from kvasir_protocol.events import TokenLogprobs
-from kvasir_router.openai.formats import AnswerHead, ChatFormat, CompletionFormat
+from kvasir_router.openai.completion_format import CompletionFormat
+from kvasir_router.openai.formats import AnswerHead, ChatFormat
 from kvasir_router.pieces import Piece, ScoredToken
 from kvasir_router.tokenise import TextCodec
 
@@ -33,7 +34,7 @@ def test_chat_chunk_has_a_delta_and_a_whole_answer_a_message(codec: TextCodec) -
 
 
 def test_chat_begins_with_the_role(codec: TextCodec) -> None:
-    opening = ChatFormat(codec, shows_token_ids=False).opening(2)
+    opening = ChatFormat(codec, shows_token_ids=False).opening(replace(PIECE, choice_index=2))
     assert opening is not None
     assert (opening["index"], opening["delta"]) == (2, {"role": "assistant", "content": ""})
 

@@ -1,7 +1,7 @@
 import pytest
 
 from kvasir_protocol.errors import ContextTooLong, InvalidRequest
-from kvasir_protocol.request import SamplingParams
+from kvasir_protocol.request import SamplingParams, TokenBias
 from kvasir_router.model_files import GenerationDefaults
 from kvasir_router.openai.bodies import ChatBody, CompletionBody
 from kvasir_router.openai.sampling import chat_sampling, completion_sampling, resolve_max_tokens
@@ -89,3 +89,51 @@ def test_answer_that_does_not_fit_is_refused_with_what_would() -> None:
     with pytest.raises(ContextTooLong, match="lower max_tokens to 90") as caught:
         resolve_max_tokens(91, 10, 100)
     assert caught.value.field == "max_tokens"
+
+
+def test_token_lists_arrive() -> None:
+    sampling = chat(logit_bias={"5": 1.5, "7": -100}, allowed_token_ids=[5, 7], bad_words=["bad"])
+    assert sampling.logit_bias == (TokenBias(5, 1.5), TokenBias(7, -100))
+    assert (sampling.allowed_token_ids, sampling.bad_words) == ((5, 7), ("bad",))
+
+
+def test_echo_with_logprobs_asks_for_those_of_the_prompt() -> None:
+    assert completion(echo=True).prompt_logprobs is None
+    assert completion(echo=True, logprobs=2).prompt_logprobs == 2
+    assert completion(logprobs=2).prompt_logprobs is None
+    assert completion(prompt_logprobs=3).prompt_logprobs == 3
+    assert completion(prompt_logprobs=3, echo=True, logprobs=5).prompt_logprobs == 5
+
+
+def test_echo_alone_makes_one_token_that_nobody_sees() -> None:
+    assert completion(echo=True, max_tokens=0).max_tokens == 1
+
+
+def test_best_of_makes_more_answers_and_scores_them() -> None:
+    sampling = completion(n=2, best_of=5)
+    assert (sampling.n, sampling.logprobs) == (5, 0)
+    assert completion(n=2, best_of=2).logprobs is None
+
+
+@pytest.mark.parametrize(
+    ("options", "field"),
+    [
+        ({"best_of": 0}, "best_of"),
+        ({"best_of": 129}, "best_of"),
+        ({"best_of": 2, "n": 3}, "best_of"),
+        ({"best_of": 2, "stream": True}, "best_of"),
+        ({"best_of": 2, "temperature": 0}, "best_of"),
+        ({"prompt_logprobs": 1, "stream": True}, "prompt_logprobs"),
+        ({"prompt_logprobs": 21}, "prompt_logprobs"),
+        ({"prompt_logprobs": -1}, "prompt_logprobs"),
+        ({"max_tokens": 0}, "max_tokens"),
+        ({"logit_bias": {"5": 101}}, "logit_bias"),
+        ({"logit_bias": {"a": 1}}, "logit_bias"),
+        ({"logit_bias": {"5": 1, "05": 2}}, "logit_bias"),
+        ({"bad_words": [""]}, "bad_words"),
+    ],
+)
+def test_contradictions_of_completions_are_refused_by_name(options: dict[str, object], field: str) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        completion(**options)
+    assert caught.value.field == field

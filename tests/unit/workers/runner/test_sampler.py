@@ -2,13 +2,18 @@
 
 import math
 import random
+from typing import cast
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from kvasir_protocol.request import MAX_SEED, GenerationRequest, SamplingParams
-from kvasir_workers.runner.sampler import _filter, sample, uniform_noise
+from kvasir_workers.grammar.state import GrammarState
+from kvasir_workers.runner.choice import filter_sorted
+from kvasir_workers.runner.noise import uniform_noise
+from kvasir_workers.runner.sampler import Sampler, sample
 from kvasir_workers.sequence import Sequence
 from tests.unit.workers.fakes import make_request
 
@@ -162,7 +167,8 @@ def test_top_p_of_one_excludes_nothing_even_where_sums_round_up() -> None:
     """With float32 the running sum of these 4,097 reaches 1 long before the end."""
     logits = torch.full((4097,), math.log(1e-8))
     logits[0] = 0.0
-    kept = _filter(torch.softmax(logits, 0)[None], [SamplingParams(top_k=4097)])
+    no_limits = torch.tensor([4097]), torch.tensor([torch.inf]), torch.tensor([0.0])
+    kept = filter_sorted(torch.softmax(logits, 0)[None], *no_limits)
     assert int((kept > 0).sum()) == 4097
 
 
@@ -252,6 +258,9 @@ def random_row(draw: random.Random) -> Sequence:
         frequency_penalty=draw.choice([0.0, -0.4]),
         min_tokens=draw.choice([0, 4]),
         logprobs=draw.choice([None, 0, 3]),
+        logit_bias=draw.choice([{}, {}, {1: 2.0, 8: -3.0}]),
+        allowed_token_ids=draw.choice([(), (), (1, 2, 5, 6, 9)]),
+        bad_word_token_ids=draw.choice([(), ((4,), (1, 5))]),
     )
 
 
@@ -315,6 +324,29 @@ def test_end_token_may_come_once_there_are_min_tokens() -> None:
     assert chosen == [False, False, True, True]
 
 
+class _Only:
+    """A grammar that allows the same tokens at every place."""
+
+    def __init__(self, *token_ids: int) -> None:
+        self._allowed = np.isin(np.arange(V), token_ids)
+
+    def allowed(self) -> "np.ndarray[tuple[int], np.dtype[np.bool_]]":
+        return self._allowed
+
+
+@pytest.mark.parametrize(("allowed", "chosen"), [((3,), 3), ((3, 4), 4), ((4, 5), 5)])
+def test_grammar_decides_whether_an_end_may_come_before_min_tokens(allowed: tuple[int, ...], chosen: int) -> None:
+    logits = torch.zeros(V)
+    logits[[0, 3, 5]] = torch.tensor([9.0, 8.0, 7.0])
+    structured = sequence_of(min_tokens=2, temperature=0, logprobs=0)
+    structured.grammar = cast(GrammarState, _Only(*allowed))
+    free = sequence_of(min_tokens=2, temperature=0)
+    first, second = Sampler(frozenset({3})).sample(logits.repeat(2, 1), (structured, free))
+    assert (first.token_id, second.token_id) == (chosen, 0)
+    assert first.logprobs is not None
+    assert first.logprobs.logprob == pytest.approx(float(torch.log_softmax(logits, -1)[chosen]))
+
+
 def test_ignored_end_token_is_not_forbidden() -> None:
     logits = torch.zeros(V)
     logits[3] = 9.0
@@ -355,3 +387,114 @@ def test_logprobs_of_a_forbidden_token_are_still_the_models() -> None:
     (token,) = sample(logits.clone()[None], [sequence_of(min_tokens=1, logprobs=V)], frozenset({3}))
     assert token.logprobs is not None
     assert token.logprobs.top_logprobs == pytest.approx([math.log(1 / V)] * V)
+
+
+# What stays from step to step
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_sampler_that_remembers_gives_what_one_without_memory_gives(seed: int) -> None:
+    """Rows come, go and change places; each gets the token that it would get from a fresh sampler, alone."""
+    draw = random.Random(seed)
+    sampler, rows = Sampler(frozenset({3})), [random_row(draw) for _ in range(8)]
+    for step in range(30):
+        logits = torch.stack([random_logits(100 * step + i) for i in range(len(rows))])
+        tokens = sampler.sample(logits.clone(), tuple(rows))
+        assert tokens == [
+            sample(row_logits.clone()[None], [row], frozenset({3}))[0]
+            for row_logits, row in zip(logits, rows, strict=True)
+        ]
+        for row, token in zip(rows, tokens, strict=True):
+            row.token_ids.append(token.token_id)
+        if draw.random() < 0.5:
+            rows.pop(draw.randrange(len(rows)))
+        if draw.random() < 0.5 or not rows:
+            rows.insert(draw.randint(0, len(rows)), random_row(draw))
+
+
+# Many tokens
+
+
+LARGE = 6000
+
+
+def large_logits(seed: int, *, is_tied: bool = False) -> Tensor:
+    logits = random_logits(seed, LARGE) * 2
+    return (logits * 2).round() / 2 if is_tied else logits
+
+
+@pytest.mark.parametrize("filters", FILTERS.values(), ids=FILTERS)
+@pytest.mark.parametrize("is_tied", [False, True])
+def test_choice_among_many_is_that_of_the_slow_reference(filters: dict[str, object], is_tied: bool) -> None:
+    for seed in range(4):
+        logits = large_logits(seed, is_tied=is_tied)
+        sequence = sequence_of(seed=seed, **filters)
+        expected, margin = reference_choice(logits, sequence)
+        assert one(logits, sequence) == expected or margin < 1e-5
+
+
+@pytest.mark.parametrize("is_tied", [False, True])
+def test_row_among_many_tokens_does_not_depend_on_the_other_rows(is_tied: bool) -> None:
+    draw = random.Random(4)
+    rows = [random_row(draw) for _ in range(12)] + [sequence_of(seed=9, **filters) for filters in FILTERS.values()]
+    logits = torch.stack([large_logits(i, is_tied=is_tied) for i in range(len(rows))])
+    together = sample(logits.clone(), rows, NO_EOS)
+    assert together == [sample(logits[i : i + 1].clone(), rows[i : i + 1], NO_EOS)[0] for i in range(len(rows))]
+
+
+@pytest.mark.parametrize("width", [1, 2, 511, 1024, 1025, 1536, 1537, 5000])
+def test_certain_token_is_drawn_wherever_it_stands(width: int) -> None:
+    for place in {0, width // 2, width - 1}:
+        logits = torch.full((width,), -torch.inf)
+        logits[place] = 1.0
+        assert support(logits, 20) == {place}
+
+
+# Biased, allowed and bad tokens
+
+
+def test_bias_is_added_before_the_choice() -> None:
+    logits = random_logits(31)
+    changed = logits.clone()[None]
+    sample(changed, [sequence_of(logit_bias={2: 5.0, 7: -100}, temperature=0)], NO_EOS)
+    expected = logits.clone()
+    expected[2] += 5.0
+    expected[7] -= 100
+    assert changed[0].tolist() == pytest.approx(expected.tolist())
+
+
+def test_only_allowed_tokens_come() -> None:
+    assert support(torch.zeros(V), allowed_token_ids=(4, 9, 9)) == {4, 9}
+
+
+def test_bias_of_a_token_that_is_not_allowed_does_not_bring_it_back() -> None:
+    assert support(torch.zeros(V), allowed_token_ids=(4,), logit_bias={5: 100}) == {4}
+
+
+def test_bad_word_of_one_token_never_comes() -> None:
+    assert support(torch.zeros(V), bad_word_token_ids=((3,), (8,))) == set(range(V)) - {3, 8}
+
+
+@pytest.mark.parametrize(
+    ("answer", "is_forbidden"), [((), False), ((5,), False), ((5, 6), True), ((6, 5), False), ((1, 5, 6), True)]
+)
+def test_bad_word_forbids_its_last_token_after_the_others(answer: tuple[int, ...], is_forbidden: bool) -> None:
+    logits = torch.zeros(V)
+    logits[7] = 9.0
+    row = sequence_of(answer=answer, bad_word_token_ids=((5, 6, 7),), temperature=0)
+    assert (one(logits, row) != 7) == is_forbidden
+
+
+def test_bad_word_does_not_begin_in_the_prompt() -> None:
+    logits = torch.zeros(V)
+    logits[7] = 9.0
+    assert one(logits, sequence_of(prompt=(5, 6), bad_word_token_ids=((5, 6, 7),), temperature=0)) == 7
+
+
+def test_edits_of_one_row_leave_the_others_alone() -> None:
+    logits = random_logits(33).repeat(3, 1)
+    edited = sequence_of(allowed_token_ids=(1, 2), logit_bias={1: 3.0}, bad_word_token_ids=((2,),), temperature=0)
+    changed = logits.clone()
+    tokens = sample(changed, [sequence_of(temperature=0), edited, sequence_of(temperature=0)], NO_EOS)
+    assert torch.equal(changed[[0, 2]], logits[[0, 2]])
+    assert tokens[1].token_id == 1

@@ -1,0 +1,128 @@
+"""The LLM class: streams, statistics, and what is left when it is closed."""
+
+import gc
+import weakref
+
+import pytest
+
+from kvasir import LLM, Increment, SamplingParams
+from kvasir_protocol.errors import InvalidRequest
+from tests.integration.llm.conftest import MakeLLM
+
+PROMPT = "The quick brown fox jumps over the lazy dog. " * 2
+GREEDY = SamplingParams(temperature=0, max_tokens=12, ignore_eos=True)
+
+
+def joined(increments: list[Increment]) -> tuple[str, list[int]]:
+    token_ids = [token_id for increment in increments for token_id in increment.token_ids]
+    return "".join(increment.text for increment in increments), token_ids
+
+
+def test_stream_joins_to_the_whole_answer(llm: LLM) -> None:
+    (whole,) = llm.generate(PROMPT, GREEDY, use_tqdm=False)
+    increments = list(llm.stream(PROMPT, GREEDY))
+    assert len(increments) == 12
+    assert joined(increments) == (whole.outputs[0].text, whole.outputs[0].token_ids)
+    assert [increment.finish_reason for increment in increments] == [None] * 11 + ["length"]
+
+
+def test_streams_run_beside_each_other_and_beside_other_calls(llm: LLM) -> None:
+    expected = joined(list(llm.stream(PROMPT, GREEDY)))
+    first, second = llm.stream(PROMPT, GREEDY), llm.stream(PROMPT, GREEDY)
+    head = [next(first), next(second)]
+    llm.generate("something else", GREEDY, use_tqdm=False)
+    assert joined([head[0], *first]) == joined([head[1], *second]) == expected
+
+
+def test_several_choices_are_told_apart(llm: LLM) -> None:
+    params = SamplingParams(n=3, seed=5, max_tokens=6, ignore_eos=True)
+    (whole,) = llm.generate(PROMPT, params, use_tqdm=False)
+    increments = list(llm.stream(PROMPT, params))
+    for output in whole.outputs:
+        assert joined([item for item in increments if item.index == output.index])[1] == output.token_ids
+
+
+@pytest.mark.parametrize("num_read", [0, 3])
+@pytest.mark.parametrize("how", ["closed", "dropped"])
+def test_stream_that_is_left_ends_its_request(llm: LLM, num_read: int, how: str) -> None:
+    num_before = llm.get_stats().counters.finished_abort
+    stream = llm.stream(PROMPT, GREEDY)
+    for _ in range(num_read):
+        next(stream)
+    assert llm.get_stats().num_running + llm.get_stats().num_waiting == 1
+    if how == "closed":
+        stream.close()
+    del stream
+    gc.collect()
+    stats = llm.get_stats()
+    assert (stats.num_running, stats.num_waiting, stats.num_used_pages) == (0, 0, 0)
+    assert stats.counters.finished_abort == num_before + 1
+
+
+def test_request_that_cannot_be_served_leaves_nothing_of_its_batch(llm: LLM) -> None:
+    params = [GREEDY, SamplingParams(allowed_token_ids=(10**6,))]
+    with pytest.raises(InvalidRequest, match="allowed_token_ids: token id 1000000 is not in the vocabulary"):
+        llm.generate([PROMPT, PROMPT], params, use_tqdm=False)
+    assert llm.get_stats().num_waiting == 0
+
+
+def test_statistics_count_what_was_done(make_llm: MakeLLM) -> None:
+    with make_llm() as llm:
+        (output,) = llm.generate([[5] * 10], GREEDY, use_tqdm=False)
+        (again,) = llm.generate([[5] * 10], GREEDY, use_tqdm=False)
+        counters = llm.get_stats().counters
+        assert (output.num_cached_tokens, again.num_cached_tokens) == (0, 8)
+        assert (counters.prompt_tokens, counters.cached_prompt_tokens, counters.generated_tokens) == (20, 8, 24)
+        assert counters.finished_length == 2
+        assert llm.get_stats().num_pages > 0
+
+
+def test_times_of_a_request_are_in_order(llm: LLM) -> None:
+    (output,) = llm.generate(PROMPT, GREEDY, use_tqdm=False)
+    assert 0 <= output.metrics.queue_s <= output.metrics.first_token_s < output.metrics.finished_s
+
+
+def test_request_that_waits_for_a_place_has_waited_in_the_queue(make_llm: MakeLLM) -> None:
+    with make_llm(max_num_seqs=1) as llm:
+        first, second = llm.generate([PROMPT, PROMPT], GREEDY, use_tqdm=False)
+        assert second.metrics.queue_s >= first.metrics.first_token_s
+
+
+def test_closing_frees_weights_and_pages(make_llm: MakeLLM) -> None:
+    with make_llm() as llm:
+        llm.generate(PROMPT, GREEDY, use_tqdm=False)
+        engine = weakref.ref(llm._engine._runner._decoder)  # type: ignore[attr-defined]
+        open_stream = llm.stream(PROMPT, GREEDY)
+    assert engine() is None
+    with pytest.raises(RuntimeError, match="closed"):
+        llm.generate(PROMPT, GREEDY)
+    open_stream.close()
+
+
+# What the choice may be
+
+
+def test_bad_words_do_not_come(llm: LLM) -> None:
+    params = SamplingParams(seed=1, max_tokens=200, ignore_eos=True, temperature=2.0)
+    (free,) = llm.generate(PROMPT, params, use_tqdm=False)
+    words = sorted({word for word in free.outputs[0].text.split() if word.isascii() and len(word) > 1})[:5]
+    assert words
+    banned = SamplingParams(
+        seed=1, max_tokens=200, ignore_eos=True, temperature=2.0, bad_words=tuple(words), skip_special_tokens=False
+    )
+    (output,) = llm.generate(PROMPT, banned, use_tqdm=False)
+    ids = output.outputs[0].token_ids
+    for word in words:
+        for spelling in llm._codec.bad_word_token_ids([word]):
+            assert all(tuple(ids[i : i + len(spelling)]) != spelling for i in range(len(ids)))
+
+
+def test_only_allowed_tokens_come(llm: LLM) -> None:
+    params = SamplingParams(seed=1, max_tokens=40, allowed_token_ids=(30, 40, 50))
+    (output,) = llm.generate(PROMPT, params, use_tqdm=False)
+    assert set(output.outputs[0].token_ids) == {30, 40, 50}
+
+
+def test_bias_of_a_hundred_decides(llm: LLM) -> None:
+    (output,) = llm.generate(PROMPT, SamplingParams(seed=1, max_tokens=9, logit_bias={33: 100}), use_tqdm=False)
+    assert output.outputs[0].token_ids == [33] * 9

@@ -1,0 +1,189 @@
+"""What the rows of a step ask for, as arrays that are kept until the batch's membership changes."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from kvasir_protocol.request import SamplingParams
+from kvasir_workers.runner.noise import noise_at, noise_streams
+from kvasir_workers.runner.token_counts import TokenCounts
+from kvasir_workers.sequence import Sequence as TokenSequence
+
+_NO_TOP_K = 2**31
+
+_ROW = np.dtype(
+    [
+        ("stream", np.uint64),
+        ("num_prompt_tokens", np.int64),
+        ("temperature", np.float32),
+        ("top_k", np.int64),
+        ("top_p", np.float32),
+        ("min_p", np.float32),
+        ("repetition", np.float32),
+        ("presence", np.float32),
+        ("frequency", np.float32),
+        ("min_tokens", np.int64),
+        ("is_random", np.bool_),
+        ("is_filtered", np.bool_),
+        ("is_penalised", np.bool_),
+        ("is_scored", np.bool_),
+        ("is_edited", np.bool_),
+    ]
+)
+
+
+def _row_of(sequence: TokenSequence) -> tuple[object, ...]:
+    sampling = sequence.request.sampling
+    is_filtered = sampling.top_k > 0 or sampling.top_p < 1 or sampling.min_p > 0
+    stream = noise_streams([sequence.request.seed], [sequence.request.choice_index])[0]
+    penalties = (sampling.repetition_penalty, sampling.presence_penalty, sampling.frequency_penalty)
+    return (
+        stream,
+        sequence.num_prompt_tokens,
+        max(sampling.temperature, 1e-6),
+        sampling.top_k if sampling.top_k > 0 else _NO_TOP_K,
+        # The running sum may round up to 1 before the last token: 1 switches the filter off all the same.
+        sampling.top_p if sampling.top_p < 1 else np.inf,
+        sampling.min_p,
+        *penalties,
+        # A grammar's rows are kept from ending early where their grammar is enforced.
+        sampling.min_tokens if sequence.grammar is None else 0,
+        sampling.temperature > 0 and not is_filtered,
+        sampling.temperature > 0 and is_filtered,
+        penalties != (1.0, 0.0, 0.0),
+        sampling.logprobs is not None,
+        bool(sampling.logit_bias or sampling.allowed_token_ids or sampling.bad_word_token_ids),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class RandomRows:
+    """Rows of one kind that are drawn at random. rows: [R] int64, or None for all rows of the step."""
+
+    rows: Tensor | None
+    streams: NDArray[np.uint64]
+    prompt_lengths: NDArray[np.int64]
+    temperature: Tensor
+    top_k: Tensor
+    top_p: Tensor
+    min_p: Tensor
+    sequences: tuple[TokenSequence, ...]
+
+    def __len__(self) -> int:
+        return len(self.sequences)
+
+    def noise(self, device: torch.device) -> Tensor:
+        """[R] float32 in [0, 1), for the token that comes next."""
+        lengths = np.array([len(sequence.token_ids) for sequence in self.sequences], dtype=np.int64)
+        positions = (lengths - self.prompt_lengths).astype(np.uint64)
+        return torch.from_numpy(noise_at(self.streams, positions)).to(device)
+
+
+@dataclass(frozen=True, slots=True)
+class Edits:
+    """Changes of the logits that are the same at every step, as flat pairs of row and token."""
+
+    bias_rows: Tensor
+    bias_ids: Tensor
+    biases: Tensor
+    allowed_only: Tensor
+    allowed_rows: Tensor
+    allowed_ids: Tensor
+    bad_word_rows: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingRows:
+    """One membership of the batch: sequences[i] is row i."""
+
+    sequences: tuple[TokenSequence, ...]
+    table: NDArray[np.void]
+    plain: RandomRows
+    filtered: RandomRows
+    scored: tuple[int, ...]
+    penalised: tuple[int, ...]
+    early: tuple[int, ...]
+    edits: Edits | None
+    counts: dict[TokenSequence, TokenCounts] = field(repr=False)
+
+    @classmethod
+    def of(
+        cls, sequences: tuple[TokenSequence, ...], device: torch.device, before: "SamplingRows | None" = None
+    ) -> "SamplingRows":
+        """What is known of the sequences that stayed is taken over from before."""
+        table = _table(sequences, before)
+        penalised = tuple(np.flatnonzero(table["is_penalised"]).tolist())
+        known = before.counts if before is not None else {}
+        counts = {sequences[row]: known.get(sequences[row]) or TokenCounts(sequences[row]) for row in penalised}
+        edited = np.flatnonzero(table["is_edited"]).tolist()
+        return cls(
+            sequences=sequences,
+            table=table,
+            plain=_random_rows(sequences, table, table["is_random"], device),
+            filtered=_random_rows(sequences, table, table["is_filtered"], device),
+            scored=tuple(np.flatnonzero(table["is_scored"]).tolist()),
+            penalised=penalised,
+            early=tuple(np.flatnonzero(table["min_tokens"] > 0).tolist()),
+            edits=_edits(sequences, edited, device) if edited else None,
+            counts=counts,
+        )
+
+
+def _table(sequences: tuple[TokenSequence, ...], before: SamplingRows | None) -> NDArray[np.void]:
+    known = {id(sequence): row for row, sequence in enumerate(before.sequences)} if before is not None else {}
+    places = [known.get(id(sequence), -1) for sequence in sequences]
+    new = [row for row, place in enumerate(places) if place < 0]
+    fresh = np.array([_row_of(sequences[row]) for row in new], dtype=_ROW)
+    if before is None or len(new) == len(sequences):
+        return fresh
+    table: NDArray[np.void] = before.table[places]
+    table[new] = fresh
+    return table
+
+
+def _random_rows(
+    sequences: tuple[TokenSequence, ...], table: NDArray[np.void], chosen: NDArray[np.bool_], device: torch.device
+) -> RandomRows:
+    rows = np.flatnonzero(chosen)
+    part = table if len(rows) == len(table) else table[rows]
+
+    def column(name: str) -> Tensor:
+        return torch.from_numpy(part[name].copy()).to(device)
+
+    return RandomRows(
+        rows=None if len(rows) == len(table) else torch.from_numpy(rows).to(device),
+        streams=part["stream"].copy(),
+        prompt_lengths=part["num_prompt_tokens"].copy(),
+        temperature=column("temperature"),
+        top_k=column("top_k"),
+        top_p=column("top_p"),
+        min_p=column("min_p"),
+        sequences=tuple(sequences[row] for row in rows.tolist()),
+    )
+
+
+def _edits(sequences: Sequence[TokenSequence], rows: list[int], device: torch.device) -> Edits:
+    params = {row: sequences[row].request.sampling for row in rows}
+    biases = [(row, entry.token_id, entry.bias) for row in rows for entry in params[row].logit_bias]
+    allowed = [(row, token_id) for row in rows for token_id in _distinct(params[row])]
+
+    def ids(values: list[int]) -> Tensor:
+        return torch.tensor(values, dtype=torch.int64, device=device)
+
+    return Edits(
+        bias_rows=ids([row for row, _, _ in biases]),
+        bias_ids=ids([token_id for _, token_id, _ in biases]),
+        biases=torch.tensor([bias for _, _, bias in biases], dtype=torch.float32, device=device),
+        allowed_only=ids([row for row in rows if params[row].allowed_token_ids]),
+        allowed_rows=ids([row for row, _ in allowed]),
+        allowed_ids=ids([token_id for _, token_id in allowed]),
+        bad_word_rows=tuple(row for row in rows if params[row].bad_word_token_ids),
+    )
+
+
+def _distinct(sampling: SamplingParams) -> list[int]:
+    return list(dict.fromkeys(sampling.allowed_token_ids))
