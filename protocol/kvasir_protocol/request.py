@@ -12,6 +12,9 @@ MAX_LOGPROBS = 20
 
 MAX_SEED = 2**63 - 1
 
+MAX_CACHE_PRIORITY = 100
+"""The range of TensorRT-LLM's retention priorities."""
+
 FinishReason = Literal["stop", "length", "abort", "error", "handed_over"]
 """Why a sequence ended; `handed_over` ends it on the prefill replica only and never reaches a client."""
 
@@ -105,6 +108,7 @@ class GenerationRequest:
 
     sampling.max_tokens and sampling.seed are set; n is fanned out before, so that choice_index names this one.
     emitted_token_ids were already given to the client by a replica that was lost: generation goes on after them.
+    cache_priority: how dear its pages are to the prefix cache when nobody reads them; the cheapest go first.
     """
 
     request_id: RequestId
@@ -114,6 +118,7 @@ class GenerationRequest:
     emitted_token_ids: tuple[int, ...] = ()
     cache_salt: str = ""
     priority: int = 0
+    cache_priority: int = 0
 
     @property
     def max_tokens(self) -> int:

@@ -10,7 +10,7 @@ from itertools import chain
 
 from kvasir_protocol.config import EngineConfig
 from kvasir_protocol.ids import PageIndex, RequestId
-from kvasir_workers.kv.manager import KvManager
+from kvasir_workers.kv.manager import KvManager, PageCopy
 from kvasir_workers.sequence import Sequence
 
 
@@ -29,9 +29,13 @@ class ScheduledSequence:
 
 @dataclass(frozen=True, slots=True)
 class StepPlan:
-    """One step. Sequences with a single new token come first (the attention kernels count on it)."""
+    """One step. Sequences with a single new token come first (the attention kernels count on it).
+
+    copies are made before anything is computed.
+    """
 
     entries: tuple[ScheduledSequence, ...]
+    copies: tuple[PageCopy, ...] = ()
 
     @property
     def num_tokens(self) -> int:
@@ -89,7 +93,7 @@ class Scheduler:
         if not has_preempted:
             entries += self._plan_waiting(budget, self._max_num_seqs - num_reserved)
         entries.sort(key=lambda entry: entry.num_new != 1)
-        return StepPlan(tuple(entries))
+        return StepPlan(tuple(entries), self._kv.copies_of(entry.sequence for entry in entries))
 
     def _plan_running(self) -> tuple[list[ScheduledSequence], int, bool]:
         """Each gets what it lacks, but leaves a token of the budget for everyone behind it."""
@@ -120,32 +124,54 @@ class Scheduler:
 
     def _plan_waiting(self, budget: int, num_places: int) -> list[ScheduledSequence]:
         entries: list[ScheduledSequence] = []
-        while self._waiting and budget > 0 and len(self._running) < num_places:
-            sequence = self._waiting[0]
-            self._kv.attach_prefix(sequence)
-            num_new = min(sequence.num_pending, budget)
-            if not self._fits(sequence, num_new):
-                self._kv.detach(sequence)
+        for sequence in list(self._waiting):
+            if budget == 0 or len(self._running) >= num_places:
+                break
+            if self._kv.awaits_others(sequence):
+                continue  # it holds nothing and nobody up: those behind it may go first
+            num_new = self._place(sequence, budget)
+            if num_new == 0:
                 break
             if sequence.num_cached_tokens is None:
                 sequence.num_cached_tokens = min(sequence.num_computed, sequence.num_prompt_tokens)
-            self._running.append(self._waiting.popleft())
+            self._waiting.remove(sequence)
+            self._running.append(sequence)
             entries.append(ScheduledSequence(sequence, num_new))
             budget -= num_new
         return entries
 
+    def _place(self, sequence: Sequence, budget: int) -> int:
+        """How many tokens it computes first, its pages in hand; 0 (and it holds nothing) if there is no room.
+
+        A copied page costs room twice for a step: if that is too much, it is computed after all.
+        """
+        for can_copy in (True, False):
+            self._kv.attach_prefix(sequence, can_copy=can_copy)
+            num_new = min(sequence.num_pending, budget)
+            if self._fits(sequence, num_new):
+                self._kv.announce(sequence)
+                return num_new
+            has_copy = sequence.copy_source is not None
+            self._kv.detach(sequence)
+            if not has_copy:
+                break
+        return 0
+
     def _fits(self, sequence: Sequence, num_new: int) -> bool:
         """Room for the whole of what is known, not only for the first chunk: else newcomers evict each other."""
-        if not self._kv.try_grow(sequence, sequence.num_computed + num_new):
+        if self._kv.num_missing(sequence) > self._kv.num_available:
             return False
-        return self._kv.num_missing(sequence) <= self._kv.num_available
+        return self._kv.try_grow(sequence, sequence.num_computed + num_new)
 
     def audit(self, other_holders: list[PageIndex]) -> None:
         """Check that pages, sequences and other holders agree. Raises AssertionError."""
         sequences = [*self._running, *self._waiting]
         for sequence in self._waiting:
             assert not sequence.pages, f"{sequence.request_id} waits but holds pages"
+            assert sequence.copy_source is None, f"{sequence.request_id} waits but holds a page to copy"
         for sequence in sequences:
             assert 0 <= sequence.num_computed < sequence.num_tokens, f"{sequence.request_id}: nothing left to compute"
             assert sequence.num_computed <= len(sequence.pages) * self._kv.page_size, f"{sequence.request_id}: no page"
-        self._kv.audit([*(page for sequence in sequences for page in sequence.pages), *other_holders])
+        computers = self._kv.in_flight.computers()
+        assert computers <= {s.request_id for s in self._running}, f"{computers} are waited for but do not run"
+        self._kv.audit([*(page for sequence in sequences for page in sequence.held_pages), *other_holders])
