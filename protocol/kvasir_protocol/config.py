@@ -46,7 +46,10 @@ class ModelConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineConfig:
-    """How one replica computes. kv_cache_bytes None: a share of the memory that is free when it starts."""
+    """How one replica computes. kv_cache_bytes None: a share of the memory that is free when it starts.
+
+    publish_kv_events: tell routers what the prefix cache holds.
+    """
 
     device: Device = "auto"
     page_size: int = 16
@@ -54,6 +57,7 @@ class EngineConfig:
     max_num_seqs: int = 256
     max_num_batched_tokens: int = 2048
     enable_prefix_caching: bool = True
+    publish_kv_events: bool = False
     num_threads: int | None = None
 
     def __post_init__(self) -> None:

@@ -1,5 +1,6 @@
 """Random mixes of everything that an engine can be asked to do, in pools that are too small."""
 
+import dataclasses
 import random
 from dataclasses import dataclass
 
@@ -10,6 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from kvasir_protocol.errors import ServiceUnavailable
 from kvasir_protocol.ids import RequestId
 from kvasir_protocol.request import GenerationRequest
+from kvasir_workers.kv.manager import Reuse
 from kvasir_workers.sequence import Sequence
 from tests.unit.workers.engine_house import House, greedy
 from tests.unit.workers.fakes import (
@@ -38,15 +40,20 @@ class Traffic(RuleBasedStateMachine):
         page_size=st.integers(1, 4),
         max_num_seqs=st.integers(1, 5),
         spare_budget=st.integers(0, 9),
-        caches=st.booleans(),
+        reuse=st.builds(
+            Reuse,
+            enabled=st.sampled_from([True, True, False]),
+            min_copied_tokens=st.integers(1, 2),
+            min_awaited_pages=st.integers(1, 2),
+        ),
     )
-    def start(self, num_pages: int, page_size: int, max_num_seqs: int, spare_budget: int, caches: bool) -> None:
+    def start(self, num_pages: int, page_size: int, max_num_seqs: int, spare_budget: int, reuse: Reuse) -> None:
         self.house = House(
             num_pages=num_pages,
             page_size=page_size,
             max_num_seqs=max_num_seqs,
             budget=max_num_seqs + spare_budget,
-            caches=caches,
+            reuse=reuse,
         )
         self.streams: dict[str, Stream] = {}
         self.aborted: set[str] = set()
@@ -67,11 +74,16 @@ class Traffic(RuleBasedStateMachine):
             stop_token_ids=tuple(draw.sample(range(VOCAB_SIZE), draw.choice([0, 0, 2]))),
         )
         prompt = [draw.choice([1, 1, 1, 2]) for _ in range(draw.randint(1, min(longest, 20)))]
-        request = make_request(name, prompt, sampling=sampling, salt=draw.choice(["", "", "x"]))
+        salt = draw.choice(["", "", "x"])
+        if self.streams and draw.random() < 0.3:  # the next turn of a chat
+            earlier = draw.choice(list(self.streams.values()))
+            prompt = [*earlier.request.prompt_token_ids, *earlier.before, *earlier.expected, *prompt][:longest]
+            salt = earlier.request.cache_salt
+        request = make_request(name, prompt, sampling=sampling, salt=salt, cache_priority=draw.choice([0, 0, 1]))
         answer, _ = expected_answer(request)
         if len(answer) > 1 and draw.random() < 0.3:
             emitted = answer[: draw.randint(1, len(answer) - 1)]
-            request = make_request(name, prompt, sampling=sampling, emitted=emitted, salt=request.cache_salt)
+            request = dataclasses.replace(request, emitted_token_ids=tuple(emitted))
         return request
 
     def expect(self, request: GenerationRequest, num_elsewhere: int = 0, num_here: int = 99) -> None:
@@ -95,6 +107,11 @@ class Traffic(RuleBasedStateMachine):
         first_page = draw.randint(0, (num_tokens - 1) // size)
         self.house.engine.add(request, make_ticket(-(-num_tokens // size) - first_page, first_page))
         self.expect(request, num_here=1)
+
+    @rule()
+    def clear_cache(self) -> None:
+        self.house.kv.clear_cache()
+        self.house.engine.audit()
 
     @rule(num_steps=st.integers(1, 4))
     def step(self, num_steps: int) -> None:

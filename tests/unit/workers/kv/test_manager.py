@@ -463,7 +463,7 @@ class RandomTraffic(RuleBasedStateMachine):
         num_computed = sequence.num_computed
         self.kv.publish_last(sequence)
         self.kv.detach(sequence)
-        again = make_request("again", sequence.token_ids[:num_computed] + [9], salt=sequence.request.cache_salt)
+        again = make_request("again", [*sequence.token_ids[:num_computed], 9], salt=sequence.request.cache_salt)
         probe = Sequence(again)
         self.kv.attach_prefix(probe)
         if self.reuse.enabled:

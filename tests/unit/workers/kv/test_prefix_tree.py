@@ -161,9 +161,7 @@ def test_unknown_page_cannot_idle() -> None:
         ([7], (None, 0)),
     ],
 )
-def test_closest_child_begins_with_most_of_the_tokens(
-    wanted: list[int], expected: tuple[int | None, int]
-) -> None:
+def test_closest_child_begins_with_most_of_the_tokens(wanted: list[int], expected: tuple[int | None, int]) -> None:
     tree = siblings([1, 2, 9, 4], [1, 2, 3, 4], [2**31, 5, 6, 7])
     assert tree.closest_child(ROOT, wanted) == expected
 
@@ -241,8 +239,8 @@ def test_clearing_tells_at_once_if_nothing_is_left() -> None:
 
 def test_audit_finds_a_cheap_parent() -> None:
     tree = tree_of(5)
+    tree.insert(cached(6, [2, 3], HASHES[0], priority=1))
     with pytest.raises(AssertionError, match="page 5 is cheaper than page 6"):
-        tree.insert(cached(6, [2, 3], HASHES[0], priority=1))
         tree.audit()
 
 
