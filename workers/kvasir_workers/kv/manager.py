@@ -11,7 +11,8 @@ from kvasir_workers.kv.prefix_tree import CachedPage, PageWatcher, PrefixTree, t
 from kvasir_workers.sequence import Sequence as TokenSequence
 
 MIN_COPIED_TOKENS = 2
-"""PLACEHOLDER"""
+"""A newcomer copies no less. The copy itself pays for a single token (7 us against 800 us, demo model, CPU, one
+thread), but where all prompts begin with a fixed token, each newcomer would hold a page for that one."""
 
 
 @dataclass(frozen=True, slots=True)
