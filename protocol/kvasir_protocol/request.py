@@ -13,6 +13,9 @@ MAX_LOGPROBS = 20
 
 MAX_SEED = 2**63 - 1
 
+MAX_CACHE_PRIORITY = 100
+"""The range of TensorRT-LLM's retention priorities."""
+
 FinishReason = Literal["stop", "length", "abort", "error", "handed_over"]
 """Why a sequence ended; `handed_over` ends it on the prefill replica only and never reaches a client."""
 
@@ -127,6 +130,7 @@ class GenerationRequest:
     priority: lower comes first, where the engine's policy asks for it. tenant: who pays; shares are between tenants.
     deadline_s: if the request still waits for its first token so long after its arrival, it is ended instead of served
     late. One whose prompt is being computed by then is served.
+    cache_priority: how dear its pages are to the prefix cache when nobody reads them; the cheapest go first.
     """
 
     request_id: RequestId
@@ -138,6 +142,7 @@ class GenerationRequest:
     priority: int = 0
     tenant: str = ""
     deadline_s: float | None = None
+    cache_priority: int = 0
 
     @property
     def max_tokens(self) -> int:

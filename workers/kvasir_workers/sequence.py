@@ -19,6 +19,8 @@ class Sequence:
     pages hold the keys and values of the first num_computed tokens; page_hashes name the full pages among them;
     the first num_published_pages are READY, the others are this sequence's alone.
     grammar: what a structured answer may still become; it has accepted the generated tokens.
+    copy_source: the page that comes after pages and holds num_copied of the computed tokens begins as its copy; the
+    source stays held until the step has run. awaited_page: another sequence computes it, this one waits for it.
     ticket: the pages go to another replica when the prompt is computed; num_exported_pages have been offered to it.
     arrival_index orders by arrival; give_up_at: of the engine's clock, when a first token is of no use any more.
     num_lost_tokens: computed before it was preempted, and not again since.
@@ -38,6 +40,9 @@ class Sequence:
     arrival_index: int = 0
     give_up_at: float | None = None
     num_lost_tokens: int = 0
+    copy_source: PageIndex | None = None
+    num_copied: int = 0
+    awaited_page: PageHash | None = None
 
     def __post_init__(self) -> None:
         self.token_ids = [*self.request.prompt_token_ids, *self.request.emitted_token_ids]
@@ -68,11 +73,20 @@ class Sequence:
             return self.num_tokens
         return self.num_prompt_tokens + self.request.max_tokens - 1
 
+    @property
+    def held_pages(self) -> list[PageIndex]:
+        """All that it holds: its pages, and the one that is copied."""
+        return self.pages if self.copy_source is None else [*self.pages, self.copy_source]
+
     def hashes_up_to(self, num_tokens: int, page_size: int) -> list[PageHash]:
         """Names of the full pages within the first num_tokens tokens; computed once and kept."""
         num_pages = num_tokens // page_size
         while len(self.page_hashes) < num_pages:
             start = len(self.page_hashes) * page_size
-            parent = self.page_hashes[-1] if self.page_hashes else root_hash(page_size, self.request.cache_salt)
+            parent = self.hash_before(len(self.page_hashes), page_size)
             self.page_hashes.append(child_hash(parent, self.token_ids[start : start + page_size]))
         return self.page_hashes[:num_pages]
+
+    def hash_before(self, page: int, page_size: int) -> PageHash:
+        """Name of the page before the sequence's given one, all of which are full; of the root before the first."""
+        return self.page_hashes[page - 1] if page else root_hash(page_size, self.request.cache_salt)

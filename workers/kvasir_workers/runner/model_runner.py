@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from kvasir_kernels.paged_cache import LayerCache
+from kvasir_workers.kv.manager import PageCopy
 from kvasir_workers.model.decoder import Decoder
 from kvasir_workers.runner.batch import build_batch
 from kvasir_workers.runner.sampler import SampledToken, sample
@@ -18,6 +19,7 @@ class ModelRunner:
 
     def __init__(self, decoder: Decoder, pages: Tensor, eos_token_ids: frozenset[int]) -> None:
         self._decoder = decoder
+        self._pages = pages
         self._caches = [LayerCache(layer[0], layer[1]) for layer in pages]
         self._page_size = pages.shape[3]
         self._device = pages.device
@@ -25,9 +27,15 @@ class ModelRunner:
 
     @torch.inference_mode()
     def run(self, plan: StepPlan) -> list[SampledToken]:
+        for copy in plan.copies:
+            self._copy_tokens(copy)
         batch = build_batch(plan, self._page_size, self._device)
         hidden = self._decoder(batch.token_ids, batch.positions, batch.slots, self._caches, batch.attention)
         if not batch.sampled:
             return []
         logits = self._decoder.logits(hidden[batch.sample_rows])
         return sample(logits, batch.sampled, self._eos_token_ids)
+
+    def _copy_tokens(self, copy: PageCopy) -> None:
+        """One by one, since many at once would need memory for all of them in between."""
+        self._pages[:, :, copy.target, : copy.num_tokens] = self._pages[:, :, copy.source, : copy.num_tokens]
