@@ -65,7 +65,9 @@ def _read_line(*, is_terminal: bool) -> str | None:
     """The next question; None when there is no more."""
     while True:
         try:
-            return input(PROMPT if is_terminal else "")
+            line = input(PROMPT if is_terminal else "")
+            # Bytes that are no UTF-8 come as lone surrogates, which JSON can't carry.
+            return line.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
         except EOFError:
             if is_terminal:
                 print()

@@ -26,6 +26,9 @@ class Instance:
 
     def remove(self) -> None:
         """Remove the folder and every segment. Harmless when they are gone."""
+        # The file with the process id last: a removal that is cut short must be recognised by the next server.
+        for path in [path for path in self.directory.glob("*") if path.name != "pid"]:
+            shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
         shutil.rmtree(self.directory, ignore_errors=True)
         for segment in SHARED_MEMORY.glob(f"kvasir-{self.id}-*"):
             segment.unlink(missing_ok=True)

@@ -16,6 +16,10 @@ MAX_SEED = 2**63 - 1
 MAX_CACHE_PRIORITY = 100
 """The range of TensorRT-LLM's retention priorities."""
 
+MAX_STOPS = 64
+MAX_STOP_CHARS = 512
+"""Every new piece of text is searched for every stop string: more would cost others their time."""
+
 FinishReason = Literal["stop", "length", "abort", "error", "handed_over"]
 """Why a sequence ended; `handed_over` ends it on the prefill replica only and never reaches a client."""
 
@@ -72,6 +76,11 @@ class SamplingParams:
             raise InvalidRequest(
                 f"min_tokens ({self.min_tokens}) must not exceed max_tokens ({self.max_tokens})", "min_tokens"
             )
+        if len(self.stop) > MAX_STOPS or len(self.stop_token_ids) > MAX_STOPS:
+            name = "stop" if len(self.stop) > MAX_STOPS else "stop_token_ids"
+            raise InvalidRequest(f"{name} may have {MAX_STOPS} entries at most", name)
+        if any(len(text) > MAX_STOP_CHARS for text in self.stop):
+            raise InvalidRequest(f"a stop string may have {MAX_STOP_CHARS} characters at most", "stop")
         if any(not text for text in self.stop):
             raise InvalidRequest("stop strings must not be empty", "stop")
         if any("\ud800" <= character <= "\udfff" for text in self.stop for character in text):

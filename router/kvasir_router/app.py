@@ -25,7 +25,7 @@ from kvasir_router.openai.routes import openai_routes
 from kvasir_router.operations import operations_routes
 from kvasir_router.patience import Patience
 from kvasir_router.routing.policy import make_policy
-from kvasir_router.settings import RouterSettings
+from kvasir_router.settings import RouterSettings, body_limit_bytes
 from kvasir_router.tokenise import TextCodec
 from kvasir_router.view_source import ControllerView, StaticView, ViewSource
 
@@ -65,7 +65,8 @@ def create_app(settings: RouterSettings, patience: Patience) -> ASGIApp:
     )
     app = _fastapi(door, _view_source(settings, context), context)
     # Outside of the application's own error handling, so that every answer passes the gate, a 500 as well.
-    return Gate(app, ApiKeys(settings.api_keys), settings.max_body_bytes, metrics)
+    max_body_bytes = settings.max_body_bytes or body_limit_bytes(door.context_tokens)
+    return Gate(app, ApiKeys(settings.api_keys), max_body_bytes, metrics)
 
 
 def _view_source(settings: RouterSettings, context: zmq.asyncio.Context) -> ViewSource:

@@ -147,7 +147,7 @@ class _StreamLife:
             raise StreamLost(f"no replica came up within {waited:g} s to finish the answer") from None
 
     def _fall_back(self, route: Route, trouble: HandoverBroken) -> None:
-        logger.warning("%s: %s prefills itself: %s", self._request.request_id, route.decode, trouble)
+        logger.info("%s: %s prefills itself: %s", self._request.request_id, route.decode, trouble)
         self._dispatcher.metrics.handover_fallbacks.inc()
         self._prefills_itself = route.decode
 
@@ -166,5 +166,5 @@ class _StreamLife:
             raise StreamLost(
                 f"the answer was lost {self._num_replays} times, the last time with {trouble}"
             ) from trouble
-        logger.warning("%s: replayed after %d tokens: %s", self._request.request_id, len(self._emitted), trouble)
+        logger.info("%s: replayed after %d tokens: %s", self._request.request_id, len(self._emitted), trouble)
         self._dispatcher.metrics.streams_replayed.inc()

@@ -12,13 +12,23 @@ from kvasir_protocol.view import ReplicaAddress, Role
 
 _REPLICA = re.compile(r"(?P<role>prefill|decode|mixed)@(?P<endpoint>tcp://\S+:\d+)")
 
-MAX_BODY_BYTES = 32 * 2**20
-"""A prompt of a million tokens as a list of ids fits; what is larger is a mistake."""
+_BASE_BODY_BYTES = 2**20
+_BYTES_PER_TOKEN = 32
+_MOST_BODY_BYTES = 32 * 2**20
+"""A full context as a list of ids, several times over, and a form for the answer beside it."""
+
+
+def body_limit_bytes(context_tokens: int) -> int:
+    """What a body may weigh: parsing it holds up everybody else's tokens, so it must have a chance to be served."""
+    return min(_BASE_BODY_BYTES + _BYTES_PER_TOKEN * context_tokens, _MOST_BODY_BYTES)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RouterSettings:
-    """Exactly one of replicas and controller_endpoint is given. Without api_keys everybody may ask."""
+    """Exactly one of replicas and controller_endpoint is given. Without api_keys everybody may ask.
+
+    max_body_bytes None: as much as the model's context calls for.
+    """
 
     model_directory: Path
     served_name: str
@@ -28,7 +38,7 @@ class RouterSettings:
     api_keys: tuple[str, ...] = ()
     policy: RoutingPolicyName = "least-loaded"
     max_inflight_requests: int = 1024
-    max_body_bytes: int = MAX_BODY_BYTES
+    max_body_bytes: int | None = None
 
     def __post_init__(self) -> None:
         if bool(self.replicas) == (self.controller_endpoint is not None):

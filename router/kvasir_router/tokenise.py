@@ -7,7 +7,7 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from kvasir_protocol.errors import CheckpointError, InvalidRequest
+from kvasir_protocol.errors import CheckpointError, ContextTooLong, InvalidRequest
 from kvasir_router.chat_template import ChatTemplate
 from kvasir_router.model_files import GenerationDefaults, TextSettings, read_text_settings
 
@@ -38,6 +38,7 @@ class TextCodec:
         self.eos_token_ids = settings.eos_token_ids or (() if eos is None else (eos,))
         self.vocab_size = settings.vocab_size or tokenizer.get_vocab_size()
         self.context_tokens = settings.context_tokens
+        self.max_text_chars = _max_text_chars(tokenizer, settings.context_tokens)
         self.defaults: GenerationDefaults = settings.defaults
 
     @classmethod
@@ -58,7 +59,17 @@ class TextCodec:
         return cls(tokenizer, read_text_settings(directory))
 
     def encode(self, text: str, *, add_special_tokens: bool = True, field: str = "prompt") -> list[int]:
-        """Token ids of text. Raises InvalidRequest for `field` if text holds half of a surrogate pair."""
+        """Token ids of text.
+
+        Raises InvalidRequest for `field` if text holds half of a surrogate pair, ContextTooLong if it could not fit the
+        model's context however few tokens it made: it is not worth the time to count them.
+        """
+        if self.max_text_chars is not None and len(text) > self.max_text_chars:
+            raise ContextTooLong(
+                f"{field} has {len(text)} characters; the context of {self.context_tokens} tokens can't hold more than "
+                f"{self.max_text_chars}: shorten it",
+                field,
+            )
         try:
             ids: list[int] = self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
         except TypeError as error:
@@ -104,6 +115,17 @@ class TextCodec:
         if token_id in self.byte_fallback_ids:
             return self.byte_fallback_ids[token_id]
         return token.replace(WORD_START, " ").encode()
+
+
+_SLACK = 4
+"""Normalisers may join characters before the text is cut into tokens; none is known to join more."""
+
+
+def _max_text_chars(tokenizer: Tokenizer, context_tokens: int | None) -> int | None:
+    """More characters than this make too many tokens, even if each were the longest of the vocabulary."""
+    if context_tokens is None:
+        return None
+    return context_tokens * max(map(len, tokenizer.get_vocab())) * _SLACK
 
 
 def _decoder_names(tokenizer: Tokenizer) -> list[str]:

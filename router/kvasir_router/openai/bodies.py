@@ -5,7 +5,6 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from kvasir_protocol.errors import InvalidRequest
-from kvasir_protocol.messages import MAX_DEADLINE_S
 
 
 def _without_lone_surrogates(text: str) -> str:
@@ -14,6 +13,12 @@ def _without_lone_surrogates(text: str) -> str:
         text.encode()  # UnicodeEncodeError is a ValueError, which pydantic turns into a finding
     return text
 
+
+MAX_PROMPTS = 1024
+MAX_MESSAGES = 4096
+"""Far beyond what anybody serves at a time or a context holds; more is refused before time is spent on it."""
+
+MAX_WAIT_S = 3600.0
 
 Text = Annotated[str, AfterValidator(_without_lone_surrogates)]
 TokenIds = list[int]
@@ -97,11 +102,16 @@ class GenerationBody(Body):
     return_token_ids: bool = False
     cache_salt: Text = ""
     priority: Annotated[int, Field(ge=-(2**31), lt=2**31)] = 0
-    deadline_s: Annotated[float, Field(gt=0, le=MAX_DEADLINE_S)] | None = None
+    deadline_s: Annotated[float, Field(gt=0, le=MAX_WAIT_S)] | None = None
 
 
 class CompletionBody(GenerationBody):
-    prompt: Text | list[Text] | TokenIds | list[TokenIds]
+    prompt: (
+        Text
+        | Annotated[list[Text], Field(max_length=MAX_PROMPTS)]
+        | TokenIds
+        | Annotated[list[TokenIds], Field(max_length=MAX_PROMPTS)]
+    )
     logprobs: int | None = None
     add_special_tokens: bool = True
 
@@ -129,7 +139,7 @@ class ChatMessage(BaseModel):
         return {"role": self.role, "content": content, **(self.model_extra or {})}
 
 
-Messages = Annotated[list[ChatMessage], Field(min_length=1)]
+Messages = Annotated[list[ChatMessage], Field(min_length=1, max_length=MAX_MESSAGES)]
 
 
 class ChatBody(GenerationBody):

@@ -4,7 +4,7 @@ import pytest
 
 from kvasir_protocol.errors import ConfigError
 from kvasir_protocol.view import ReplicaAddress
-from kvasir_router.settings import RouterSettings, parse_replicas, read_api_keys
+from kvasir_router.settings import RouterSettings, body_limit_bytes, parse_replicas, read_api_keys
 
 
 def test_replicas_are_named_by_role_and_order() -> None:
@@ -62,3 +62,12 @@ def test_replicas_come_from_one_source(*, both: bool) -> None:
 def test_router_must_take_at_least_one_stream() -> None:
     with pytest.raises(ConfigError, match="--max-inflight must be at least 1"):
         settings((), "tcp://c:1", max_inflight=0)
+
+
+def test_bodies_may_weigh_what_a_full_context_of_ids_does() -> None:
+    ids_as_json = len("[" + ", ".join(["151643"] * 131_072) + "]")
+    assert ids_as_json < body_limit_bytes(131_072) < 8 * 2**20
+
+
+def test_an_unlimited_context_does_not_make_bodies_unlimited() -> None:
+    assert body_limit_bytes(2**31) == 32 * 2**20
