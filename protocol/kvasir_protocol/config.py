@@ -73,6 +73,7 @@ class EngineConfig:
     max_prefill_chunk_tokens: what one sequence may get of a step that it shares; None is all that others leave.
     fair_share: between tenants whoever had fewest tokens is next; scheduling_policy orders within a tenant.
     max_waiting_requests, max_waiting_tokens: beyond them a replica refuses at once; None is without bound.
+    publish_kv_events: tell routers what the prefix cache holds.
     """
 
     device: Device = "auto"
@@ -81,6 +82,7 @@ class EngineConfig:
     max_num_seqs: int = 256
     max_num_batched_tokens: int = 2048
     enable_prefix_caching: bool = True
+    publish_kv_events: bool = False
     num_threads: int | None = None
     scheduling_policy: SchedulingPolicyName = "fcfs"
     admission_policy: AdmissionPolicyName = "max-utilization"

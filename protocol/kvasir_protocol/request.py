@@ -13,6 +13,9 @@ MAX_LOGPROBS = 20
 
 MAX_SEED = 2**63 - 1
 
+MAX_CACHE_PRIORITY = 100
+"""The range of TensorRT-LLM's retention priorities."""
+
 MAX_STOPS = 64
 MAX_STOP_CHARS = 512
 """Every new piece of text is searched for every stop string: more would cost others their time."""
@@ -214,6 +217,7 @@ class GenerationRequest:
     deadline_s: if the request still waits for its first token so long after its arrival, it is ended instead of served
     late. One whose prompt is being computed by then is served.
     pooling: the prompt's embedding is wanted, and no token.
+    cache_priority: how dear its pages are to the prefix cache when nobody reads them; the cheapest go first.
     """
 
     request_id: RequestId
@@ -226,6 +230,7 @@ class GenerationRequest:
     tenant: str = ""
     deadline_s: float | None = None
     pooling: Pooling | None = None
+    cache_priority: int = 0
 
     @property
     def max_tokens(self) -> int:

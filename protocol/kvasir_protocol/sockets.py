@@ -8,7 +8,7 @@ import os
 import secrets
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import zmq
 from zmq.auth.thread import ThreadAuthenticator
@@ -102,19 +102,29 @@ def bind_server(context: zmq.Context[Any], secret: bytes, host: str, port: int) 
     Raises ConfigError if the address can't be had.
     """
     socket = context.socket(zmq.ROUTER)
+    socket.router_mandatory = True
+    socket.router_handover = True
+    return socket, _bind(socket, secret, host, port)
+
+
+def bind_publisher(context: zmq.Context[Any], secret: bytes, host: str, port: int) -> tuple[Any, str]:
+    """A PUB socket on host, and its address; it drops what a slow subscriber doesn't take. Raises as `bind_server`."""
+    socket = context.socket(zmq.PUB)
+    return socket, _bind(socket, secret, host, port)
+
+
+def _bind(socket: Any, secret: bytes, host: str, port: int) -> str:
     _, private = _key_pair(secret, b"server")
     socket.curve_server = True
     socket.curve_secretkey = private
     socket.zap_domain = _ZAP_DOMAIN.encode()
-    socket.router_mandatory = True
-    socket.router_handover = True
     _set_common_options(socket)
     try:
         socket.bind(f"tcp://{host}:{port or '*'}")
     except zmq.ZMQError as error:
         socket.close()
         raise ConfigError(f"can't listen on {host}:{port}: {error.strerror}") from error
-    return socket, socket.last_endpoint.decode()
+    return cast(str, socket.last_endpoint.decode())
 
 
 def connect_client(context: zmq.Context[Any], secret: bytes, endpoint: str, name: bytes = b"") -> Any:
@@ -125,13 +135,25 @@ def connect_client(context: zmq.Context[Any], secret: bytes, endpoint: str, name
     socket = context.socket(zmq.DEALER)
     if name:
         socket.routing_id = name
+    _connect(socket, secret, endpoint)
+    return socket
+
+
+def connect_subscriber(context: zmq.Context[Any], secret: bytes, endpoint: str, topic: str = "") -> Any:
+    """A SUB socket to one publisher, for all topics that begin like this; it reconnects by itself."""
+    socket = context.socket(zmq.SUB)
+    socket.subscribe(topic)
+    _connect(socket, secret, endpoint)
+    return socket
+
+
+def _connect(socket: Any, secret: bytes, endpoint: str) -> None:
     public, private = _key_pair(secret, b"client")
     socket.curve_publickey, socket.curve_secretkey = public, private
     socket.curve_serverkey, _ = _key_pair(secret, b"server")
     socket.reconnect_ivl, socket.reconnect_ivl_max = 50, 1000
     _set_common_options(socket)
     socket.connect(endpoint)
-    return socket
 
 
 def _set_common_options(socket: Any) -> None:

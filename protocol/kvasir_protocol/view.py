@@ -31,6 +31,7 @@ class ReplicaInfo:
     """What a replica says of itself when a router greets it.
 
     max_sequence_tokens: the longest sequence (prompt and answer) that its context and its pages can hold.
+    kv_events_endpoint, kv_replay_endpoint: where it tells what its prefix cache holds (`kv_events.py`), or "".
     """
 
     replica_id: ReplicaId
@@ -42,3 +43,5 @@ class ReplicaInfo:
     num_pages: int
     process_id: int
     host: str
+    kv_events_endpoint: str = ""
+    kv_replay_endpoint: str = ""

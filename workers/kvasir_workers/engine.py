@@ -12,7 +12,7 @@ from kvasir_protocol.errors import ContextTooLong, InvalidRequest, ServiceUnavai
 from kvasir_protocol.events import EngineCounters, TokenLogprobs, TokenOutput
 from kvasir_protocol.ids import PageIndex, RequestId
 from kvasir_protocol.messages import HandoverTicket
-from kvasir_protocol.request import FinishReason, GenerationRequest
+from kvasir_protocol.request import MAX_CACHE_PRIORITY, FinishReason, GenerationRequest
 from kvasir_protocol.structured import FIELD
 from kvasir_workers.grammar.state import Grammar, GrammarState
 from kvasir_workers.kv.manager import KvManager
@@ -165,6 +165,11 @@ class Engine:
                 f"serves up to {self._limits.max_sequence_tokens} in all: shorten the prompt or lower max_tokens",
                 "max_tokens" if len(prompt) < self._limits.max_sequence_tokens else "prompt",
             )
+        if not 0 <= request.cache_priority <= MAX_CACHE_PRIORITY:
+            raise InvalidRequest(
+                f"cache_priority must be between 0 and {MAX_CACHE_PRIORITY}, got {request.cache_priority}",
+                "cache_priority",
+            )
         if request.emitted_token_ids and len(request.emitted_token_ids) >= request.max_tokens:
             raise InvalidRequest("all of max_tokens were emitted already", "emitted_token_ids")
         if self._scheduler.find(request.request_id) is not None:
@@ -287,10 +292,10 @@ class Engine:
         return "handed_over" if sequence.ticket is not None else None
 
     def _finish(self, sequence: Sequence, reason: FinishReason) -> None:
+        self._kv.publish_last(sequence)
         if sequence.ticket is not None:
             assert self._exporter is not None, f"{sequence.request_id} has a ticket, but nothing exports pages"
             if reason == "handed_over":
-                self._kv.publish_last(sequence)
                 self._export_published(sequence)
                 self._exporter.finish(sequence, (sequence.token_ids[-1],))
             else:
@@ -323,7 +328,7 @@ class Engine:
     def release_exported(self, pages: Many[PageIndex]) -> None:
         """The exporter is done with these pages."""
         self._exported.subtract(pages)
-        self._kv.release(pages)
+        self._kv.release(reversed(pages))
 
     # Pages that come from another replica
 
@@ -338,7 +343,8 @@ class Engine:
         sequence.prompt_reader = None  # the prefill side computes the prompt, and so reads it
         if self.num_running + self.num_waiting + len(self._reserved) >= self._max_num_seqs:
             raise ServiceUnavailable(f"all {self._max_num_seqs} places for running sequences are taken")
-        self._kv.attach_prefix(sequence)
+        # A page arrives whole or not at all: what is held here up to its middle is of no use.
+        self._kv.attach_prefix(sequence, can_copy=False)
         num_missing = self._kv.num_missing(sequence)
         num_free = self._kv.num_available - self._scheduler.num_awaited_pages
         if num_missing > num_free or not self._kv.try_grow(sequence, sequence.num_tokens):

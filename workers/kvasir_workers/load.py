@@ -15,8 +15,9 @@ from kvasir_protocol.messages import LAYOUT_VERSION, PageLayout
 from kvasir_workers.engine import Engine, EngineLimits, PageExporter
 from kvasir_workers.grammar.compiler import GrammarCompiler
 from kvasir_workers.grammar.token_table import TokenSource
-from kvasir_workers.kv.manager import KvManager
+from kvasir_workers.kv.manager import KvManager, Reuse
 from kvasir_workers.kv.page_memory import PageShape, SharedSegment
+from kvasir_workers.kv.prefix_tree import PageWatcher
 from kvasir_workers.memory import Footprint, free_memory, page_bytes, plan_memory
 from kvasir_workers.model.checkpoint import read_eos_token_ids
 from kvasir_workers.model.decoder import Decoder
@@ -97,9 +98,14 @@ def _create_segment(wish: SegmentWish, shape: PageShape, dtype: torch.dtype) -> 
         return None
 
 
-def build_engine(loaded: LoadedModel, config: EngineConfig, exporter: PageExporter | None = None) -> Engine:
+def build_engine(
+    loaded: LoadedModel,
+    config: EngineConfig,
+    exporter: PageExporter | None = None,
+    watcher: PageWatcher | None = None,
+) -> Engine:
     runner = ModelRunner(loaded.decoder, loaded.pages, loaded.limits.eos_token_ids)
-    kv = KvManager(loaded.pages.shape[2], config.page_size, enable_prefix_caching=config.enable_prefix_caching)
+    kv = KvManager(loaded.pages.shape[2], config.page_size, Reuse(enabled=config.enable_prefix_caching), watcher)
     return Engine(runner, kv, config, loaded.limits, exporter)
 
 

@@ -21,8 +21,10 @@ from kvasir_protocol.errors import ConfigError, KvasirError
 from kvasir_protocol.events import ReplicaStats
 from kvasir_protocol.ids import RequestId
 from kvasir_protocol.request import GenerationRequest, SamplingParams
-from kvasir_protocol.sockets import bind_server, load_or_create_secret, start_gatekeeper
+from kvasir_protocol.sockets import bind_publisher, bind_server, load_or_create_secret, start_gatekeeper
 from kvasir_protocol.view import ReplicaInfo
+from kvasir_workers.kv.event_log import KvEventLog
+from kvasir_workers.kv.event_server import EventSockets, KvEventServer
 from kvasir_workers.kv.transfer.pusher import PagePusher
 from kvasir_workers.kv.transfer.writers import WriterFactory
 from kvasir_workers.load import LoadedModel, SegmentWish, build_engine, grammar_compiler, load_model
@@ -45,10 +47,11 @@ class Replica:
         self._gatekeeper = start_gatekeeper(self._context, secret)
         try:
             socket, self.endpoint = bind_server(self._context, secret, config.host, config.port)
+            self._events = _EventsDesk(self._context, config, secret) if config.engine.publish_kv_events else None
         except ConfigError:
             self._close()
             raise
-        self.info = _info(config, self._loaded)
+        self.info = _info(config, self._loaded, self._events)
         self.layout = self._loaded.layout
         self._assemble(socket, secret)
 
@@ -71,7 +74,8 @@ class Replica:
             secret,
             release=lambda pages: self._server.loop.post(lambda engine: engine.release_exported(pages)),
         )
-        engine = build_engine(loaded, self._config.engine, exporter=self._pusher)
+        watcher = self._events.log if self._events is not None else None
+        engine = build_engine(loaded, self._config.engine, exporter=self._pusher, watcher=watcher)
         segment = loaded.segment.name if loaded.segment is not None else ""
         binding = Binding(context=self._context, socket=socket, endpoint=self.endpoint, segment=segment)
         self._grammars = grammar_compiler(Path(self._config.model.path), loaded.limits)
@@ -81,6 +85,8 @@ class Replica:
         """Send a canary through the model, then serve."""
         _run_canary(self._loaded, self._config)
         self._pusher.start()
+        if self._events is not None:
+            self._events.server.start()
         self._server.start(self._pusher.counters)
         self._is_serving = True
 
@@ -91,6 +97,8 @@ class Replica:
         """Why this replica must be replaced; None while all is well."""
         if self._is_serving and not (self._server.is_alive and self._pusher.is_alive):
             return "the thread of the data plane or of the page pusher died; the log tells of what"
+        if self._is_serving and self._events is not None and not self._events.server.is_alive:
+            return "the thread that publishes KV events died; the log tells of what"
         return self._server.loop.failure()
 
     def stop(self) -> None:
@@ -98,6 +106,8 @@ class Replica:
         if self._is_serving:
             self._is_serving = False
             self._server.stop()
+            if self._events is not None:
+                self._events.server.stop()
         self._pusher.stop()
         self._grammars.close()
         self._close()
@@ -110,7 +120,18 @@ class Replica:
             self._loaded.segment.remove()
 
 
-def _info(config: ReplicaConfig, loaded: LoadedModel) -> ReplicaInfo:
+class _EventsDesk:
+    """What tells routers of the prefix cache."""
+
+    def __init__(self, context: "zmq.Context[zmq.Socket[bytes]]", config: ReplicaConfig, secret: bytes) -> None:
+        publisher, self.endpoint = bind_publisher(context, secret, config.host, 0)
+        replay, self.replay_endpoint = bind_server(context, secret, config.host, 0)
+        self.log = KvEventLog()
+        topic = f"kv@{config.replica_id}@{config.model.served_name}"
+        self.server = KvEventServer(context, EventSockets(publisher=publisher, replay=replay), self.log, topic)
+
+
+def _info(config: ReplicaConfig, loaded: LoadedModel, events: _EventsDesk | None) -> ReplicaInfo:
     return ReplicaInfo(
         replica_id=config.replica_id,
         role=config.role,
@@ -121,6 +142,8 @@ def _info(config: ReplicaConfig, loaded: LoadedModel) -> ReplicaInfo:
         num_pages=loaded.pages.shape[2],
         process_id=os.getpid(),
         host=os_socket.gethostname(),
+        kv_events_endpoint=events.endpoint if events is not None else "",
+        kv_replay_endpoint=events.replay_endpoint if events is not None else "",
     )
 
 

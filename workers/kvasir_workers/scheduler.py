@@ -12,7 +12,7 @@ from kvasir_protocol.config import EngineConfig
 from kvasir_protocol.ids import PageIndex, RequestId
 from kvasir_workers.admission_policy import PageNeed, make_admission_policy
 from kvasir_workers.fair_share import TokenCounters
-from kvasir_workers.kv.manager import KvManager, pages_for
+from kvasir_workers.kv.manager import KvManager, PageCopy, copies_of, pages_for
 from kvasir_workers.scheduling_policy import Rank, make_scheduling_policy
 from kvasir_workers.sequence import Sequence
 from kvasir_workers.waiting_line import LineBounds, WaitingLine
@@ -33,9 +33,13 @@ class ScheduledSequence:
 
 @dataclass(frozen=True, slots=True)
 class StepPlan:
-    """One step. Sequences with a single new token come first (the attention kernels count on it)."""
+    """One step. Sequences with a single new token come first (the attention kernels count on it).
+
+    copies are made before anything is computed.
+    """
 
     entries: tuple[ScheduledSequence, ...]
+    copies: tuple[PageCopy, ...] = ()
 
     @property
     def num_tokens(self) -> int:
@@ -127,19 +131,26 @@ class Scheduler:
         if not has_preempted:
             entries += self._plan_waiting(budget, reserved)
         entries.sort(key=lambda entry: entry.num_new != 1)
-        return StepPlan(tuple(entries))
+        return StepPlan(tuple(entries), copies_of(entry.sequence for entry in entries))
 
     def _rank(self, sequence: Sequence) -> tuple[float, Rank]:
         served = self._counters[sequence.request.tenant] if self._counters is not None else 0.0
         return served, self._policy.rank(sequence)
 
     def _make_way(self, reserved: Collection[Sequence]) -> None:
-        """Running sequences that the first in line outranks wait, until there is room for it."""
-        first = self._waiting.first()
-        while first is not None and self._running and self._may_displace(first, self._running[-1]):
+        """Running sequences that the first in line outranks wait, until there is room for it.
+
+        Nobody makes way for one that awaits what another computes. It may be the one who was preempted: asked anew.
+        """
+        while self._running and (first := self._first_to_compute()) is not None:
+            if not self._may_displace(first, self._running[-1]):
+                return
             if self._has_place(reserved) and self._would_fit(first, reserved):
                 return
             self._preempt_last()
+
+    def _first_to_compute(self) -> Sequence | None:
+        return next((s for s in self._waiting.in_turn() if not self._kv.awaits_others(s)), None)
 
     def _may_displace(self, newcomer: Sequence, running: Sequence) -> bool:
         """Between tenants shares decide, not what a tenant says of its own requests."""
@@ -151,7 +162,7 @@ class Scheduler:
         return len(self._running) + len(reserved) < self._max_num_seqs
 
     def _would_fit(self, sequence: Sequence, reserved: Collection[Sequence]) -> bool:
-        self._kv.attach_prefix(sequence)
+        self._kv.attach_prefix(sequence, can_copy=False)
         fits = self.has_room(sequence, reserved)
         self._kv.detach(sequence)
         return fits
@@ -193,15 +204,32 @@ class Scheduler:
         entries: list[ScheduledSequence] = []
         turns = self._waiting.in_turn()
         while budget > 0 and self._has_place(reserved) and (sequence := next(turns, None)) is not None:
-            self._kv.attach_prefix(sequence)
-            num_new = min(sequence.num_pending, budget, self._chunk_tokens())
-            if not self._fits(sequence, num_new, reserved):
-                self._kv.detach(sequence)
+            if self._kv.awaits_others(sequence):
+                continue  # it holds nothing and nobody up: those behind it may go first
+            num_new = self._place(sequence, budget, reserved)
+            if num_new == 0:
                 break
             self._admit(sequence)
             entries.append(ScheduledSequence(sequence, num_new))
             budget -= num_new
         return entries
+
+    def _place(self, sequence: Sequence, budget: int, reserved: Collection[Sequence]) -> int:
+        """How many tokens it computes first, its pages in hand; 0 (and it holds nothing) if there is no room.
+
+        A copied page costs room twice for a step: if that is too much, it is computed after all.
+        """
+        for can_copy in (True, False):
+            self._kv.attach_prefix(sequence, can_copy=can_copy)
+            num_new = min(sequence.num_pending, budget, self._chunk_tokens())
+            if self._fits(sequence, num_new, reserved):
+                self._kv.announce(sequence)
+                return num_new
+            has_copy = sequence.copy_source is not None
+            self._kv.detach(sequence)
+            if not has_copy:
+                break
+        return 0
 
     def _fits(self, sequence: Sequence, num_new: int, reserved: Collection[Sequence]) -> bool:
         # Asked first: growing evicts cached pages, for nothing if the rest does not fit.
@@ -232,8 +260,11 @@ class Scheduler:
         sequences = [*self._running, *self._waiting]
         for sequence in self._waiting:
             assert not sequence.pages, f"{sequence.request_id} waits but holds pages"
+            assert sequence.copy_source is None, f"{sequence.request_id} waits but holds a page to copy"
         for sequence in sequences:
             assert 0 <= sequence.num_computed < sequence.num_tokens, f"{sequence.request_id}: nothing left to compute"
             assert sequence.num_computed <= len(sequence.pages) * self._kv.page_size, f"{sequence.request_id}: no page"
         self._waiting.audit()
-        self._kv.audit([*(page for sequence in sequences for page in sequence.pages), *other_holders])
+        computers = self._kv.in_flight.computers()
+        assert computers <= {s.request_id for s in self._running}, f"{computers} are waited for but do not run"
+        self._kv.audit([*(page for sequence in sequences for page in sequence.held_pages), *other_holders])

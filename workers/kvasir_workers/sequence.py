@@ -20,6 +20,8 @@ class Sequence:
     pages hold the keys and values of the first num_computed tokens; page_hashes name the full pages among them;
     the first num_published_pages are READY, the others are this sequence's alone.
     grammar: what a structured answer may still become; it has accepted the generated tokens.
+    copy_source: the page that comes after pages and holds num_copied of the computed tokens begins as its copy; the
+    source stays held until the step has run. awaited_page: another sequence computes it, this one waits for it.
     ticket: the pages go to another replica when the prompt is computed; num_exported_pages have been offered to it.
     prompt_reader: sees the prompt's hidden states. arrival_index orders by arrival; arrived_at, started_at: by the
     engine's clock, in seconds; give_up_at: by the same, when a first token is of no use any more.
@@ -43,6 +45,9 @@ class Sequence:
     started_at: float | None = None
     give_up_at: float | None = None
     num_lost_tokens: int = 0
+    copy_source: PageIndex | None = None
+    num_copied: int = 0
+    awaited_page: PageHash | None = None
 
     def __post_init__(self) -> None:
         self.token_ids = [*self.request.prompt_token_ids, *self.request.emitted_token_ids]
@@ -80,11 +85,20 @@ class Sequence:
         limit = self.num_tokens - 1
         return limit if self.prompt_reader is None else min(limit, self.prompt_reader.num_skippable)
 
+    @property
+    def held_pages(self) -> list[PageIndex]:
+        """All that it holds: its pages, and the one that is copied."""
+        return self.pages if self.copy_source is None else [*self.pages, self.copy_source]
+
     def hashes_up_to(self, num_tokens: int, page_size: int) -> list[PageHash]:
         """Names of the full pages within the first num_tokens tokens; computed once and kept."""
         num_pages = num_tokens // page_size
         while len(self.page_hashes) < num_pages:
             start = len(self.page_hashes) * page_size
-            parent = self.page_hashes[-1] if self.page_hashes else root_hash(page_size, self.request.cache_salt)
+            parent = self.hash_before(len(self.page_hashes), page_size)
             self.page_hashes.append(child_hash(parent, self.token_ids[start : start + page_size]))
         return self.page_hashes[:num_pages]
+
+    def hash_before(self, page: int, page_size: int) -> PageHash:
+        """Name of the page before the sequence's given one, all of which are full; of the root before the first."""
+        return self.page_hashes[page - 1] if page else root_hash(page_size, self.request.cache_salt)

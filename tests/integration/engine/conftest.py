@@ -32,14 +32,22 @@ class Model:
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    def engine(self, *, num_pages: int = 512, budget: int = 512, max_num_seqs: int = 32, caches: bool = True) -> Engine:
+    def engine(
+        self,
+        *,
+        num_pages: int = 512,
+        budget: int = 512,
+        max_num_seqs: int = 32,
+        caches: bool = True,
+        page_size: int = PAGE_SIZE,
+    ) -> Engine:
         config = EngineConfig(
             device="cpu",
-            page_size=PAGE_SIZE,
+            page_size=page_size,
             max_num_seqs=max_num_seqs,
             max_num_batched_tokens=budget,
             enable_prefix_caching=caches,
-            kv_cache_bytes=num_pages * page_bytes(load_spec(self.path), PAGE_SIZE, torch.float32),
+            kv_cache_bytes=num_pages * page_bytes(load_spec(self.path), page_size, torch.float32),
         )
         loaded = load_model(ModelConfig(path=str(self.path), served_name="m", dtype="float32"), config)
         loaded.pages.fill_(torch.nan)

@@ -179,27 +179,6 @@ def test_replay_after_any_number_of_tokens_goes_on_with_the_same_answer(
         assert [*replay.emitted_token_ids, *tokens_of(outputs[name])] == undisturbed[name]
 
 
-def test_sequence_that_was_handed_over_goes_on_with_the_same_answer(
-    house: House, undisturbed: dict[str, list[int]]
-) -> None:
-    """Its pages are filled as a prefill replica would: here by the same request having run before."""
-    engine = house.model.engine()
-    for request in mixed_requests()[:12]:
-        tokens = undisturbed[request.request_id]
-        form = request.sampling.structured_outputs
-        if form is None or len(tokens) < 2:
-            continue
-        house.run(engine, [request])
-        grammar = compile_here(house.table, form.kind, form.text)
-        sequence = engine.reserve(dataclasses.replace(request, request_id=RequestId("other")), grammar)
-        if sequence.num_computed < sequence.num_prompt_tokens - 1:
-            engine.release_reserved(sequence)
-            continue
-        assert sequence.grammar is not None
-        assert sequence.grammar.accept(tokens[:1])
-        engine.release_reserved(sequence)
-
-
 def end_of(outputs: list[TokenOutput]) -> tuple[str | None, int | None]:
     return outputs[-1].finish_reason, outputs[-1].stop_token
 

@@ -121,7 +121,8 @@ async def test_lost_pages_make_decode_prefill_what_the_client_has(prefill: FakeR
     async with dispatching(prefill, decode) as running:
         assert await answer(running) == ANSWER
         (submit,) = decode.got(Submit)
-        assert submit.request.emitted_token_ids == ANSWER[:1]
+        # The bad news comes by another connection than the first token, and may overtake it.
+        assert submit.request.emitted_token_ids in ((), ANSWER[:1])
         assert submit.request.max_tokens == FULL.max_tokens
         assert running.count(HANDOVER_FALLBACKS) == 1
         await all_let_go(prefill, decode)

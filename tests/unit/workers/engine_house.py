@@ -4,7 +4,8 @@ from kvasir_protocol.config import EngineConfig
 from kvasir_protocol.events import TokenOutput
 from kvasir_protocol.request import GenerationRequest, SamplingParams
 from kvasir_workers.engine import Engine, EngineLimits
-from kvasir_workers.kv.manager import KvManager
+from kvasir_workers.kv.manager import KvManager, Reuse
+from kvasir_workers.kv.prefix_tree import PageWatcher
 from kvasir_workers.sequence import Sequence
 from tests.unit.workers.fakes import (
     EOS,
@@ -28,6 +29,8 @@ class House:
         max_num_seqs: int = 8,
         budget: int = 16,
         caches: bool = True,
+        reuse: Reuse | None = None,
+        watcher: PageWatcher | None = None,
         **settings: object,
     ) -> None:
         """settings: other fields of EngineConfig."""
@@ -40,7 +43,7 @@ class House:
         )
         self.clock = Clock()
         self.max_num_seqs, self.budget, self.capacity = max_num_seqs, budget, num_pages * page_size
-        self.kv = KvManager(num_pages, page_size, enable_prefix_caching=caches)
+        self.kv = KvManager(num_pages, page_size, reuse or Reuse(enabled=caches), watcher)
         self.runner = FakeRunner(self.kv)
         self.exporter = RecordingExporter()
         limits = EngineLimits(max_sequence_tokens=self.capacity, vocab_size=VOCAB_SIZE, eos_token_ids=frozenset({EOS}))

@@ -10,7 +10,7 @@ import torch
 from kvasir_protocol.ids import Generation, PageIndex, ReplicaId, RequestId
 from kvasir_protocol.messages import HandoverTicket
 from kvasir_protocol.request import FinishReason, GenerationRequest, SamplingParams
-from kvasir_workers.kv.manager import KvManager
+from kvasir_workers.kv.manager import KvManager, PageCopy
 from kvasir_workers.kv.page_pool import PageState
 from kvasir_workers.runner.batch import StepBatch, build_batch
 from kvasir_workers.runner.sampler import SampledToken
@@ -94,6 +94,8 @@ class FakeRunner:
 
     def run(self, plan: StepPlan) -> list[SampledToken]:
         self.plans.append(plan)
+        for copy in plan.copies:
+            self._copy(copy)
         batch = build_batch(plan, self._kv.page_size, torch.device("cpu"))
         for slot in batch.slots.tolist():
             page = PageIndex(slot // self._kv.page_size)
@@ -102,6 +104,15 @@ class FakeRunner:
         assert len(set(batch.slots.tolist())) == len(batch.slots), "two tokens share a slot"
         self.slots[batch.slots.numpy()] = batch.token_ids.numpy()
         return [self._sample(row, entry.sequence, batch) for row, entry in enumerate(plan.entries) if entry.samples]
+
+    def _copy(self, copy: PageCopy) -> None:
+        size = self._kv.page_size
+        assert self._kv.pool.state(copy.source) is PageState.READY, f"page {copy.source} is copied before it is ready"
+        assert self._kv.pool.references(copy.source) > 0, f"page {copy.source} is copied while nobody holds it"
+        assert self._kv.pool.state(copy.target) is PageState.FILLING, f"page {copy.target} is written while READY"
+        assert 0 < copy.num_tokens < size, f"{copy.num_tokens} tokens are copied"
+        self.slots[copy.target * size :][:size] = VOCAB_SIZE
+        self.slots[copy.target * size :][: copy.num_tokens] = self.slots[copy.source * size :][: copy.num_tokens]
 
     def _sample(self, row: int, sequence: Sequence, batch: StepBatch) -> SampledToken:
         pages = batch.attention.page_tables[row].tolist()

@@ -23,6 +23,7 @@ from tests.unit.workers.fakes import (
         (make_request("r", []), "the prompt is empty"),
         (make_request("r", [VOCAB_SIZE]), "outside the vocabulary of 16"),
         (make_request("r", [-1]), "outside the vocabulary"),
+        (make_request("r", [1], cache_priority=101), "cache_priority must be between 0 and 100, got 101"),
         (make_request("r", [1], emitted=[VOCAB_SIZE]), "outside the vocabulary"),
         (make_request("r", [1], sampling=greedy(stop_token_ids=(VOCAB_SIZE,))), "a stop token id is outside"),
         (make_request("r", [1], emitted=[1, 2], max_tokens=2), "emitted already"),

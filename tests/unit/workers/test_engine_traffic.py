@@ -1,5 +1,6 @@
 """Random mixes of everything that an engine can be asked to do, in pools that are too small."""
 
+import dataclasses
 import random
 from dataclasses import dataclass
 
@@ -11,6 +12,7 @@ from kvasir_protocol.errors import ServiceUnavailable
 from kvasir_protocol.ids import RequestId
 from kvasir_protocol.messages import HandoverTicket
 from kvasir_protocol.request import GenerationRequest
+from kvasir_workers.kv.manager import Reuse
 from kvasir_workers.sequence import Sequence
 from tests.unit.workers.engine_house import House, greedy
 from tests.unit.workers.fakes import (
@@ -51,7 +53,12 @@ class Traffic(RuleBasedStateMachine):
         page_size=st.integers(1, 4),
         max_num_seqs=st.integers(1, 5),
         spare_budget=st.integers(0, 9),
-        caches=st.booleans(),
+        reuse=st.builds(
+            Reuse,
+            enabled=st.sampled_from([True, True, False]),
+            min_copied_tokens=st.integers(1, 2),
+            min_awaited_pages=st.integers(1, 2),
+        ),
         policies=policies,
     )
     def start(
@@ -60,7 +67,7 @@ class Traffic(RuleBasedStateMachine):
         page_size: int,
         max_num_seqs: int,
         spare_budget: int,
-        caches: bool,
+        reuse: Reuse,
         policies: dict[str, object],
     ) -> None:
         self.house = House(
@@ -68,7 +75,7 @@ class Traffic(RuleBasedStateMachine):
             page_size=page_size,
             max_num_seqs=max_num_seqs,
             budget=max_num_seqs + spare_budget,
-            caches=caches,
+            reuse=reuse,
             **policies,
         )
         self.never_evicts = policies["admission_policy"] == "no-evict"
@@ -96,12 +103,17 @@ class Traffic(RuleBasedStateMachine):
             "priority": draw.randint(-1, 1),
             "tenant": draw.choice("abc"),
             "deadline_s": draw.choice([None, None, 3.0]),
+            "cache_priority": draw.choice([0, 0, 1]),
         }
+        if self.streams and draw.random() < 0.3:  # the next turn of a chat
+            earlier = draw.choice(list(self.streams.values()))
+            prompt = [*earlier.request.prompt_token_ids, *earlier.before, *earlier.expected, *prompt][:longest]
+            marks["salt"] = earlier.request.cache_salt
         request = make_request(name, prompt, sampling=sampling, **marks)  # type: ignore[arg-type]
         answer, _ = expected_answer(request)
         if len(answer) > 1 and draw.random() < 0.3:
             emitted = answer[: draw.randint(1, len(answer) - 1)]
-            request = make_request(name, prompt, sampling=sampling, emitted=emitted, **marks)  # type: ignore[arg-type]
+            request = dataclasses.replace(request, emitted_token_ids=tuple(emitted))
         return request
 
     def expect(self, request: GenerationRequest, num_elsewhere: int = 0, num_here: int = 99) -> None:
@@ -137,6 +149,11 @@ class Traffic(RuleBasedStateMachine):
     @rule(seconds=st.floats(0, 3))
     def turn_the_clock(self, seconds: float) -> None:
         self.house.clock.now += seconds
+
+    @rule()
+    def clear_cache(self) -> None:
+        self.house.kv.clear_cache()
+        self.house.engine.audit()
 
     @rule(num_steps=st.integers(1, 4))
     def step(self, num_steps: int) -> None:

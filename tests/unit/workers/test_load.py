@@ -21,6 +21,7 @@ from tests.unit.workers.fakes import make_request
 TINY: dict[str, object] = {"num_hidden_layers": 1, "hidden_size": 16, "intermediate_size": 8, "vocab_size": 32}
 NAME = f"kvasir-test-load-{os.getpid()}"
 ENGINE = EngineConfig(device="cpu", page_size=4)
+LARGE = EngineConfig(device="cpu", page_size=4, kv_cache_bytes=65 * 2**20)
 
 
 @pytest.fixture(scope="module")
@@ -89,16 +90,16 @@ def test_pages_lie_in_the_segment_that_was_named(checkpoint: Path) -> None:
 
 @pytest.fixture
 def no_room_for_files() -> Iterator[None]:
-    """As in a container with a tiny /dev/shm: no file may have more than one byte."""
+    """As in a container with a small /dev/shm: no file may have more than 64 MiB (test logs are smaller)."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1, hard))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (64 * 2**20, hard))
     yield
     resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 @pytest.mark.usefixtures("no_room_for_files")
 def test_pages_are_private_where_shared_memory_has_no_room(checkpoint: Path) -> None:
-    loaded = load_model(model(checkpoint), ENGINE, SegmentWish(NAME, is_must=False))
+    loaded = load_model(model(checkpoint), LARGE, SegmentWish(NAME, is_must=False))
     assert loaded.segment is None
     assert not (SHARED_MEMORY / NAME).exists()
 
@@ -106,7 +107,7 @@ def test_pages_are_private_where_shared_memory_has_no_room(checkpoint: Path) -> 
 @pytest.mark.usefixtures("no_room_for_files")
 def test_shared_memory_that_was_demanded_but_has_no_room_is_an_error(checkpoint: Path) -> None:
     with pytest.raises(OutOfMemory, match="/dev/shm has no room"):
-        load_model(model(checkpoint), ENGINE, SegmentWish(NAME, is_must=True))
+        load_model(model(checkpoint), LARGE, SegmentWish(NAME, is_must=True))
 
 
 def test_layout_describes_the_pages(checkpoint: Path) -> None:

@@ -15,8 +15,8 @@ _JSON_OPTIONS = {
     "lenient": False,
     "coerce_one_of": False,
     "whitespace_flexible": True,
-    # Room to indent, but no way to fill an answer with blanks, as small models love to.
-    "whitespace_pattern": r"[\x20\x0A\x0D\x09]{1,40}",
+    # One blank, or a new line and its indentation: what people write, and no way to fill an answer with blanks.
+    "whitespace_pattern": r"\x20|\n[\x20\x09]{0,40}",
 }
 
 

@@ -1,25 +1,65 @@
 """Which pages each sequence has: taken as it grows, shared by prefix, given back when it ends."""
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 from kvasir_protocol.ids import PageIndex
+from kvasir_protocol.page_hash import child_hash
+from kvasir_workers.kv.in_flight import MIN_AWAITED_PAGES, InFlightPages
 from kvasir_workers.kv.page_pool import PagePool, PageState
-from kvasir_workers.kv.prefix_tree import PrefixTree
+from kvasir_workers.kv.prefix_tree import CachedPage, PageWatcher, PrefixTree, token_bytes
 from kvasir_workers.sequence import Sequence as TokenSequence
+
+MIN_COPIED_TOKENS = 2
+"""A newcomer copies no less. The copy itself pays for a single token (7 us against 800 us, demo model, CPU, one
+thread), but where all prompts begin with a fixed token, each newcomer would hold a page for that one."""
+
+
+@dataclass(frozen=True, slots=True)
+class PageCopy:
+    """The first num_tokens tokens of source are to be written into target, layer by layer, as they are."""
+
+    source: PageIndex
+    target: PageIndex
+    num_tokens: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reuse:
+    """What of other sequences' work a newcomer takes over. enabled=False: no page outlives its sequence or is shared.
+
+    min_copied_tokens: of a page that it shares in part; min_awaited_pages: that another one is computing.
+    """
+
+    enabled: bool = True
+    min_copied_tokens: int = MIN_COPIED_TOKENS
+    min_awaited_pages: int = MIN_AWAITED_PAGES
 
 
 def pages_for(num_tokens: int, page_size: int) -> int:
     return -(-num_tokens // page_size)
 
 
-class KvManager:
-    """Pool and prefix tree as one. enable_prefix_caching=False: no page outlives its sequence or is shared."""
+def copies_of(sequences: Iterable[TokenSequence]) -> tuple[PageCopy, ...]:
+    """What the next step has to copy before these sequences can go on."""
+    return tuple(
+        PageCopy(sequence.copy_source, sequence.pages[sequence.num_published_pages], sequence.num_copied)
+        for sequence in sequences
+        if sequence.copy_source is not None
+    )
 
-    def __init__(self, num_pages: int, page_size: int, *, enable_prefix_caching: bool = True) -> None:
+
+class KvManager:
+    """Pool and prefix tree as one. watcher is told what the tree holds."""
+
+    def __init__(
+        self, num_pages: int, page_size: int, reuse: Reuse | None = None, watcher: PageWatcher | None = None
+    ) -> None:
         self.page_size = page_size
         self.pool = PagePool(num_pages)
-        self.tree = PrefixTree()
-        self._caches = enable_prefix_caching
+        self.tree = PrefixTree(watcher)
+        self._reuse = reuse or Reuse()
+        self.in_flight = InFlightPages(self._reuse.min_awaited_pages)
 
     @property
     def num_available(self) -> int:
@@ -30,25 +70,69 @@ class KvManager:
     def num_used(self) -> int:
         return self.pool.num_pages - self.num_available
 
-    def attach_prefix(self, sequence: TokenSequence) -> None:
-        """Give a sequence without pages the cached pages of its prefix; at least its last token stays to compute."""
-        assert not sequence.pages, f"{sequence.request_id} has pages already"
-        pages: list[PageIndex] = []
-        if self._caches:
-            pages = self.tree.match(sequence.hashes_up_to(sequence.num_reusable, self.page_size))
+    def attach_prefix(self, sequence: TokenSequence, *, can_copy: bool = True) -> None:
+        """Give a sequence without pages the cached pages of its prefix; at least its last token stays to compute.
+
+        can_copy: of the page in which it leaves all that is cached, it gets a copy (made by the next step).
+        """
+        assert not sequence.held_pages, f"{sequence.request_id} has pages already"
+        pages = self._whole_pages(sequence)
         for page in pages:
-            self.pool.share(page)
-            self.tree.set_used(page)
+            self._read(page, sequence)
         sequence.pages = pages
         sequence.num_published_pages = len(pages)
         sequence.num_computed = len(pages) * self.page_size
+        source, num_common = self._page_to_copy(sequence, len(pages)) if can_copy else (None, 0)
+        if source is not None:
+            self._read(source, sequence)
+            sequence.copy_source, sequence.num_copied = source, num_common
+            sequence.num_computed += num_common
+
+    def _whole_pages(self, sequence: TokenSequence) -> list[PageIndex]:
+        """The cached pages of a sequence's prefix, as far as cached pages may stand in for computing."""
+        if not self._reuse.enabled:
+            return []
+        return self.tree.match(sequence.hashes_up_to(sequence.num_reusable, self.page_size))
+
+    def _page_to_copy(self, sequence: TokenSequence, num_whole: int) -> tuple[PageIndex | None, int]:
+        """The cached page that shares most with what comes after num_whole pages, and how many tokens; or (None, 0)."""
+        start = num_whole * self.page_size
+        wanted = sequence.token_ids[start : min(start + self.page_size, sequence.num_reusable)]
+        if not self._reuse.enabled or len(wanted) < self._reuse.min_copied_tokens:
+            return None, 0
+        source, num_common = self.tree.closest_child(sequence.hash_before(num_whole, self.page_size), wanted)
+        return (source, num_common) if num_common >= self._reuse.min_copied_tokens else (None, 0)
+
+    def _read(self, page: PageIndex, sequence: TokenSequence) -> None:
+        self.pool.share(page)
+        self.tree.set_used(page, sequence.request.cache_priority)
+
+    def _release_copied(self, sequence: TokenSequence) -> None:
+        if sequence.copy_source is not None:
+            source, sequence.copy_source, sequence.num_copied = sequence.copy_source, None, 0
+            self.release([source])
+
+    def awaits_others(self, sequence: TokenSequence) -> bool:
+        """A running sequence computes enough of what this one needs next: better to wait until it has."""
+        if sequence.awaited_page is not None and sequence.awaited_page in self.in_flight:
+            return True
+        sequence.awaited_page = None
+        if self._reuse.enabled and self.in_flight.computers():
+            names = sequence.hashes_up_to(sequence.num_reusable, self.page_size)
+            sequence.awaited_page = self.in_flight.last_worth_awaiting(names[len(self.tree.match(names)) :])
+        return sequence.awaited_page is not None
+
+    def announce(self, sequence: TokenSequence) -> None:
+        """The sequence runs from now on: others may wait for its pages."""
+        if self._reuse.enabled:
+            names = sequence.hashes_up_to(sequence.num_tokens, self.page_size)
+            self.in_flight.announce(sequence.request_id, names[sequence.num_published_pages :])
 
     def num_cached_tokens(self, sequence: TokenSequence) -> int:
         """What attach_prefix would find now for a sequence without pages."""
-        if not self._caches:
-            return 0
-        hashes = sequence.hashes_up_to(sequence.num_tokens - 1, self.page_size)
-        return len(self.tree.match(hashes)) * self.page_size
+        num_whole = len(self._whole_pages(sequence))
+        _, num_copied = self._page_to_copy(sequence, num_whole)
+        return num_whole * self.page_size + num_copied
 
     def num_missing(self, sequence: TokenSequence) -> int:
         """Pages that the sequence lacks for all its tokens."""
@@ -66,42 +150,75 @@ class KvManager:
         return True
 
     def publish_computed(self, sequence: TokenSequence) -> None:
-        """Make the sequence's full pages READY and known; where the tree has the same content, use its page."""
+        """The step has run: make full pages READY and known; where the tree has the same content, use its page."""
+        self._release_copied(sequence)
         num_full = sequence.num_computed // self.page_size
         for index in range(sequence.num_published_pages, num_full):
             self.pool.publish(sequence.pages[index], sequence.request_id)
-            if self._caches:
+            if self._reuse.enabled:
                 self._cache_page(sequence, index)
         sequence.num_published_pages = max(sequence.num_published_pages, num_full)
 
     def publish_last(self, sequence: TokenSequence) -> None:
-        """Make READY even the last page, which is not full: the sequence will write no more. It stays unknown."""
+        """Make READY even the last page, which is not full: the sequence will write no more."""
         self.publish_computed(sequence)
-        for index in range(sequence.num_published_pages, len(sequence.pages)):
+        for index in range(sequence.num_published_pages, pages_for(sequence.num_computed, self.page_size)):
             self.pool.publish(sequence.pages[index], sequence.request_id)
-        sequence.num_published_pages = len(sequence.pages)
+            if self._reuse.enabled:
+                self._cache_part(sequence, index)
+            sequence.num_published_pages = index + 1
 
     def _cache_page(self, sequence: TokenSequence, index: int) -> None:
-        page_hash = sequence.hashes_up_to(sequence.num_computed, self.page_size)[index]
-        known = self.tree.find(page_hash)
+        name = sequence.hashes_up_to(sequence.num_computed, self.page_size)[index]
+        self.in_flight.finish(sequence.request_id, name)
+        known = self.tree.find(name)
         if known is None:
-            self.tree.insert(page_hash, sequence.pages[index])
+            self._insert(sequence, index, sequence.token_ids[index * self.page_size : (index + 1) * self.page_size])
         else:
             self._adopt(sequence, index, known)
 
+    def _cache_part(self, sequence: TokenSequence, index: int) -> None:
+        """Keep a page that is not full, for copies, unless a known one holds as much."""
+        token_ids = sequence.token_ids[index * self.page_size : sequence.num_computed]
+        _, num_common = self.tree.closest_child(sequence.hash_before(index, self.page_size), token_ids)
+        if len(token_ids) >= self._reuse.min_copied_tokens and num_common < len(token_ids):
+            self._insert(sequence, index, token_ids)
+
+    def _insert(self, sequence: TokenSequence, index: int, token_ids: list[int]) -> None:
+        parent = sequence.hash_before(index, self.page_size)
+        superseded = self.tree.insert(
+            CachedPage(
+                page=sequence.pages[index],
+                name=child_hash(parent, token_ids),
+                parent=parent,
+                content=token_bytes(token_ids),
+                is_full=len(token_ids) == self.page_size,
+                salt=sequence.request.cache_salt if index == 0 else None,
+                priority=sequence.request.cache_priority,
+            )
+        )
+        if superseded is not None:
+            self.pool.recycle(superseded)
+
     def _adopt(self, sequence: TokenSequence, index: int, known: PageIndex) -> None:
         """Replace the sequence's own copy by the page that the tree has."""
-        self.pool.share(known)
-        self.tree.set_used(known)
+        self._read(known, sequence)
         self.release([sequence.pages[index]])
         sequence.pages[index] = known
 
     def detach(self, sequence: TokenSequence) -> None:
         """Take all pages from a sequence. What is complete stays cached while nobody needs the room."""
+        self.in_flight.forget(sequence.request_id)
+        self._release_copied(sequence)
         self.release(reversed(sequence.pages))
         sequence.pages = []
         sequence.num_published_pages = 0
         sequence.num_computed = 0
+
+    def clear_cache(self) -> None:
+        """Forget every page that nobody reads."""
+        for page in self.tree.clear_idle():
+            self.pool.recycle(page)
 
     def pin(self, pages: Sequence[PageIndex]) -> None:
         """Keep READY pages alive beyond their sequence (`release` them later)."""
@@ -120,7 +237,8 @@ class KvManager:
     def audit(self, held: Iterable[PageIndex]) -> None:
         """Check pool and tree against all holders (a page once per holder). Raises AssertionError."""
         self.pool.audit(held, self.tree.pages())
-        for page in self.tree.idle_pages():
-            assert self.pool.references(page) == 0, f"idle page {page} has readers"
-        for page in self.tree.pages():
+        self.tree.audit()
+        for cached in self.tree.snapshot():
+            page = cached.page
+            assert cached.is_read == (self.pool.references(page) > 0), f"cached page {page} miscounts its readers"
             assert self.pool.state(page) is PageState.READY, f"cached page {page} is {self.pool.state(page)}"

@@ -13,12 +13,13 @@ class RotaryTable:
     """Cosine and sine of every position up to `max_positions`, float32 whatever the model's dtype."""
 
     def __init__(self, spec: RotarySpec, head_dim: int, max_positions: int, device: torch.device) -> None:
-        inv_freq = inverse_frequencies(spec, head_dim).to(device)
-        angles = torch.arange(max_positions, device=device).float().unsqueeze(1) * inv_freq
+        # On the CPU whatever the device: the same angles everywhere, and arithmetic on the meta device, where shapes
+        # are checked, would import all of torch's compiler (2 s).
+        angles = torch.arange(max_positions).float().unsqueeze(1) * inverse_frequencies(spec, head_dim)
         scale = spec.attention_factor if isinstance(spec, YarnRotary) else 1.0
         # Only half of a row is kept: the second half of a head turns by the same angles as the first.
-        self.cos = angles.cos() * scale
-        self.sin = angles.sin() * scale
+        self.cos = (angles.cos() * scale).to(device)
+        self.sin = (angles.sin() * scale).to(device)
 
     def at(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         """Return the cosines and sines of `positions` [T]: each [T, D] float32."""

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from kvasir_kernels.paged_cache import LayerCache
+from kvasir_workers.kv.manager import PageCopy
 from kvasir_workers.model.decoder import Decoder
 from kvasir_workers.runner.batch import build_batch
 from kvasir_workers.runner.sampler import SampledToken, Sampler
@@ -18,6 +19,7 @@ class ModelRunner:
 
     def __init__(self, decoder: Decoder, pages: Tensor, eos_token_ids: frozenset[int]) -> None:
         self._decoder = decoder
+        self._pages = pages
         self._caches = [LayerCache(layer[0], layer[1]) for layer in pages]
         self._page_size = pages.shape[3]
         self._device = pages.device
@@ -25,6 +27,8 @@ class ModelRunner:
 
     @torch.inference_mode()
     def run(self, plan: StepPlan) -> list[SampledToken]:
+        for copy in plan.copies:
+            self._copy_tokens(copy)
         batch = build_batch(plan, self._page_size, self._device)
         hidden = self._decoder(batch.token_ids, batch.positions, batch.slots, self._caches, batch.attention)
         self._read_prompts(plan, hidden)
@@ -43,3 +47,7 @@ class ModelRunner:
                 states = hidden[start : start + num_prompt]
                 sequence.prompt_reader.read(states, sequence.num_computed, self._decoder.logits)
             start = end
+
+    def _copy_tokens(self, copy: PageCopy) -> None:
+        """One by one, since many at once would need memory for all of them in between."""
+        self._pages[:, :, copy.target, : copy.num_tokens] = self._pages[:, :, copy.source, : copy.num_tokens]

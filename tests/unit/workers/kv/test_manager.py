@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from kvasir_protocol.ids import PageIndex
-from kvasir_workers.kv.manager import KvManager, pages_for
+from kvasir_workers.kv.manager import KvManager, PageCopy, Reuse, copies_of, pages_for
 from kvasir_workers.kv.page_pool import PageState
 from kvasir_workers.sequence import Sequence
 from tests.unit.workers.fakes import make_request
@@ -27,6 +27,11 @@ def computed(kv: KvManager, tokens: list[int], name: str = "a", salt: str = "") 
     sequence.num_computed = len(tokens) - 1
     kv.publish_computed(sequence)
     return sequence
+
+
+def kv_of(num_pages: int) -> KvManager:
+    """One that takes over all it can."""
+    return KvManager(num_pages, PAGE_SIZE, Reuse(min_copied_tokens=1, min_awaited_pages=2))
 
 
 TEXT = [1, 2, 3, 4, 5, 6, 7]
@@ -50,7 +55,7 @@ def test_last_token_is_always_left_to_compute() -> None:
     computed(kv, TEXT)
     second = sequence_of(TEXT[:6], "b")
     kv.attach_prefix(second)
-    assert second.num_computed == 3
+    assert second.num_computed == 5
 
 
 def test_another_salt_shares_nothing() -> None:
@@ -70,7 +75,7 @@ def test_prefix_outlives_its_sequence() -> None:
 
 
 def test_without_caching_no_page_outlives_its_sequence() -> None:
-    kv = KvManager(8, PAGE_SIZE, enable_prefix_caching=False)
+    kv = KvManager(8, PAGE_SIZE, Reuse(enabled=False))
     kv.detach(computed(kv, TEXT))
     second = sequence_of(TEXT, "b")
     kv.attach_prefix(second)
@@ -108,12 +113,194 @@ def test_abort_inserts_nothing() -> None:
     assert (list(kv.tree.pages()), kv.pool.num_free) == ([], 8)
 
 
-def test_last_page_published_at_the_end_stays_unknown() -> None:
-    kv = KvManager(8, PAGE_SIZE)
+# Pages that are shared in part
+
+
+def near(kv: KvManager, tokens: list[int], name: str = "b", **request: object) -> Sequence:
+    """A newcomer with what it finds."""
+    sequence = sequence_of(tokens, name, **request)  # type: ignore[arg-type]
+    kv.attach_prefix(sequence)
+    return sequence
+
+
+def finished(kv: KvManager, tokens: list[int], name: str = "a", salt: str = "") -> Sequence:
+    """A sequence that ended with tokens, the last of which has no keys and values."""
+    sequence = computed(kv, tokens, name, salt)
+    kv.publish_last(sequence)
+    kv.detach(sequence)
+    return sequence
+
+
+def test_page_that_is_left_in_its_middle_is_copied() -> None:
+    kv = kv_of(8)
+    first = computed(kv, TEXT)
+    second = near(kv, [1, 2, 3, 4, 5, 9, 9, 9])
+    assert (second.pages, second.num_computed, second.copy_source) == (first.pages[:1], 5, first.pages[1])
+    assert kv.try_grow(second, 8)
+    assert copies_of([second]) == (PageCopy(first.pages[1], second.pages[1], 2),)
+
+
+def test_copied_page_is_the_newcomers_own() -> None:
+    kv = kv_of(8)
+    computed(kv, TEXT)
+    second = near(kv, [1, 2, 3, 4, 5, 9, 9, 9])
+    assert kv.try_grow(second, 8)
+    assert kv.pool.state(second.pages[1]) is PageState.FILLING
+    second.num_computed = 7
+    kv.publish_computed(second)
+    assert (second.copy_source, kv.tree.find(second.page_hashes[1])) == (None, second.pages[1])
+
+
+def test_source_is_held_until_the_step_has_run() -> None:
+    kv = kv_of(4)
+    finished(kv, TEXT[:6])
+    second = near(kv, [1, 2, 3, 4, 9, 9, 9])
+    assert kv.try_grow(second, 5)
+    assert not kv.try_grow(sequence_of([7] * 6, "c"), 6), "the source was evicted before the copy was made"
+    second.num_computed = 5
+    kv.publish_computed(second)
+    assert kv.try_grow(sequence_of([7] * 6, "c"), 6)
+
+
+def test_newcomer_that_leaves_gives_the_source_back() -> None:
+    kv = kv_of(8)
+    kv.detach(computed(kv, TEXT))
+    second = near(kv, [1, 2, 3, 4, 9])
+    kv.detach(second)
+    assert (second.copy_source, second.num_computed, kv.num_used) == (None, 0, 0)
+
+
+def test_too_few_tokens_are_not_copied() -> None:
+    kv = KvManager(8, PAGE_SIZE, Reuse(min_copied_tokens=2))
+    computed(kv, TEXT)
+    assert near(kv, [1, 2, 3, 4, 9, 9]).num_computed == 3
+    assert near(kv, [1, 2, 3, 4, 5, 9], "c").num_computed == 5
+
+
+def test_another_salt_copies_nothing() -> None:
+    kv = kv_of(8)
+    computed(kv, TEXT, salt="tenant-1")
+    assert near(kv, [1, 2, 9, 9], salt="tenant-2").copy_source is None
+
+
+def test_whole_pages_only_if_it_is_asked_for() -> None:
+    kv = kv_of(8)
+    computed(kv, TEXT)
+    second = sequence_of([1, 2, 3, 4, 5, 9, 9], "b")
+    kv.attach_prefix(second, can_copy=False)
+    assert (second.num_computed, second.copy_source) == (3, None)
+
+
+def test_ended_sequence_is_found_up_to_its_last_computed_token() -> None:
+    kv = kv_of(8)
+    finished(kv, TEXT[:6])
+    assert near(kv, [*TEXT[:6], 8, 9]).num_computed == 5
+
+
+def test_sequence_that_did_not_end_well_leaves_no_part() -> None:
+    kv = kv_of(8)
+    sequence = computed(kv, TEXT[:6])
+    kv.detach(sequence)
+    assert near(kv, [*TEXT[:6], 8, 9]).num_computed == 3
+
+
+def test_part_that_is_known_already_is_not_kept_twice() -> None:
+    kv = kv_of(8)
+    finished(kv, TEXT)
+    finished(kv, [1, 2, 3, 4, 5, 8], "b")
+    assert (len(list(kv.tree.pages())), kv.pool.num_free) == (2, 6)
+
+
+def test_part_goes_when_the_whole_is_there() -> None:
+    kv = kv_of(8)
+    finished(kv, [1, 2, 3, 4, 5])
+    assert len(list(kv.tree.pages())) == 2
+    finished(kv, TEXT, "b")
+    assert (len(list(kv.tree.pages())), kv.pool.num_free) == (2, 6)
+
+
+def test_last_page_published_at_the_end_is_ready_and_known() -> None:
+    kv = kv_of(8)
     sequence = computed(kv, TEXT[:6])
     kv.publish_last(sequence)
     assert [kv.pool.state(page) for page in sequence.pages] == [PageState.READY] * 2
-    assert list(kv.tree.pages()) == sequence.pages[:1]
+    assert list(kv.tree.pages()) == sequence.pages
+
+
+# Pages that another one is computing
+
+
+def running(kv: KvManager, tokens: list[int], name: str = "a") -> Sequence:
+    """Admitted, nothing computed yet."""
+    sequence = near(kv, tokens, name)
+    assert kv.try_grow(sequence, len(tokens))
+    kv.announce(sequence)
+    return sequence
+
+
+def test_newcomer_awaits_the_pages_that_a_running_one_computes() -> None:
+    kv = kv_of(20)
+    first, second = running(kv, TEXT), sequence_of([*TEXT[:6], 9], "b")
+    assert kv.awaits_others(second)
+    first.num_computed = 6
+    kv.publish_computed(first)
+    assert not kv.awaits_others(second)
+    kv.attach_prefix(second)
+    assert second.num_computed == 6
+
+
+def test_newcomer_with_little_in_common_does_not_wait() -> None:
+    kv = kv_of(20)
+    running(kv, TEXT)
+    assert not kv.awaits_others(sequence_of([*TEXT[:5], 9, 9, 9], "b"))
+    assert not kv.awaits_others(sequence_of([9, 9, 9, 9], "c"))
+
+
+def test_newcomer_of_another_salt_does_not_wait() -> None:
+    kv = kv_of(20)
+    running(kv, TEXT)
+    assert not kv.awaits_others(sequence_of(TEXT, "b", salt="x"))
+
+
+def test_newcomer_takes_over_if_the_running_one_ends() -> None:
+    kv = kv_of(20)
+    first, second, third = running(kv, TEXT), sequence_of(TEXT, "b"), sequence_of(TEXT, "c")
+    assert kv.awaits_others(second)
+    kv.detach(first)
+    assert not kv.awaits_others(second)
+    running(kv, TEXT, "b")
+    assert kv.awaits_others(third)
+
+
+def test_nobody_waits_without_caching() -> None:
+    kv = KvManager(20, PAGE_SIZE, Reuse(enabled=False, min_awaited_pages=1))
+    running(kv, TEXT)
+    assert not kv.awaits_others(sequence_of(TEXT, "b"))
+
+
+# Room
+
+
+def test_cheap_pages_go_first() -> None:
+    kv = kv_of(4)
+    for name, priority in (("a", 5), ("b", 0)):
+        sequence = Sequence(make_request(name, [priority] * 4, cache_priority=priority))
+        kv.attach_prefix(sequence)
+        assert kv.try_grow(sequence, 3)
+        sequence.num_computed = 3
+        kv.publish_computed(sequence)
+        kv.detach(sequence)
+    assert kv.try_grow(sequence_of([9] * 9, "c"), 9)
+    assert near(kv, [5] * 4, "d").num_computed == 3
+
+
+def test_cleared_cache_keeps_what_is_read() -> None:
+    kv = kv_of(8)
+    kv.detach(computed(kv, [9] * 7))
+    reader = computed(kv, TEXT, "b")
+    kv.clear_cache()
+    assert (list(kv.tree.pages()), kv.pool.num_free) == (reader.pages, 6)
+    kv.audit(reader.pages)
 
 
 def test_growing_beyond_what_is_there_changes_nothing() -> None:
@@ -170,9 +357,19 @@ def test_sequence_with_pages_cannot_attach() -> None:
 class RandomTraffic(RuleBasedStateMachine):
     """Sequences over two tokens, so that prefixes meet often, in a pool that is always too small."""
 
-    @initialize(num_pages=st.integers(2, 9), page_size=st.integers(1, 4), caches=st.booleans())
-    def start(self, num_pages: int, page_size: int, caches: bool) -> None:
-        self.kv = KvManager(num_pages, page_size, enable_prefix_caching=caches)
+    @initialize(
+        num_pages=st.integers(2, 9),
+        page_size=st.integers(1, 5),
+        reuse=st.builds(
+            Reuse,
+            enabled=st.sampled_from([True, True, False]),
+            min_copied_tokens=st.integers(1, 3),
+            min_awaited_pages=st.integers(1, 2),
+        ),
+    )
+    def start(self, num_pages: int, page_size: int, reuse: Reuse) -> None:
+        self.kv = KvManager(num_pages, page_size, reuse)
+        self.reuse = reuse
         self.content = np.full((num_pages, page_size), -1)
         self.sequences: list[Sequence] = []
         self.pins: list[PageIndex] = []
@@ -181,13 +378,34 @@ class RandomTraffic(RuleBasedStateMachine):
     def pick(self, index: int) -> Sequence:
         return self.sequences[index % len(self.sequences)]
 
-    @rule(tokens=st.lists(st.integers(0, 1), min_size=1, max_size=14), salt=st.sampled_from(["", "", "x"]))
-    def attach(self, tokens: list[int], salt: str) -> None:
+    @rule(
+        tokens=st.lists(st.integers(0, 1), min_size=1, max_size=14),
+        salt=st.sampled_from(["", "", "x"]),
+        can_copy=st.sampled_from([True, True, False]),
+        cache_priority=st.integers(0, 2),
+    )
+    def attach(self, tokens: list[int], salt: str, can_copy: bool, cache_priority: int) -> None:
         self.num_made += 1
-        sequence = sequence_of(tokens, f"s{self.num_made}", salt)
-        self.kv.attach_prefix(sequence)
+        request = make_request(f"s{self.num_made}", tokens, salt=salt, cache_priority=cache_priority)
+        sequence = Sequence(request)
+        self.kv.attach_prefix(sequence, can_copy=can_copy)
         assert sequence.num_computed < sequence.num_tokens
+        assert sequence.num_copied == 0 or sequence.num_copied >= self.reuse.min_copied_tokens
         self.sequences.append(sequence)
+
+    @rule(tokens=st.lists(st.integers(0, 1), min_size=1, max_size=14))
+    def ask_whether_to_wait(self, tokens: list[int]) -> None:
+        """Only for pages that are not there, and that a sequence which still is there computes."""
+        newcomer = sequence_of(tokens, "newcomer")
+        if self.kv.awaits_others(newcomer):
+            assert newcomer.awaited_page is not None
+            assert self.kv.tree.find(newcomer.awaited_page) is None
+            assert any(newcomer.awaited_page in sequence.page_hashes for sequence in self.sequences)
+
+    @rule()
+    def clear(self) -> None:
+        self.kv.clear_cache()
+        assert self.kv.tree.num_idle == 0
 
     @precondition(lambda self: self.sequences)
     @rule(index=st.integers(0, 99), num_new=st.integers(1, 6))
@@ -199,6 +417,10 @@ class RandomTraffic(RuleBasedStateMachine):
         if not self.kv.try_grow(sequence, end):
             assert (self.kv.num_available, sequence.pages) == (available, pages)
             return
+        self.kv.announce(sequence)
+        for copy in copies_of([sequence]):
+            assert self.kv.pool.state(copy.target) is PageState.FILLING
+            self.content[copy.target, : copy.num_tokens] = self.content[copy.source, : copy.num_tokens]
         for position in range(sequence.num_computed, end):
             page, offset = sequence.pages[position // self.kv.page_size], position % self.kv.page_size
             assert self.kv.pool.state(page) is PageState.FILLING
@@ -217,7 +439,7 @@ class RandomTraffic(RuleBasedStateMachine):
     @precondition(lambda self: self.sequences)
     @rule(index=st.integers(0, 99))
     def end(self, index: int) -> None:
-        """A finish, an abort or a preemption: the same to the pages. Nothing enters the tree."""
+        """An abort or a preemption: the same to the pages. Nothing enters the tree."""
         known = set(self.kv.tree.pages())
         sequence = self.sequences.pop(index % len(self.sequences))
         self.kv.detach(sequence)
@@ -232,10 +454,28 @@ class RandomTraffic(RuleBasedStateMachine):
 
     @precondition(lambda self: self.sequences)
     @rule(index=st.integers(0, 99))
+    def finish(self, index: int) -> None:
+        """All that was computed may be found again."""
+        sequence = self.sequences.pop(index % len(self.sequences))
+        if sequence.copy_source is not None:
+            self.kv.detach(sequence)
+            return
+        num_computed = sequence.num_computed
+        self.kv.publish_last(sequence)
+        self.kv.detach(sequence)
+        again = make_request("again", [*sequence.token_ids[:num_computed], 9], salt=sequence.request.cache_salt)
+        probe = Sequence(again)
+        self.kv.attach_prefix(probe)
+        if self.reuse.enabled:
+            assert num_computed - probe.num_computed < self.reuse.min_copied_tokens
+        self.kv.detach(probe)
+
+    @precondition(lambda self: self.sequences)
+    @rule(index=st.integers(0, 99))
     def hand_over(self, index: int) -> None:
         """All pages of a sequence that ends are published and pinned."""
         sequence = self.sequences.pop(index % len(self.sequences))
-        if len(sequence.pages) == pages_for(sequence.num_computed, self.kv.page_size):
+        if sequence.copy_source is None:
             self.kv.publish_last(sequence)
             self.kv.pin(sequence.pages)
             self.pins += sequence.pages
@@ -248,17 +488,29 @@ class RandomTraffic(RuleBasedStateMachine):
 
     @invariant()
     def books_agree(self) -> None:
-        self.kv.audit([*(page for sequence in self.sequences for page in sequence.pages), *self.pins])
+        self.kv.audit([*(page for sequence in self.sequences for page in sequence.held_pages), *self.pins])
+
+    @invariant()
+    def cached_pages_hold_what_they_are_known_for(self) -> None:
+        for cached in self.kv.tree.snapshot():
+            assert self.content[cached.page, : len(cached.token_ids)].tolist() == cached.token_ids
+
+    @invariant()
+    def only_sequences_that_are_there_are_waited_for(self) -> None:
+        assert self.kv.in_flight.computers() <= {sequence.request_id for sequence in self.sequences}
 
     @invariant()
     def sequences_read_their_own_tokens(self) -> None:
         for sequence in self.sequences:
-            read = self.content[sequence.pages].reshape(-1)[: sequence.num_computed].tolist()
+            pages = sequence.pages
+            if sequence.copy_source is not None:
+                pages = [*pages[: sequence.num_published_pages], sequence.copy_source]
+            read = self.content[pages].reshape(-1)[: sequence.num_computed].tolist()
             assert read == sequence.token_ids[: sequence.num_computed]
 
     @invariant()
     def without_caching_nothing_is_known(self) -> None:
-        assert self.kv._caches or not list(self.kv.tree.pages())
+        assert self.reuse.enabled or not list(self.kv.tree.pages())
 
     def teardown(self) -> None:
         if hasattr(self, "kv"):
