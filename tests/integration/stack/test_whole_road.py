@@ -37,26 +37,22 @@ def test_streamed_answer_is_that_of_the_engine_alone(stack: Stack, llm: LLM) -> 
     assert "".join(stack.stream_chat(QUESTION)) == offline_chat(llm, QUESTION)
 
 
-def test_prefill_is_counted_on_one_replica_decode_on_the_other(stack: Stack) -> None:
+def test_prefill_is_counted_on_one_replica_decode_on_the_other(own_stack: Stack) -> None:
     def totals() -> dict[str, float]:
         return {
-            "prefilled": stack.metric("kvasir:prefill_tokens_computed_total", role="prefill"),
-            "prefilled by decode": stack.metric("kvasir:prefill_tokens_computed_total", role="decode"),
-            "first tokens": stack.metric("vllm:generation_tokens_total", role="prefill"),
-            "decoded": stack.metric("vllm:generation_tokens_total", role="decode"),
-            "bytes": stack.metric("kvasir:handover_bytes_total", direction="pushed"),
+            "prefilled": own_stack.metric("kvasir:prefill_tokens_computed_total", role="prefill"),
+            "prefilled by decode": own_stack.metric("kvasir:prefill_tokens_computed_total", role="decode"),
+            "first tokens": own_stack.metric("vllm:generation_tokens_total", role="prefill"),
+            "decoded": own_stack.metric("vllm:generation_tokens_total", role="decode"),
+            "bytes": own_stack.metric("kvasir:handover_bytes_total", direction="pushed"),
         }
 
-    def growth() -> dict[str, float]:
-        return {name: value - before[name] for name, value in totals().items()}
-
-    before = totals()
-    usage = complete(stack, "A prompt that nobody gave before: 4711", max_tokens=8, ignore_eos=True)["usage"]
+    usage = complete(own_stack, "The first prompt of all", max_tokens=8, ignore_eos=True)["usage"]
     # Each replica tells its totals twice a second: ask until both know of the answer that is here already.
-    while growth()["decoded"] < 7 or growth()["first tokens"] < 1:
+    while totals()["decoded"] < 7 or totals()["first tokens"] < 1:
         pass
     num_prompt_tokens = usage["prompt_tokens"]
-    assert growth() == {
+    assert totals() == {
         "prefilled": num_prompt_tokens,
         "prefilled by decode": 0,
         "first tokens": 1,
@@ -66,7 +62,7 @@ def test_prefill_is_counted_on_one_replica_decode_on_the_other(stack: Stack) -> 
 
 
 def test_repeated_long_prompt_is_found_in_the_cache(stack: Stack) -> None:
-    first, second = complete(stack, LONG_TEXT), complete(stack, LONG_TEXT)
+    first, second = (complete(stack, LONG_TEXT, ignore_eos=True) for _ in range(2))
     num_tokens = first["usage"]["prompt_tokens"]
     assert second["choices"][0]["text"] == first["choices"][0]["text"]
     assert second["usage"]["prompt_tokens_details"]["cached_tokens"] == num_tokens - 1
