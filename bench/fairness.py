@@ -21,10 +21,12 @@ from kvasir.demo import demo_model_path
 from kvasir_protocol.config import EngineConfig, ModelConfig
 from kvasir_protocol.ids import RequestId
 from kvasir_protocol.request import GenerationRequest, SamplingParams
-from kvasir_workers.engine import Engine, EngineLimits
+from kvasir_workers.engine import Engine
 from kvasir_workers.fair_share import INPUT_WEIGHT, OUTPUT_WEIGHT
 from kvasir_workers.kv.manager import KvManager
 from kvasir_workers.load import build_engine, load_model
+from kvasir_workers.request_check import EngineLimits
+from kvasir_workers.runner.grammar_mask import GrammarMasks
 from kvasir_workers.runner.sampler import SampledToken
 from kvasir_workers.scheduler import StepPlan
 
@@ -56,15 +58,26 @@ HABITS = {
 }
 
 
+@dataclass(frozen=True, slots=True)
+class StubFlight:
+    sampled: list[SampledToken]
+
+    def allow(self, masks: GrammarMasks | None) -> None:
+        """Nobody asks for a grammar here."""
+
+    def land(self) -> list[SampledToken]:
+        return self.sampled
+
+
 class StubRunner:
     """Says the same token always, and turns the clock by what the step would have taken."""
 
     def __init__(self) -> None:
         self.now = 0.0
 
-    def run(self, plan: StepPlan) -> list[SampledToken]:
+    def launch(self, plan: StepPlan) -> StubFlight:
         self.now += STEP_S + TOKEN_S * plan.num_tokens
-        return [SampledToken(1, None) for entry in plan.entries if entry.samples]
+        return StubFlight([SampledToken(1, None) for entry in plan.entries if entry.samples])
 
 
 @dataclass(slots=True)

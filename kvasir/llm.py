@@ -358,16 +358,17 @@ class LLM:
             request_id = choice.request.request_id
             if self._choices.pop(request_id, None) is not None and not choice.is_done:
                 self._engine.abort(request_id)
+        while not self._choices and (engine := self._open_engine) is not None and engine.has_work:
+            engine.step()  # lands the step that is on its way
 
     def _run(self, choices: Sequence[Choice], title: str, *, use_tqdm: bool) -> None:
         """Step until all of these are done."""
         with tqdm(total=len(choices), desc=title, disable=not use_tqdm) as progress:
             left = {choice.request.request_id for choice in choices}
             while left:
-                for request_id in self._step():
-                    if request_id in left:
-                        left.remove(request_id)
-                        progress.update()
+                for request_id in left.intersection(self._step()):
+                    left.remove(request_id)
+                    progress.update()
 
     def _step(self) -> list[RequestId]:
         """One step of the engine; its outputs go to the choices of all calls that are open. Returns who is done."""

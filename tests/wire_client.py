@@ -67,6 +67,14 @@ class WireClient:
         self.send(Ping())
         return self.expect(Stats)
 
+    def settled_stats(self) -> Stats:
+        """When nothing runs any more and no step is on its way that could still write into a page."""
+        for _ in range(10_000):
+            told = self.stats()
+            if not told.stats.num_running and not told.stats.num_used_pages:
+                return told
+        raise AssertionError(f"it does not come to rest: {told.stats}")
+
     def close(self) -> None:
         self._socket.close(linger=0)
         self._context.term()

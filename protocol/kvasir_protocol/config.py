@@ -74,6 +74,8 @@ class EngineConfig:
     fair_share: between tenants whoever had fewest tokens is next; scheduling_policy orders within a tenant.
     max_waiting_requests, max_waiting_tokens: beyond them a replica refuses at once; None is without bound.
     publish_kv_events: tell routers what the prefix cache holds.
+    overlap: a step is planned while the one before runs; None where the device is not the host's own processor, which
+    would have to do both at once (demo model, 2 CPU cores, batch 32: 0.84 of the plain loop's tokens/s).
     """
 
     device: Device = "auto"
@@ -83,6 +85,7 @@ class EngineConfig:
     max_num_batched_tokens: int = 2048
     enable_prefix_caching: bool = True
     publish_kv_events: bool = False
+    overlap: bool | None = None
     num_threads: int | None = None
     scheduling_policy: SchedulingPolicyName = "fcfs"
     admission_policy: AdmissionPolicyName = "max-utilization"

@@ -8,54 +8,44 @@ from time import monotonic
 from typing import Protocol
 
 from kvasir_protocol.config import EngineConfig
-from kvasir_protocol.errors import ContextTooLong, InvalidRequest, ServiceUnavailable
+from kvasir_protocol.errors import InvalidRequest, ServiceUnavailable
 from kvasir_protocol.events import EngineCounters, TokenLogprobs, TokenOutput
 from kvasir_protocol.ids import PageIndex, RequestId
 from kvasir_protocol.messages import HandoverTicket
-from kvasir_protocol.request import MAX_CACHE_PRIORITY, FinishReason, GenerationRequest
+from kvasir_protocol.request import FinishReason, GenerationRequest
 from kvasir_protocol.structured import FIELD
 from kvasir_workers.grammar.state import Grammar, GrammarState
+from kvasir_workers.kv.exports import PageExporter, PageExports
 from kvasir_workers.kv.manager import KvManager
 from kvasir_workers.prompt_reader import PromptPooler, PromptScorer
+from kvasir_workers.request_check import EngineLimits, check_request
+from kvasir_workers.runner.grammar_mask import GrammarMasks, StructuredRow, make_masks
 from kvasir_workers.runner.sampler import SampledToken
-from kvasir_workers.sampling_limits import check_token_ids
 from kvasir_workers.scheduler import ScheduledSequence, Scheduler, StepPlan
 from kvasir_workers.sequence import Sequence
 
 _TOO_COMPLEX = f"{FIELD}: the form became too complex to follow in the middle of the answer; make it simpler"
 
 
+class StepFlight(Protocol):
+    """A step on its way through the device."""
+
+    def allow(self, masks: GrammarMasks | None) -> None:
+        """What the grammars of its sampling rows let through; said once. It waits for this before it samples."""
+        ...
+
+    def land(self) -> list[SampledToken]:
+        """Wait for its end: one sampled token per entry that samples, in the plan's order."""
+        ...
+
+
 class Runner(Protocol):
-    """Computes a plan on the device."""
+    """Computes plans on the device, one after the other."""
 
-    def run(self, plan: StepPlan) -> list[SampledToken]:
-        """Write the new tokens' keys and values; one sampled token per entry that samples, in the plan's order."""
+    def launch(self, plan: StepPlan) -> StepFlight:
+        """Write the new tokens' keys and values, and sample. A token that is still coming is the one that the step
+        launched before this one samples."""
         ...
-
-
-class PageExporter(Protocol):
-    """Takes pages that leave for another replica: pinned until they come back through Engine.release_exported."""
-
-    def export(self, sequence: Sequence, first_page: int, pages: Many[PageIndex]) -> None:
-        """Send these READY pages, the sequence's pages from first_page on."""
-        ...
-
-    def finish(self, sequence: Sequence, emitted_token_ids: tuple[int, ...]) -> None:
-        """All pages were exported: once they are sent, the other replica may go on after emitted_token_ids."""
-        ...
-
-    def cancel(self, sequence: Sequence) -> None:
-        """The sequence ended here: nothing more will come."""
-        ...
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EngineLimits:
-    """max_sequence_tokens: prompt and answer together, what the context and the pages can hold."""
-
-    max_sequence_tokens: int
-    vocab_size: int
-    eos_token_ids: frozenset[int]
 
 
 class Engine:
@@ -73,12 +63,13 @@ class Engine:
         self._runner = runner
         self._kv = kv
         self._limits = limits
-        self._exporter = exporter
+        self._exports = PageExports(kv, exporter)
         self._clock = clock
         self._max_num_seqs = config.max_num_seqs
+        self._overlaps = config.overlap is True
+        self._flight: _Flight | None = None
         self._scheduler = Scheduler(config, kv)
         self._reserved: set[Sequence] = set()
-        self._exported: Counter[PageIndex] = Counter()
         self._counts: Counter[str] = Counter({item.name: 0 for item in fields(EngineCounters)})
 
     @property
@@ -91,7 +82,12 @@ class Engine:
 
     @property
     def has_work(self) -> bool:
-        return self.num_running + self.num_waiting > 0
+        return self.num_running + self.num_waiting > 0 or self.is_in_flight
+
+    @property
+    def is_in_flight(self) -> bool:
+        """A step is on its way."""
+        return self._flight is not None
 
     def counters(self) -> EngineCounters:
         preempted, recomputed = self._scheduler.num_preemptions, self._scheduler.num_recomputed_tokens
@@ -138,60 +134,62 @@ class Engine:
         if sequence is None:
             return False
         self._scheduler.remove(sequence)
-        if sequence.ticket is not None and self._exporter is not None:
-            self._exporter.cancel(sequence)
+        self._exports.cancel(sequence)
         self._counts["finished_abort"] += 1
         return True
 
     def _check(self, request: GenerationRequest) -> None:
-        prompt, vocab_size = request.prompt_token_ids, self._limits.vocab_size
-        if request.sampling.max_tokens is None or request.sampling.seed is None:
-            raise InvalidRequest("max_tokens and seed are to be set before a request reaches an engine", "max_tokens")
-        if request.deadline_s is not None and not request.deadline_s > 0:
-            raise InvalidRequest(f"a deadline lies above 0 s, got {request.deadline_s}", "deadline_s")
-        if request.choice_index < 0:
-            raise InvalidRequest(f"choices are counted from 0, got {request.choice_index}", "n")
-        if not prompt:
-            raise InvalidRequest("the prompt is empty; give at least one token", "prompt")
-        if not all(0 <= token_id < vocab_size for token_id in (*prompt, *request.emitted_token_ids)):
-            raise InvalidRequest(f"the prompt has token ids outside the vocabulary of {vocab_size}", "prompt")
-        if not all(0 <= token_id < vocab_size for token_id in request.sampling.stop_token_ids):
-            raise InvalidRequest(f"a stop token id is outside the vocabulary of {vocab_size}", "stop_token_ids")
-        check_token_ids(request.sampling, vocab_size, self._limits.eos_token_ids)
-        num_tokens = len(prompt) + request.max_tokens
-        if num_tokens > self._limits.max_sequence_tokens:
-            raise ContextTooLong(
-                f"prompt of {len(prompt)} tokens and max_tokens of {request.max_tokens} make {num_tokens}; this model "
-                f"serves up to {self._limits.max_sequence_tokens} in all: shorten the prompt or lower max_tokens",
-                "max_tokens" if len(prompt) < self._limits.max_sequence_tokens else "prompt",
-            )
-        if not 0 <= request.cache_priority <= MAX_CACHE_PRIORITY:
-            raise InvalidRequest(
-                f"cache_priority must be between 0 and {MAX_CACHE_PRIORITY}, got {request.cache_priority}",
-                "cache_priority",
-            )
-        if request.emitted_token_ids and len(request.emitted_token_ids) >= request.max_tokens:
-            raise InvalidRequest("all of max_tokens were emitted already", "emitted_token_ids")
-        if self._scheduler.find(request.request_id) is not None:
-            raise InvalidRequest(f"request id {request.request_id!r} is in use", "request_id")
+        check_request(request, self._limits)
+        request_id, find = request.request_id, self._scheduler.find
+        if find(request_id) is not None or find(request_id, has_ended=True) is not None:
+            raise InvalidRequest(f"request id {request_id!r} is in use", "request_id")
 
     # The step
 
     def step(self) -> list[TokenOutput]:
-        """Plan, run, commit: one pass of the model and what it yielded (empty if nothing could run)."""
-        overdue = [self._give_up(sequence) for sequence in self._scheduler.overdue(self._clock())]
-        plan = self._scheduler.plan(reserved=self._reserved)
-        if not plan.entries:
-            return overdue
-        self._note_starts(plan)
-        sampled = self._runner.run(plan)
-        return [*overdue, *self._commit(plan, sampled)]
+        """Plan, launch, land: one pass of the model is sent off, and what one yielded is returned.
+
+        Without overlap that is the same pass; with it the one before, which ran while this one was planned:
+
+            plan 1, launch 1 | plan 2, launch 2, land 1 | plan 3, launch 3, land 2 | ...
+        """
+        outputs = [self._give_up(sequence) for sequence in self._scheduler.overdue(self._clock())]
+        plan = self._scheduler.plan(reserved=self._reserved, is_ahead=self._flight is not None)
+        before, self._flight = self._flight, self._launch(plan) if plan is not None and plan.entries else None
+        if before is not None:
+            outputs += self._land(before)
+        if self._flight is not None and self._flight.is_structured:
+            self._flight.step.allow(self._masks(self._flight.plan))
+        if self._flight is not None and not self._overlaps:
+            landing, self._flight = self._flight, None
+            outputs += self._land(landing)
+        return outputs
+
+    def _launch(self, plan: StepPlan) -> "_Flight":
+        now = self._clock()
+        for entry in plan.entries:
+            if entry.sequence.started_at is None:
+                entry.sequence.started_at = now
+        step = self._runner.launch(plan)
+        is_structured = any(entry.samples and entry.sequence.grammar is not None for entry in plan.entries)
+        if not is_structured:
+            step.allow(None)
+        self._scheduler.take_off(plan)
+        return _Flight(plan, step, is_structured=is_structured)
+
+    def _masks(self, plan: StepPlan) -> GrammarMasks | None:
+        sampling = [entry for entry in plan.entries if entry.samples]
+        rows = [
+            StructuredRow(row, entry.sequence.grammar, entry.num_generated, entry.sequence.request.sampling)
+            for row, entry in enumerate(sampling)
+            if entry.sequence.grammar is not None and not entry.sequence.has_ended
+        ]
+        return make_masks(rows, self._limits.eos_token_ids) if rows else None
 
     def _give_up(self, sequence: Sequence) -> TokenOutput:
         """End a sequence that waits for its first token and would get it too late."""
         self._scheduler.remove(sequence)
-        if sequence.ticket is not None and self._exporter is not None:
-            self._exporter.cancel(sequence)
+        self._exports.cancel(sequence)
         self._counts["finished_error"] += 1
         return TokenOutput(
             request_id=sequence.request_id,
@@ -202,26 +200,21 @@ class Engine:
             f"{self.num_waiting} others wait and {self.num_running} run here",
         )
 
-    def _note_starts(self, plan: StepPlan) -> None:
-        now = self._clock()
-        for entry in plan.entries:
-            if entry.sequence.started_at is None:
-                entry.sequence.started_at = now
-
-    def _commit(self, plan: StepPlan, sampled: list[SampledToken]) -> list[TokenOutput]:
+    def _land(self, flight: "_Flight") -> list[TokenOutput]:
+        sampled = iter(flight.step.land())
         self._counts["num_steps"] += 1
         outputs = []
-        tokens = iter(sampled)
-        for entry in plan.entries:
-            sequence, samples = entry.sequence, entry.samples
+        for entry in flight.plan.entries:
+            sequence = entry.sequence
+            token = next(sampled) if entry.samples else None
             self._count_prompt_tokens(entry)
-            sequence.num_computed += entry.num_new
-            self._kv.publish_computed(sequence)
+            if not self._scheduler.land(entry):
+                continue
             if sequence.ticket is not None:
-                self._export_published(sequence)
-            if samples:
-                outputs.append(self._append(sequence, next(tokens)))
-            elif not sequence.num_pending:
+                self._exports.offer(sequence)
+            if token is not None:
+                outputs.append(self._append(sequence, token))
+            elif sequence.num_computed == sequence.num_tokens:
                 outputs.append(self._embed(sequence))
         return outputs
 
@@ -292,20 +285,15 @@ class Engine:
         return "handed_over" if sequence.ticket is not None else None
 
     def _finish(self, sequence: Sequence, reason: FinishReason) -> None:
-        self._kv.publish_last(sequence)
-        if sequence.ticket is not None:
-            assert self._exporter is not None, f"{sequence.request_id} has a ticket, but nothing exports pages"
-            if reason == "handed_over":
-                self._export_published(sequence)
-                self._exporter.finish(sequence, (sequence.token_ids[-1],))
-            else:
-                self._exporter.cancel(sequence)
-        self._scheduler.remove(sequence)
+        if reason == "handed_over":
+            self._exports.finish(sequence)
+        else:
+            self._exports.cancel(sequence)
+        self._scheduler.remove(sequence, is_complete=True)
         self._counts[f"finished_{reason}"] += 1
 
     def _count_prompt_tokens(self, entry: ScheduledSequence) -> None:
-        sequence = entry.sequence
-        num_left = sequence.num_prompt_tokens - sequence.num_computed
+        num_left = entry.sequence.num_prompt_tokens - entry.start
         self._counts["computed_prompt_tokens"] += max(0, min(num_left, entry.num_new))
 
     def _count_prompt(self, sequence: Sequence) -> None:
@@ -313,24 +301,11 @@ class Engine:
             self._counts["prompt_tokens"] += sequence.num_prompt_tokens
             self._counts["cached_prompt_tokens"] += sequence.num_cached_tokens
 
-    # Pages that leave for another replica
-
-    def _export_published(self, sequence: Sequence) -> None:
-        first = sequence.num_exported_pages
-        pages = sequence.pages[first : sequence.num_published_pages]
-        if not pages or self._exporter is None:
-            return
-        self._kv.pin(pages)
-        self._exported.update(pages)
-        sequence.num_exported_pages += len(pages)
-        self._exporter.export(sequence, first, pages)
+    # Pages that leave for another replica, and that come from one
 
     def release_exported(self, pages: Many[PageIndex]) -> None:
         """The exporter is done with these pages."""
-        self._exported.subtract(pages)
-        self._kv.release(reversed(pages))
-
-    # Pages that come from another replica
+        self._exports.release(pages)
 
     def reserve(self, request: GenerationRequest, grammar: Grammar | None = None) -> Sequence:
         """A sequence with pages for all its tokens, to be filled from outside; it does not run yet.
@@ -374,7 +349,16 @@ class Engine:
     def audit(self) -> None:
         """Check that every page is held by exactly those who should. Raises AssertionError."""
         reserved = [page for sequence in self._reserved for page in sequence.pages]
-        self._scheduler.audit([*reserved, *self._exported.elements()])
+        self._scheduler.audit([*reserved, *self._exports.pinned()])
+
+
+@dataclass(frozen=True, slots=True)
+class _Flight:
+    """What a step computes, and the step. is_structured: it waits for masks before it samples."""
+
+    plan: StepPlan
+    step: StepFlight
+    is_structured: bool
 
 
 def _grammar_state(request: GenerationRequest, grammar: Grammar | None) -> GrammarState | None:

@@ -88,7 +88,7 @@ class EngineLoop:
         outputs = self._engine.step()
         if outputs:
             self._deliver(outputs)
-        if self._engine.num_steps > num_steps:
+        if self._engine.num_steps > num_steps or self._engine.is_in_flight:
             self._last_progress = self._clock()
         else:
             time.sleep(_STARVED_PAUSE_S)

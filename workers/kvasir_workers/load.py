@@ -3,7 +3,7 @@
 import hashlib
 import json
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -12,9 +12,10 @@ from torch import Tensor
 from kvasir_protocol.config import EngineConfig, ModelConfig
 from kvasir_protocol.errors import CheckpointError, ConfigError, OutOfMemory
 from kvasir_protocol.messages import LAYOUT_VERSION, PageLayout
-from kvasir_workers.engine import Engine, EngineLimits, PageExporter
+from kvasir_workers.engine import Engine
 from kvasir_workers.grammar.compiler import GrammarCompiler
 from kvasir_workers.grammar.token_table import TokenSource
+from kvasir_workers.kv.exports import PageExporter
 from kvasir_workers.kv.manager import KvManager, Reuse
 from kvasir_workers.kv.page_memory import PageShape, SharedSegment
 from kvasir_workers.kv.prefix_tree import PageWatcher
@@ -23,7 +24,10 @@ from kvasir_workers.model.checkpoint import read_eos_token_ids
 from kvasir_workers.model.decoder import Decoder
 from kvasir_workers.model.loader import load_decoder, load_spec, weight_bytes
 from kvasir_workers.model.spec import DecoderSpec
+from kvasir_workers.request_check import EngineLimits
+from kvasir_workers.runner.executor import DeviceThread
 from kvasir_workers.runner.model_runner import ModelRunner
+from kvasir_workers.runner.sampler import SampledToken
 
 _log = logging.getLogger(__name__)
 
@@ -104,9 +108,11 @@ def build_engine(
     exporter: PageExporter | None = None,
     watcher: PageWatcher | None = None,
 ) -> Engine:
-    runner = ModelRunner(loaded.decoder, loaded.pages, loaded.limits.eos_token_ids)
+    overlaps = loaded.pages.is_cuda if config.overlap is None else config.overlap
+    thread = DeviceThread[list[SampledToken]]() if overlaps else None
+    runner = ModelRunner(loaded.decoder, loaded.pages, loaded.limits.eos_token_ids, thread)
     kv = KvManager(loaded.pages.shape[2], config.page_size, Reuse(enabled=config.enable_prefix_caching), watcher)
-    return Engine(runner, kv, config, loaded.limits, exporter)
+    return Engine(runner, kv, replace(config, overlap=overlaps), loaded.limits, exporter)
 
 
 def grammar_compiler(directory: Path, limits: EngineLimits) -> GrammarCompiler:

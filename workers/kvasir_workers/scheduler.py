@@ -20,15 +20,32 @@ from kvasir_workers.waiting_line import LineBounds, WaitingLine
 
 @dataclass(frozen=True, slots=True)
 class ScheduledSequence:
-    """num_new of the sequence's pending tokens are computed in this step."""
+    """num_new of the sequence's tokens are computed in this step, from start on.
+
+    samples: the step reaches the sequence's last token and yields a new one. What is said here stays as it was when
+    the step was planned; the sequence goes on.
+    """
 
     sequence: Sequence
+    start: int
     num_new: int
+    samples: bool
+
+    @classmethod
+    def of(cls, sequence: Sequence, num_new: int) -> "ScheduledSequence":
+        """The next num_new of its pending tokens."""
+        samples = num_new == sequence.num_pending and sequence.request.pooling is None
+        return cls(sequence, sequence.num_scheduled, num_new, samples)
 
     @property
-    def samples(self) -> bool:
-        """The step reaches the sequence's last token, so that it yields a new one (or none, if none is wanted)."""
-        return self.num_new == self.sequence.num_pending and self.sequence.request.pooling is None
+    def end(self) -> int:
+        """The sequence's tokens that have keys and values after the step."""
+        return self.start + self.num_new
+
+    @property
+    def num_generated(self) -> int:
+        """Tokens of the answer before the one that the step samples."""
+        return self.end - self.sequence.num_prompt_tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +79,7 @@ class Scheduler:
         self._bounds = LineBounds(max_requests=config.max_waiting_requests, max_tokens=config.max_waiting_tokens)
         self._waiting = WaitingLine(self._policy, self._counters)
         self._running: list[Sequence] = []
+        self._departing: dict[Sequence, bool] = {}
         self._num_arrived = 0
         self.num_preemptions = 0
         self.num_recomputed_tokens = 0
@@ -91,17 +109,49 @@ class Scheduler:
         sequence.arrival_index = self._num_arrived
         self._num_arrived += 1
 
-    def find(self, request_id: RequestId) -> Sequence | None:
-        running = next((sequence for sequence in self._running if sequence.request_id == request_id), None)
-        return running or self._waiting.find(request_id)
+    def find(self, request_id: RequestId, *, has_ended: bool = False) -> Sequence | None:
+        """has_ended: look among those that ended, but into whose pages a step on its way may still write."""
+        among = self._departing if has_ended else self._running
+        found = next((sequence for sequence in among if sequence.request_id == request_id), None)
+        return found if has_ended else found or self._waiting.find(request_id)
 
-    def remove(self, sequence: Sequence) -> None:
-        """Forget a sequence that ended and take its pages back."""
+    def remove(self, sequence: Sequence, *, is_complete: bool = False) -> None:
+        """Forget a sequence that ended and take its pages back, as soon as no step writes into them.
+
+        is_complete: what it has computed stays in the cache up to its last token.
+        """
         if sequence in self._running:
             self._running.remove(sequence)
         else:
             self._waiting.remove(sequence)
+        sequence.has_ended = True
+        self._departing[sequence] = is_complete
+        if not sequence.num_in_flight:
+            self._let_go(sequence)
+
+    def _let_go(self, sequence: Sequence) -> None:
+        if self._departing.pop(sequence):
+            self._kv.publish_last(sequence)
         self._kv.detach(sequence)
+
+    def take_off(self, plan: StepPlan) -> None:
+        """The step is on its way: what it computes need not be planned again."""
+        for entry in plan.entries:
+            entry.sequence.num_in_flight += entry.num_new
+            entry.sequence.num_coming += entry.samples
+
+    def land(self, entry: ScheduledSequence) -> bool:
+        """The sequence's part of a step is done; its full pages become READY. False if it has ended before."""
+        sequence = entry.sequence
+        sequence.num_in_flight -= entry.num_new
+        sequence.num_coming -= entry.samples
+        if sequence.has_ended:
+            if not sequence.num_in_flight:
+                self._let_go(sequence)
+            return False
+        sequence.num_computed += entry.num_new
+        self._kv.publish_computed(sequence)
+        return True
 
     def overdue(self, now: float) -> list[Sequence]:
         """Waiting sequences that should have had their first token by now."""
@@ -118,36 +168,44 @@ class Scheduler:
         first = self._waiting.first()
         return self._kv.num_missing(first) if first is not None else 0
 
-    def plan(self, *, reserved: Collection[Sequence] = ()) -> StepPlan:
+    def plan(self, *, reserved: Collection[Sequence] = (), is_ahead: bool = False) -> StepPlan | None:
         """Choose the next step and give every chosen sequence the pages that it needs for it.
 
-        reserved: sequences whose pages are still on their way, each with the promise of a place.
+        reserved: sequences whose pages are still on their way, each with the promise of a place. is_ahead: a step is
+        on its way; None if somebody would have to give up pages that it may be writing into: ask again when it landed.
         """
         # The worst last: whoever is preempted in this step was not given anything in it yet.
         self._running.sort(key=self._rank)
-        if self._displaces:
-            self._make_way(reserved)
-        entries, budget, has_preempted = self._plan_running()
-        if not has_preempted:
+        if self._displaces and not self._make_way(reserved, is_ahead=is_ahead):
+            return None
+        num_preemptions = self.num_preemptions
+        planned = self._plan_running(is_ahead=is_ahead)
+        if planned is None:
+            return None
+        entries, budget = planned
+        if self.num_preemptions == num_preemptions:
             entries += self._plan_waiting(budget, reserved)
-        entries.sort(key=lambda entry: entry.num_new != 1)
+        entries.sort(key=_is_chunk)
         return StepPlan(tuple(entries), copies_of(entry.sequence for entry in entries))
 
     def _rank(self, sequence: Sequence) -> tuple[float, Rank]:
         served = self._counters[sequence.request.tenant] if self._counters is not None else 0.0
         return served, self._policy.rank(sequence)
 
-    def _make_way(self, reserved: Collection[Sequence]) -> None:
-        """Running sequences that the first in line outranks wait, until there is room for it.
+    def _make_way(self, reserved: Collection[Sequence], *, is_ahead: bool) -> bool:
+        """Running sequences that the first in line outranks wait, until there is room for it. False: not now.
 
         Nobody makes way for one that awaits what another computes. It may be the one who was preempted: asked anew.
         """
         while self._running and (first := self._first_to_compute()) is not None:
             if not self._may_displace(first, self._running[-1]):
-                return
+                break
             if self._has_place(reserved) and self._would_fit(first, reserved):
-                return
+                break
+            if is_ahead:
+                return False
             self._preempt_last()
+        return True
 
     def _first_to_compute(self) -> Sequence | None:
         return next((s for s in self._waiting.in_turn() if not self._kv.awaits_others(s)), None)
@@ -167,24 +225,29 @@ class Scheduler:
         self._kv.detach(sequence)
         return fits
 
-    def _plan_running(self) -> tuple[list[ScheduledSequence], int, bool]:
-        """Each gets what it lacks, but leaves a token of the budget for everyone behind it."""
+    def _plan_running(self, *, is_ahead: bool) -> tuple[list[ScheduledSequence], int] | None:
+        """Each gets what it lacks, but leaves a token of the budget for everyone behind it.
+
+        Returns the part of the step, and what is left of the budget; None if somebody would have to be preempted.
+        """
         entries: list[ScheduledSequence] = []
         budget = self._budget_tokens
-        has_preempted = False
+        chunk = self._chunk_tokens()
         index = 0
         while index < len(self._running) and budget > 0:
             sequence = self._running[index]
-            num_later = len(self._running) - index - 1
-            num_new = min(sequence.num_pending, self._chunk_tokens(), max(1, budget - num_later))
-            while not self._kv.try_grow(sequence, sequence.num_computed + num_new):
-                has_preempted = True
-                if self._preempt_last() is sequence:
-                    return entries, budget, has_preempted
-            entries.append(ScheduledSequence(sequence, num_new))
-            budget -= num_new
             index += 1
-        return entries, budget, has_preempted
+            if not sequence.wants_step:
+                continue
+            num_new = min(sequence.num_pending, chunk, max(1, budget - (len(self._running) - index)))
+            while not self._kv.try_grow(sequence, sequence.num_scheduled + num_new):
+                if is_ahead:
+                    return None
+                if self._preempt_last() is sequence:
+                    return entries, budget
+            entries.append(ScheduledSequence.of(sequence, num_new))
+            budget -= num_new
+        return entries, budget
 
     def _chunk_tokens(self) -> int:
         """At most so many tokens of one sequence in a step, if it is not alone."""
@@ -194,6 +257,7 @@ class Scheduler:
     def _preempt_last(self) -> Sequence:
         """The running sequence of the highest rank gives up its pages and waits; full ones stay cached for now."""
         sequence = self._running.pop()
+        assert not sequence.num_in_flight, f"{sequence.request_id} is preempted in flight"
         sequence.num_lost_tokens = sequence.num_computed
         self._kv.detach(sequence)
         self._waiting.add(sequence)
@@ -210,7 +274,7 @@ class Scheduler:
             if num_new == 0:
                 break
             self._admit(sequence)
-            entries.append(ScheduledSequence(sequence, num_new))
+            entries.append(ScheduledSequence.of(sequence, num_new))
             budget -= num_new
         return entries
 
@@ -257,14 +321,24 @@ class Scheduler:
 
     def audit(self, other_holders: list[PageIndex]) -> None:
         """Check that pages, sequences and other holders agree. Raises AssertionError."""
-        sequences = [*self._running, *self._waiting]
+        sequences = [*self._running, *self._waiting, *self._departing]
+        for sequence in self._departing:
+            assert sequence.num_in_flight, f"{sequence.request_id} has ended but keeps its pages"
         for sequence in self._waiting:
+            assert not sequence.num_in_flight, f"{sequence.request_id} waits in flight"
             assert not sequence.pages, f"{sequence.request_id} waits but holds pages"
             assert sequence.copy_source is None, f"{sequence.request_id} waits but holds a page to copy"
         for sequence in sequences:
-            assert 0 <= sequence.num_computed < sequence.num_tokens, f"{sequence.request_id}: nothing left to compute"
+            has_left = sequence.num_computed < sequence.num_tokens or sequence.has_ended
+            assert has_left, f"{sequence.request_id}: nothing left to compute"
             assert sequence.num_computed <= len(sequence.pages) * self._kv.page_size, f"{sequence.request_id}: no page"
         self._waiting.audit()
         computers = self._kv.in_flight.computers()
-        assert computers <= {s.request_id for s in self._running}, f"{computers} are waited for but do not run"
+        assert computers <= {s.request_id for s in (*self._running, *self._departing)}, (
+            f"{computers} are waited for but do not run"
+        )
         self._kv.audit([*(page for sequence in sequences for page in sequence.held_pages), *other_holders])
+
+
+def _is_chunk(entry: ScheduledSequence) -> bool:
+    return entry.num_new != 1

@@ -2,6 +2,9 @@
 
 from dataclasses import dataclass, field
 
+import numpy as np
+from numpy.typing import NDArray
+
 from kvasir_protocol.ids import PageHash, PageIndex, RequestId
 from kvasir_protocol.messages import HandoverTicket
 from kvasir_protocol.page_hash import child_hash, root_hash
@@ -14,14 +17,16 @@ from kvasir_workers.prompt_reader import PromptReader, prompt_reader
 class Sequence:
     """Tokens, and how many of them the model has computed: the only progress there is.
 
-        token_ids   [ prompt ............ | generated ....... ]
-        computed    [ num_computed tokens have keys and values | pending ]
+        token_ids   [ prompt ........................ | generated ............ ] num_coming
+        computed    [ num_computed have keys and values | num_in_flight | num_pending ....... ]
 
+    num_in_flight: tokens that steps which have not landed yet compute; num_coming: those that they will sample.
     pages hold the keys and values of the first num_computed tokens; page_hashes name the full pages among them;
     the first num_published_pages are READY, the others are this sequence's alone.
     grammar: what a structured answer may still become; it has accepted the generated tokens.
     copy_source: the page that comes after pages and holds num_copied of the computed tokens begins as its copy; the
-    source stays held until the step has run. awaited_page: another sequence computes it, this one waits for it.
+    source stays held until the step has run. replaced_pages: its own, of content that the tree had already, held until
+    no step reads them. awaited_page: another sequence computes it, this one waits for it.
     ticket: the pages go to another replica when the prompt is computed; num_exported_pages have been offered to it.
     prompt_reader: sees the prompt's hidden states. arrival_index orders by arrival; arrived_at, started_at: by the
     engine's clock, in seconds; give_up_at: by the same, when a first token is of no use any more.
@@ -35,6 +40,9 @@ class Sequence:
     num_prompt_tokens: int = field(init=False)
     prompt_reader: PromptReader | None = field(init=False)
     num_computed: int = 0
+    num_in_flight: int = 0
+    num_coming: int = 0
+    has_ended: bool = False
     num_cached_tokens: int | None = None
     pages: list[PageIndex] = field(default_factory=list)
     page_hashes: list[PageHash] = field(default_factory=list)
@@ -47,7 +55,10 @@ class Sequence:
     num_lost_tokens: int = 0
     copy_source: PageIndex | None = None
     num_copied: int = 0
+    replaced_pages: list[PageIndex] = field(default_factory=list)
     awaited_page: PageHash | None = None
+    _page_row: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, dtype=np.int64))
+    _num_in_row: int = 0
 
     def __post_init__(self) -> None:
         self.token_ids = [*self.request.prompt_token_ids, *self.request.emitted_token_ids]
@@ -55,6 +66,29 @@ class Sequence:
         self.prompt_reader = prompt_reader(self.request)
         if self.ticket is not None:
             self.num_exported_pages = self.ticket.first_page
+
+    def page_row(self) -> NDArray[np.int64]:
+        """The pages as an array, valid until they change: a step copies it into its page tables."""
+        num_pages = len(self.pages)
+        if self._num_in_row < num_pages:
+            if len(self._page_row) < num_pages:
+                self._page_row = np.resize(self._page_row, max(8, 2 * num_pages))
+            self._page_row[self._num_in_row : num_pages] = self.pages[self._num_in_row :]
+            self._num_in_row = num_pages
+        return self._page_row[:num_pages]
+
+    def replace_page(self, index: int, page: PageIndex) -> None:
+        """Another page has the same content; a step on its way may still read the former."""
+        self.replaced_pages.append(self.pages[index])
+        self.pages[index] = page
+        self._num_in_row = min(self._num_in_row, index)
+
+    def drop_pages(self) -> None:
+        """It has computed nothing any more."""
+        self.pages = []
+        self.num_published_pages = 0
+        self.num_computed = 0
+        self._num_in_row = 0
 
     @property
     def request_id(self) -> RequestId:
@@ -65,8 +99,21 @@ class Sequence:
         return len(self.token_ids)
 
     @property
+    def num_scheduled(self) -> int:
+        """Leading tokens that have keys and values when all steps so far have landed."""
+        return self.num_computed + self.num_in_flight
+
+    @property
     def num_pending(self) -> int:
-        return len(self.token_ids) - self.num_computed
+        """Tokens that no step has taken up yet, known or coming."""
+        return len(self.token_ids) + self.num_coming - self.num_computed - self.num_in_flight
+
+    @property
+    def wants_step(self) -> bool:
+        """There is something to compute, and the tokens that are coming will not surely be its last."""
+        if self.num_coming and (self.ticket is not None or self.num_generated + 1 >= self.request.max_tokens):
+            return False
+        return self.num_pending > 0
 
     @property
     def num_generated(self) -> int:
@@ -87,8 +134,9 @@ class Sequence:
 
     @property
     def held_pages(self) -> list[PageIndex]:
-        """All that it holds: its pages, and the one that is copied."""
-        return self.pages if self.copy_source is None else [*self.pages, self.copy_source]
+        """All that it holds: its pages, the one that is copied, and those that a step on its way still reads."""
+        copied = [] if self.copy_source is None else [self.copy_source]
+        return [*self.pages, *copied, *self.replaced_pages]
 
     def hashes_up_to(self, num_tokens: int, page_size: int) -> list[PageHash]:
         """Names of the full pages within the first num_tokens tokens; computed once and kept."""

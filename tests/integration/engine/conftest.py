@@ -40,6 +40,7 @@ class Model:
         max_num_seqs: int = 32,
         caches: bool = True,
         page_size: int = PAGE_SIZE,
+        overlap: bool = True,
     ) -> Engine:
         config = EngineConfig(
             device="cpu",
@@ -47,6 +48,7 @@ class Model:
             max_num_seqs=max_num_seqs,
             max_num_batched_tokens=budget,
             enable_prefix_caching=caches,
+            overlap=overlap,
             kv_cache_bytes=num_pages * page_bytes(load_spec(self.path), page_size, torch.float32),
         )
         loaded = load_model(ModelConfig(path=str(self.path), served_name="m", dtype="float32"), config)

@@ -74,7 +74,7 @@ def test_several_at_once_copy_from_the_same_page(model: Model) -> None:
 
 def test_of_equal_prompts_one_is_computed(model: Model) -> None:
     """Whole pages of it: 96 tokens of 101. The last one is still being filled when the others come."""
-    engine = model.engine(page_size=16, budget=48)
+    engine = model.engine(page_size=16, budget=48, overlap=False)
     requests = [greedy(f"r{i}", [*prompt_of(100), i]) for i in range(5)]
     answers = run(engine, requests)
     alone = [run(model.engine(caches=False, page_size=16), [request])[0] for request in requests]

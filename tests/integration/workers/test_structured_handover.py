@@ -92,7 +92,7 @@ def test_request_that_is_aborted_while_its_grammar_compiles_leaves_nothing(conne
     client.send(Submit(request=request("r", {"json": SCHEMA})))
     client.send(Abort(request_id=RequestId("r")))
     client.generate(request("after", {"json": SCHEMA}))
-    stats = client.stats().stats
+    stats = client.settled_stats().stats
     assert (stats.num_running, stats.num_waiting, stats.num_used_pages, stats.engine.finished_stop) == (0, 0, 0, 1)
 
 

@@ -3,9 +3,10 @@
 from kvasir_protocol.config import EngineConfig
 from kvasir_protocol.events import TokenOutput
 from kvasir_protocol.request import GenerationRequest, SamplingParams
-from kvasir_workers.engine import Engine, EngineLimits
+from kvasir_workers.engine import Engine
 from kvasir_workers.kv.manager import KvManager, Reuse
 from kvasir_workers.kv.prefix_tree import PageWatcher
+from kvasir_workers.request_check import EngineLimits
 from kvasir_workers.sequence import Sequence
 from tests.unit.workers.fakes import (
     EOS,
@@ -31,20 +32,23 @@ class House:
         caches: bool = True,
         reuse: Reuse | None = None,
         watcher: PageWatcher | None = None,
+        overlap: bool = False,
+        is_prompt: bool = True,
         **settings: object,
     ) -> None:
-        """settings: other fields of EngineConfig."""
+        """is_prompt: the runner computes as early as it may. settings: other fields of EngineConfig."""
         config = EngineConfig(
             page_size=page_size,
             max_num_seqs=max_num_seqs,
             max_num_batched_tokens=budget,
             enable_prefix_caching=caches,
+            overlap=overlap,
             **settings,  # type: ignore[arg-type]
         )
         self.clock = Clock()
         self.max_num_seqs, self.budget, self.capacity = max_num_seqs, budget, num_pages * page_size
         self.kv = KvManager(num_pages, page_size, reuse or Reuse(enabled=caches), watcher)
-        self.runner = FakeRunner(self.kv)
+        self.runner = FakeRunner(self.kv, is_prompt=is_prompt)
         self.exporter = RecordingExporter()
         limits = EngineLimits(max_sequence_tokens=self.capacity, vocab_size=VOCAB_SIZE, eos_token_ids=frozenset({EOS}))
         self.engine = Engine(self.runner, self.kv, config, limits, self.exporter, self.clock)

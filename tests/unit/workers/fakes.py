@@ -1,8 +1,10 @@
 """A model whose next token is a function of all tokens before it, read back from its pages: a mistake in any shows."""
 
 import zlib
+from collections.abc import Callable
 from collections.abc import Sequence as Many
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import torch
@@ -12,9 +14,10 @@ from kvasir_protocol.messages import HandoverTicket
 from kvasir_protocol.request import FinishReason, GenerationRequest, SamplingParams
 from kvasir_workers.kv.manager import KvManager, PageCopy
 from kvasir_workers.kv.page_pool import PageState
-from kvasir_workers.runner.batch import StepBatch, build_batch
+from kvasir_workers.runner.batch import BatchBuilder, StepBatch
+from kvasir_workers.runner.grammar_mask import GrammarMasks
 from kvasir_workers.runner.sampler import SampledToken
-from kvasir_workers.scheduler import StepPlan
+from kvasir_workers.scheduler import ScheduledSequence, StepPlan
 from kvasir_workers.sequence import Sequence
 
 VOCAB_SIZE = 16
@@ -84,26 +87,57 @@ def expected_answer(request: GenerationRequest) -> tuple[list[int], FinishReason
             return answer, "length"
 
 
-class FakeRunner:
-    """Keeps one token per slot where a model keeps keys and values. The content of a page that is not READY is junk."""
+class FakeFlight:
+    """A step that runs as late as it may."""
 
-    def __init__(self, kv: KvManager) -> None:
+    def __init__(self, run: Callable[[], list[SampledToken]]) -> None:
+        self._run = run
+
+    def allow(self, masks: GrammarMasks | None) -> None:
+        assert masks is None, "the fake model knows no grammars"
+
+    def land(self) -> list[SampledToken]:
+        return self._run()
+
+
+class FakeRunner:
+    """Keeps one token per slot where a model keeps keys and values. The content of a page that is not READY is junk.
+
+    is_prompt: steps run as early as they may.
+    """
+
+    def __init__(self, kv: KvManager, *, is_prompt: bool = True) -> None:
         self._kv = kv
+        self._is_prompt = is_prompt
+        self._builder = BatchBuilder(kv.page_size, torch.device("cpu"))
+        self._sampled_before: list[SampledToken] = []
         self.slots = np.full(kv.pool.num_pages * kv.page_size, VOCAB_SIZE, dtype=np.int64)
         self.plans: list[StepPlan] = []
 
-    def run(self, plan: StepPlan) -> list[SampledToken]:
+    def launch(self, plan: StepPlan) -> FakeFlight:
         self.plans.append(plan)
+        batch = self._builder.build(plan)
+        if not self._is_prompt:
+            return FakeFlight(partial(self._run, plan, batch))
+        sampled = self._run(plan, batch)
+        return FakeFlight(lambda: sampled)
+
+    def _run(self, plan: StepPlan, batch: StepBatch) -> list[SampledToken]:
         for copy in plan.copies:
             self._copy(copy)
-        batch = build_batch(plan, self._kv.page_size, torch.device("cpu"))
+        if batch.coming is not None:
+            said = torch.tensor([token.token_id for token in self._sampled_before])
+            batch.token_ids[batch.coming.places] = said[batch.coming.rows]
         for slot in batch.slots.tolist():
             page = PageIndex(slot // self._kv.page_size)
             assert self._kv.pool.state(page) is PageState.FILLING, f"page {page} is written while READY or FREE"
             assert self._kv.pool.references(page) == 1, f"page {page} is written while shared"
         assert len(set(batch.slots.tolist())) == len(batch.slots), "two tokens share a slot"
         self.slots[batch.slots.numpy()] = batch.token_ids.numpy()
-        return [self._sample(row, entry.sequence, batch) for row, entry in enumerate(plan.entries) if entry.samples]
+        self._sampled_before = [
+            self._sample(row, entry, batch) for row, entry in enumerate(plan.entries) if entry.samples
+        ]
+        return self._sampled_before
 
     def _copy(self, copy: PageCopy) -> None:
         size = self._kv.page_size
@@ -114,10 +148,10 @@ class FakeRunner:
         self.slots[copy.target * size :][:size] = VOCAB_SIZE
         self.slots[copy.target * size :][: copy.num_tokens] = self.slots[copy.source * size :][: copy.num_tokens]
 
-    def _sample(self, row: int, sequence: Sequence, batch: StepBatch) -> SampledToken:
+    def _sample(self, row: int, entry: ScheduledSequence, batch: StepBatch) -> SampledToken:
         pages = batch.attention.page_tables[row].tolist()
         history = self.read(pages, batch.attention.context_lens[row])
-        forbidden = forbidden_tokens(sequence.request.sampling, sequence.num_generated)
+        forbidden = forbidden_tokens(entry.sequence.request.sampling, entry.num_generated)
         return SampledToken(next_token(history, forbidden), None)
 
     def read(self, pages: Many[int], num_tokens: int) -> list[int]:

@@ -22,6 +22,7 @@ class FakeEngine:
         self.steps_left = 0
         self.num_steps = 0
         self.num_running = 3
+        self.is_in_flight = False
         self.on_step: Callable[[], None] = lambda: None
         self.is_starved = False
         self.audited = threading.Event()

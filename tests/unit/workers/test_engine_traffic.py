@@ -60,6 +60,8 @@ class Traffic(RuleBasedStateMachine):
             min_awaited_pages=st.integers(1, 2),
         ),
         policies=policies,
+        overlap=st.booleans(),
+        is_prompt=st.booleans(),
     )
     def start(
         self,
@@ -69,6 +71,8 @@ class Traffic(RuleBasedStateMachine):
         spare_budget: int,
         reuse: Reuse,
         policies: dict[str, object],
+        overlap: bool,
+        is_prompt: bool,
     ) -> None:
         self.house = House(
             num_pages=num_pages,
@@ -76,6 +80,8 @@ class Traffic(RuleBasedStateMachine):
             max_num_seqs=max_num_seqs,
             budget=max_num_seqs + spare_budget,
             reuse=reuse,
+            overlap=overlap,
+            is_prompt=is_prompt,
             **policies,
         )
         self.never_evicts = policies["admission_policy"] == "no-evict"

@@ -36,17 +36,19 @@ class Bench:
         """How many tokens each gets; nothing is computed."""
         return self.described(self.scheduler.plan())
 
-    def described(self, plan: StepPlan) -> dict[str, int]:
+    def described(self, plan: StepPlan | None) -> dict[str, int]:
+        assert plan is not None, "nothing is in flight, so that anybody may give way"
         return {entry.sequence.request_id: entry.num_new for entry in plan.entries}
 
     def step(self) -> dict[str, int]:
         plan = self.scheduler.plan()
         described = self.described(plan)
+        assert plan is not None
+        self.scheduler.take_off(plan)
         for entry in plan.entries:
-            sequence, samples = entry.sequence, entry.samples
-            sequence.num_computed += entry.num_new
-            self.kv.publish_computed(sequence)
-            if samples:
+            sequence = entry.sequence
+            assert self.scheduler.land(entry)
+            if entry.samples:
                 sequence.token_ids.append(1)
                 if sequence.num_generated >= sequence.request.max_tokens:
                     self.scheduler.remove(sequence)

@@ -45,7 +45,7 @@ def copies_of(sequences: Iterable[TokenSequence]) -> tuple[PageCopy, ...]:
     return tuple(
         PageCopy(sequence.copy_source, sequence.pages[sequence.num_published_pages], sequence.num_copied)
         for sequence in sequences
-        if sequence.copy_source is not None
+        if sequence.copy_source is not None and not sequence.num_in_flight  # else a step that copies is on its way
     )
 
 
@@ -136,7 +136,7 @@ class KvManager:
 
     def num_missing(self, sequence: TokenSequence) -> int:
         """Pages that the sequence lacks for all its tokens."""
-        return pages_for(sequence.num_tokens, self.page_size) - len(sequence.pages)
+        return pages_for(sequence.num_tokens + sequence.num_coming, self.page_size) - len(sequence.pages)
 
     def try_grow(self, sequence: TokenSequence, num_tokens: int) -> bool:
         """Give the sequence pages for num_tokens tokens in all. False (and nothing changed) if there are too few."""
@@ -152,6 +152,7 @@ class KvManager:
     def publish_computed(self, sequence: TokenSequence) -> None:
         """The step has run: make full pages READY and known; where the tree has the same content, use its page."""
         self._release_copied(sequence)
+        self._release_replaced(sequence)
         num_full = sequence.num_computed // self.page_size
         for index in range(sequence.num_published_pages, num_full):
             self.pool.publish(sequence.pages[index], sequence.request_id)
@@ -201,19 +202,25 @@ class KvManager:
             self.pool.recycle(superseded)
 
     def _adopt(self, sequence: TokenSequence, index: int, known: PageIndex) -> None:
-        """Replace the sequence's own copy by the page that the tree has."""
+        """Replace the sequence's own copy by the page that the tree has; a step on its way still reads the former."""
         self._read(known, sequence)
-        self.release([sequence.pages[index]])
-        sequence.pages[index] = known
+        sequence.replace_page(index, known)
+        if not sequence.num_in_flight:
+            self._release_replaced(sequence)
+
+    def _release_replaced(self, sequence: TokenSequence) -> None:
+        if sequence.replaced_pages:
+            pages, sequence.replaced_pages = sequence.replaced_pages, []
+            self.release(pages)
 
     def detach(self, sequence: TokenSequence) -> None:
         """Take all pages from a sequence. What is complete stays cached while nobody needs the room."""
         self.in_flight.forget(sequence.request_id)
+        assert not sequence.num_in_flight, f"{sequence.request_id} loses its pages in flight"
         self._release_copied(sequence)
+        self._release_replaced(sequence)
         self.release(reversed(sequence.pages))
-        sequence.pages = []
-        sequence.num_published_pages = 0
-        sequence.num_computed = 0
+        sequence.drop_pages()
 
     def clear_cache(self) -> None:
         """Forget every page that nobody reads."""

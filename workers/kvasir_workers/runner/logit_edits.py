@@ -4,19 +4,21 @@ from collections.abc import Iterable
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from kvasir_workers.runner.sampling_rows import Edits, SamplingRows
-from kvasir_workers.sequence import Sequence as TokenSequence
 
 
-def edit_logits(logits: Tensor, rows: SamplingRows, eos_token_ids: frozenset[int]) -> None:
-    """Allowed tokens, bad words, early ends, biases, penalties. logits: [R, V] float32."""
+def edit_logits(
+    logits: Tensor, rows: SamplingRows, num_generated: NDArray[np.int64], eos_token_ids: frozenset[int]
+) -> None:
+    """Allowed tokens, bad words, early ends, biases, penalties. logits: [R, V] float32; num_generated: [R]."""
     if rows.edits is not None:
         _keep_allowed(logits, rows.edits)
         _forbid(logits, _bad_endings(rows, rows.edits))
     if rows.early:
-        _forbid(logits, _early_ends(rows, eos_token_ids))
+        _forbid(logits, _early_ends(rows, num_generated, eos_token_ids))
     if rows.edits is not None and len(rows.edits.biases):
         logits.index_put_((rows.edits.bias_rows, rows.edits.bias_ids), rows.edits.biases, accumulate=True)
     if rows.penalised:
@@ -44,22 +46,18 @@ def _bad_endings(rows: SamplingRows, edits: Edits) -> list[tuple[int, int]]:
         (row, word[-1])
         for row in edits.bad_word_rows
         for word in rows.sequences[row].request.sampling.bad_word_token_ids
-        if _ends_with(rows.sequences[row], word[:-1])
+        if rows.histories[row].ends_with(word[:-1])
     ]
 
 
-def _ends_with(sequence: TokenSequence, tokens: tuple[int, ...]) -> bool:
-    num = len(tokens)
-    return num == 0 or (num <= sequence.num_generated and tuple(sequence.token_ids[-num:]) == tokens)
-
-
-def _early_ends(rows: SamplingRows, eos_token_ids: frozenset[int]) -> list[tuple[int, int]]:
+def _early_ends(
+    rows: SamplingRows, num_generated: NDArray[np.int64], eos_token_ids: frozenset[int]
+) -> list[tuple[int, int]]:
     """Tokens that would end an answer of less than min_tokens."""
     pairs: list[tuple[int, int]] = []
     for row in rows.early:
-        sequence = rows.sequences[row]
-        sampling = sequence.request.sampling
-        if sequence.num_generated < sampling.min_tokens:
+        sampling = rows.sequences[row].request.sampling
+        if num_generated[row] < sampling.min_tokens:
             ends = {*(() if sampling.ignore_eos else eos_token_ids), *sampling.stop_token_ids}
             pairs += [(row, token_id) for token_id in ends]
     return pairs
@@ -70,9 +68,7 @@ def _penalise(logits: Tensor, rows: SamplingRows) -> None:
 
     Only the logits of tokens that were seen are touched: [M] flat pairs of row and token over all rows.
     """
-    counted = [rows.counts[rows.sequences[row]] for row in rows.penalised]
-    for counts in counted:
-        counts.catch_up()
+    counted = [rows.histories[row].counts for row in rows.penalised]
     lengths = [len(counts) for counts in counted]
     table = rows.table[list(rows.penalised)]
 

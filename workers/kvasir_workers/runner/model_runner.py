@@ -1,52 +1,72 @@
 """Runs plans through the decoder."""
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
 from kvasir_kernels.paged_cache import LayerCache
 from kvasir_workers.kv.manager import PageCopy
 from kvasir_workers.model.decoder import Decoder
-from kvasir_workers.runner.batch import build_batch
+from kvasir_workers.runner.batch import BatchBuilder, StepBatch
+from kvasir_workers.runner.executor import DeviceThread, Masks, StepInPlace, StepInThread
 from kvasir_workers.runner.sampler import SampledToken, Sampler
 from kvasir_workers.scheduler import StepPlan
+
+Flight = StepInThread[list[SampledToken]] | StepInPlace[list[SampledToken]]
 
 
 class ModelRunner:
     """A decoder, its pages and the device they are on.
 
     pages: [L, 2, N, P, K, D], keys (0) and values (1) of every layer; the caller owns the memory.
+    thread: where steps run from the moment they are launched; None: when they are landed, in the caller's thread.
     """
 
-    def __init__(self, decoder: Decoder, pages: Tensor, eos_token_ids: frozenset[int]) -> None:
+    def __init__(
+        self,
+        decoder: Decoder,
+        pages: Tensor,
+        eos_token_ids: frozenset[int],
+        thread: DeviceThread[list[SampledToken]] | None = None,
+    ) -> None:
         self._decoder = decoder
         self._pages = pages
         self._caches = [LayerCache(layer[0], layer[1]) for layer in pages]
-        self._page_size = pages.shape[3]
-        self._device = pages.device
+        self._builder = BatchBuilder(pages.shape[3], pages.device)
         self._sampler = Sampler(eos_token_ids)
+        self._thread = thread
+        self._sampled_before = torch.empty(0, dtype=torch.int64, device=pages.device)
+
+    def launch(self, plan: StepPlan) -> Flight:
+        """Steps run in the order of their launches."""
+        work = partial(self._run, plan, self._builder.build(plan))
+        return StepInPlace(work) if self._thread is None else self._thread.launch(work)
 
     @torch.inference_mode()
-    def run(self, plan: StepPlan) -> list[SampledToken]:
+    def _run(self, plan: StepPlan, batch: StepBatch, masks: Masks) -> list[SampledToken]:
         for copy in plan.copies:
             self._copy_tokens(copy)
-        batch = build_batch(plan, self._page_size, self._device)
+        if batch.coming is not None:
+            batch.token_ids[batch.coming.places] = self._sampled_before[batch.coming.rows]
         hidden = self._decoder(batch.token_ids, batch.positions, batch.slots, self._caches, batch.attention)
         self._read_prompts(plan, hidden)
-        if not batch.sampled:
+        if not batch.sampled.sequences:
             return []
         logits = self._decoder.logits(hidden[batch.sample_rows])
-        return self._sampler.sample(logits, batch.sampled)
+        sample = self._sampler.sample(logits, batch.sampled, masks())
+        self._sampled_before = sample.token_ids
+        return sample.tokens()
 
     def _read_prompts(self, plan: StepPlan, hidden: Tensor) -> None:
         """Show the step's hidden states of prompt tokens to those who want to know of them."""
-        start = 0
+        first_row = 0
         for entry in plan.entries:
-            sequence, end = entry.sequence, start + entry.num_new
-            num_prompt = min(entry.num_new, sequence.num_prompt_tokens - sequence.num_computed)
-            if sequence.prompt_reader is not None and num_prompt > 0:
-                states = hidden[start : start + num_prompt]
-                sequence.prompt_reader.read(states, sequence.num_computed, self._decoder.logits)
-            start = end
+            reader = entry.sequence.prompt_reader
+            num_prompt = min(entry.num_new, entry.sequence.num_prompt_tokens - entry.start)
+            if reader is not None and num_prompt > 0:
+                reader.read(hidden[first_row : first_row + num_prompt], entry.start, self._decoder.logits)
+            first_row += entry.num_new
 
     def _copy_tokens(self, copy: PageCopy) -> None:
         """One by one, since many at once would need memory for all of them in between."""

@@ -4,20 +4,20 @@ The noise of a token is a pure function of (seed, choice, position): a request g
 preemption, on any replica. A row's arithmetic, too, depends on that row alone.
 """
 
-from collections.abc import Sequence
 from itertools import repeat
 from typing import NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from kvasir_protocol.events import TokenLogprobs
 from kvasir_workers.runner.choice import draw, draw_filtered
-from kvasir_workers.runner.grammar_mask import restrict_to_grammars
+from kvasir_workers.runner.grammar_mask import GrammarMasks, apply_masks
 from kvasir_workers.runner.logit_edits import edit_logits
-from kvasir_workers.runner.sampling_rows import RandomRows, SamplingRows
+from kvasir_workers.runner.sampling_rows import RandomRows, SampledRows, SamplingRows
 from kvasir_workers.runner.token_scores import score_tokens
-from kvasir_workers.sequence import Sequence as TokenSequence
 
 
 class SampledToken(NamedTuple):
@@ -27,6 +27,19 @@ class SampledToken(NamedTuple):
     logprobs: TokenLogprobs | None
 
 
+class Sample(NamedTuple):
+    """What a step said. token_ids: [R] int64, on the device; scores: of the rows that asked for them."""
+
+    token_ids: Tensor
+    scores: dict[int, TokenLogprobs]
+
+    def tokens(self) -> list[SampledToken]:
+        """Waits for the device."""
+        if not self.scores:
+            return list(map(SampledToken, self.token_ids.tolist(), repeat(None)))
+        return [SampledToken(token_id, self.scores.get(row)) for row, token_id in enumerate(self.token_ids.tolist())]
+
+
 class Sampler:
     """Samples step after step; what the rows ask for is read anew only when other sequences are in the batch."""
 
@@ -34,27 +47,22 @@ class Sampler:
         self._eos_token_ids = eos_token_ids
         self._rows: SamplingRows | None = None
 
-    def sample(self, logits: Tensor, sequences: tuple[TokenSequence, ...]) -> list[SampledToken]:
-        """The next token of each sequence. logits: [R, V] float32, changed in place; row i is sequences[i]'s."""
+    def sample(self, logits: Tensor, sampled: SampledRows, masks: GrammarMasks | None) -> Sample:
+        """The next token of each sequence. logits: [R, V] float32, changed in place; masks: of structured rows."""
         rows = self._rows
-        if rows is None or rows.sequences != sequences:
-            rows = self._rows = SamplingRows.of(sequences, logits.device, rows)
+        if rows is None or rows.sequences != sampled.sequences:
+            rows = self._rows = SamplingRows.of(sampled.sequences, logits.device, rows)
         raw_logprobs = torch.log_softmax(logits[list(rows.scored)], dim=-1) if rows.scored else None
-        restrict_to_grammars(logits, rows.sequences, self._eos_token_ids)
-        edit_logits(logits, rows, self._eos_token_ids)
-        token_ids = _choose(logits, rows)
-        if raw_logprobs is None:
-            return list(map(SampledToken, token_ids.tolist(), repeat(None)))
-        scores = dict(zip(rows.scored, _scores(raw_logprobs, token_ids, rows), strict=True))
-        return [SampledToken(token_id, scores.get(row)) for row, token_id in enumerate(token_ids.tolist())]
+        if masks is not None:
+            apply_masks(logits, masks)
+        edit_logits(logits, rows, sampled.num_generated, self._eos_token_ids)
+        token_ids = _choose(logits, rows, sampled.num_generated)
+        rows.remember(token_ids)
+        scores = _scores(raw_logprobs, token_ids, rows) if raw_logprobs is not None else []
+        return Sample(token_ids, dict(zip(rows.scored, scores, strict=True)))
 
 
-def sample(logits: Tensor, sequences: Sequence[TokenSequence], eos_token_ids: frozenset[int]) -> list[SampledToken]:
-    """One step of a sampler that remembers nothing."""
-    return Sampler(eos_token_ids).sample(logits, tuple(sequences))
-
-
-def _choose(logits: Tensor, rows: SamplingRows) -> Tensor:
+def _choose(logits: Tensor, rows: SamplingRows, num_generated: NDArray[np.int64]) -> Tensor:
     """[R] int64."""
     num_random = len(rows.plain) + len(rows.filtered)
     token_ids = logits.argmax(dim=-1) if num_random < len(rows.sequences) else logits.new_empty(0, dtype=torch.int64)
@@ -62,11 +70,11 @@ def _choose(logits: Tensor, rows: SamplingRows) -> Tensor:
         return token_ids
     token_ids = token_ids if len(token_ids) else logits.new_empty(len(rows.sequences), dtype=torch.int64)
     if len(rows.plain):
-        chosen = draw(_probabilities(logits, rows.plain), rows.plain.noise(logits.device))
+        chosen = draw(_probabilities(logits, rows.plain), rows.plain.noise(num_generated, logits.device))
         _put(token_ids, rows.plain, chosen)
     if len(rows.filtered):
         part = rows.filtered
-        noise = part.noise(logits.device)
+        noise = part.noise(num_generated, logits.device)
         chosen = draw_filtered(_probabilities(logits, part), noise, part.top_k, part.top_p, part.min_p)
         _put(token_ids, part, chosen)
     return token_ids

@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from kvasir_protocol.request import SamplingParams
+from kvasir_workers.runner.history import AnswerHistory
 from kvasir_workers.runner.noise import noise_at, noise_streams
-from kvasir_workers.runner.token_counts import TokenCounts
 from kvasir_workers.sequence import Sequence as TokenSequence
 
 _NO_TOP_K = 2**31
@@ -18,7 +18,6 @@ _NO_TOP_K = 2**31
 _ROW = np.dtype(
     [
         ("stream", np.uint64),
-        ("num_prompt_tokens", np.int64),
         ("temperature", np.float32),
         ("top_k", np.int64),
         ("top_p", np.float32),
@@ -32,6 +31,7 @@ _ROW = np.dtype(
         ("is_penalised", np.bool_),
         ("is_scored", np.bool_),
         ("is_edited", np.bool_),
+        ("has_history", np.bool_),
     ]
 )
 
@@ -40,10 +40,10 @@ def _row_of(sequence: TokenSequence) -> tuple[object, ...]:
     sampling = sequence.request.sampling
     is_filtered = sampling.top_k > 0 or sampling.top_p < 1 or sampling.min_p > 0
     stream = noise_streams([sequence.request.seed], [sequence.request.choice_index])[0]
+    is_penalised = sampling.repetition_penalty != 1 or sampling.presence_penalty != 0 or sampling.frequency_penalty != 0
     penalties = (sampling.repetition_penalty, sampling.presence_penalty, sampling.frequency_penalty)
     return (
         stream,
-        sequence.num_prompt_tokens,
         max(sampling.temperature, 1e-6),
         sampling.top_k if sampling.top_k > 0 else _NO_TOP_K,
         # The running sum may round up to 1 before the last token: 1 switches the filter off all the same.
@@ -54,32 +54,31 @@ def _row_of(sequence: TokenSequence) -> tuple[object, ...]:
         sampling.min_tokens if sequence.grammar is None else 0,
         sampling.temperature > 0 and not is_filtered,
         sampling.temperature > 0 and is_filtered,
-        penalties != (1.0, 0.0, 0.0),
+        is_penalised,
         sampling.logprobs is not None,
         bool(sampling.logit_bias or sampling.allowed_token_ids or sampling.bad_word_token_ids),
+        is_penalised or bool(sampling.bad_word_token_ids),
     )
 
 
 @dataclass(frozen=True, slots=True)
 class RandomRows:
-    """Rows of one kind that are drawn at random. rows: [R] int64, or None for all rows of the step."""
+    """Rows of one kind that are drawn at random. places, rows: [R] int64, the same; rows: None for all of the step."""
 
+    places: NDArray[np.int64]
     rows: Tensor | None
     streams: NDArray[np.uint64]
-    prompt_lengths: NDArray[np.int64]
     temperature: Tensor
     top_k: Tensor
     top_p: Tensor
     min_p: Tensor
-    sequences: tuple[TokenSequence, ...]
 
     def __len__(self) -> int:
-        return len(self.sequences)
+        return len(self.places)
 
-    def noise(self, device: torch.device) -> Tensor:
-        """[R] float32 in [0, 1), for the token that comes next."""
-        lengths = np.array([len(sequence.token_ids) for sequence in self.sequences], dtype=np.int64)
-        positions = (lengths - self.prompt_lengths).astype(np.uint64)
+    def noise(self, num_generated: NDArray[np.int64], device: torch.device) -> Tensor:
+        """[R] float32 in [0, 1), for the token that comes next. num_generated: of all rows of the step."""
+        positions = num_generated[self.places].astype(np.uint64)
         return torch.from_numpy(noise_at(self.streams, positions)).to(device)
 
 
@@ -97,8 +96,24 @@ class Edits:
 
 
 @dataclass(frozen=True, slots=True)
+class SampledRows:
+    """Whose next tokens a step samples, and how many tokens each answer has before. num_generated: [R] int64.
+
+    The sequences themselves may know of one token less: the step before has said it to nobody but the sampler.
+    """
+
+    sequences: tuple[TokenSequence, ...]
+    num_generated: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, sequences: Sequence[TokenSequence]) -> "SampledRows":
+        """Of sequences that know all their tokens."""
+        return cls(tuple(sequences), np.array([s.num_generated for s in sequences], dtype=np.int64))
+
+
+@dataclass(frozen=True, slots=True)
 class SamplingRows:
-    """One membership of the batch: sequences[i] is row i."""
+    """One membership of the batch: sequences[i] is row i. histories: of the rows that some parameter asks it of."""
 
     sequences: tuple[TokenSequence, ...]
     table: NDArray[np.void]
@@ -108,7 +123,7 @@ class SamplingRows:
     penalised: tuple[int, ...]
     early: tuple[int, ...]
     edits: Edits | None
-    counts: dict[TokenSequence, TokenCounts] = field(repr=False)
+    histories: dict[int, AnswerHistory] = field(repr=False)
 
     @classmethod
     def of(
@@ -117,20 +132,25 @@ class SamplingRows:
         """What is known of the sequences that stayed is taken over from before."""
         table = _table(sequences, before)
         penalised = tuple(np.flatnonzero(table["is_penalised"]).tolist())
-        known = before.counts if before is not None else {}
-        counts = {sequences[row]: known.get(sequences[row]) or TokenCounts(sequences[row]) for row in penalised}
         edited = np.flatnonzero(table["is_edited"]).tolist()
         return cls(
             sequences=sequences,
             table=table,
-            plain=_random_rows(sequences, table, table["is_random"], device),
-            filtered=_random_rows(sequences, table, table["is_filtered"], device),
+            plain=_random_rows(table, table["is_random"], device),
+            filtered=_random_rows(table, table["is_filtered"], device),
             scored=tuple(np.flatnonzero(table["is_scored"]).tolist()),
             penalised=penalised,
             early=tuple(np.flatnonzero(table["min_tokens"] > 0).tolist()),
             edits=_edits(sequences, edited, device) if edited else None,
-            counts=counts,
+            histories=_histories(sequences, np.flatnonzero(table["has_history"]).tolist(), before),
         )
+
+    def remember(self, token_ids: Tensor) -> None:
+        """The step said these, row by row."""
+        if self.histories:
+            said = token_ids.tolist()
+            for row, history in self.histories.items():
+                history.add(said[row])
 
 
 def _table(sequences: tuple[TokenSequence, ...], before: SamplingRows | None) -> NDArray[np.void]:
@@ -145,9 +165,7 @@ def _table(sequences: tuple[TokenSequence, ...], before: SamplingRows | None) ->
     return table
 
 
-def _random_rows(
-    sequences: tuple[TokenSequence, ...], table: NDArray[np.void], chosen: NDArray[np.bool_], device: torch.device
-) -> RandomRows:
+def _random_rows(table: NDArray[np.void], chosen: NDArray[np.bool_], device: torch.device) -> RandomRows:
     rows = np.flatnonzero(chosen)
     part = table if len(rows) == len(table) else table[rows]
 
@@ -155,15 +173,22 @@ def _random_rows(
         return torch.from_numpy(part[name].copy()).to(device)
 
     return RandomRows(
+        places=rows,
         rows=None if len(rows) == len(table) else torch.from_numpy(rows).to(device),
         streams=part["stream"].copy(),
-        prompt_lengths=part["num_prompt_tokens"].copy(),
         temperature=column("temperature"),
         top_k=column("top_k"),
         top_p=column("top_p"),
         min_p=column("min_p"),
-        sequences=tuple(sequences[row] for row in rows.tolist()),
     )
+
+
+def _histories(
+    sequences: Sequence[TokenSequence], rows: list[int], before: SamplingRows | None
+) -> dict[int, AnswerHistory]:
+    """A sequence that was not sampled in the step before knows all its tokens itself."""
+    known = {before.sequences[row]: history for row, history in before.histories.items()} if before is not None else {}
+    return {row: known.get(sequences[row]) or AnswerHistory(sequences[row]) for row in rows}
 
 
 def _edits(sequences: Sequence[TokenSequence], rows: list[int], device: torch.device) -> Edits:

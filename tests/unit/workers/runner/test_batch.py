@@ -3,7 +3,7 @@
 import torch
 
 from kvasir_protocol.ids import PageIndex
-from kvasir_workers.runner.batch import StepBatch, build_batch
+from kvasir_workers.runner.batch import BatchBuilder, StepBatch
 from kvasir_workers.scheduler import ScheduledSequence, StepPlan
 from kvasir_workers.sequence import Sequence
 from tests.unit.workers.fakes import make_request
@@ -13,7 +13,7 @@ def entry(tokens: range, pages: list[int], num_computed: int, num_new: int) -> S
     sequence = Sequence(make_request(f"r{tokens.start}", tokens))
     sequence.pages = [PageIndex(page) for page in pages]
     sequence.num_computed = num_computed
-    return ScheduledSequence(sequence, num_new)
+    return ScheduledSequence.of(sequence, num_new)
 
 
 def batch() -> StepBatch:
@@ -23,7 +23,7 @@ def batch() -> StepBatch:
         entry(range(20, 40), [9, 0, 4], 3, 6),
         entry(range(50, 54), [5], 2, 2),
     )
-    return build_batch(StepPlan(entries), 4, torch.device("cpu"))
+    return BatchBuilder(4, torch.device("cpu")).build(StepPlan(entries))
 
 
 def test_tokens_follow_the_plans_order() -> None:
@@ -41,7 +41,7 @@ def test_slots_lie_in_the_sequences_own_pages() -> None:
 def test_only_sequences_that_reach_their_end_are_sampled() -> None:
     result = batch()
     assert result.sample_rows.tolist() == [0, 8]
-    assert [sequence.request_id for sequence in result.sampled] == ["r10", "r50"]
+    assert [sequence.request_id for sequence in result.sampled.sequences] == ["r10", "r50"]
 
 
 def test_attention_sees_what_is_computed_after_the_step() -> None:

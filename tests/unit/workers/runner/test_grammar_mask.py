@@ -6,10 +6,10 @@ import numpy as np
 import torch
 
 from kvasir_protocol.request import SamplingParams
-from kvasir_workers.runner.grammar_mask import restrict_to_grammars
-from kvasir_workers.runner.sampler import sample
+from kvasir_workers.runner.grammar_mask import apply_masks
 from kvasir_workers.sequence import Sequence
 from tests.unit.workers.fakes import make_request
+from tests.unit.workers.runner.fresh_sampler import masks_of, sample
 
 V = 12
 EOS = frozenset({0})
@@ -43,17 +43,12 @@ def test_each_structured_row_keeps_what_its_own_grammar_allows() -> None:
     before = torch.randn(4, V)
     logits = before.clone()
     rows = [sequence("a", None), sequence("b", (3, 4)), sequence("c", None), sequence("d", (0, 11))]
-    restrict_to_grammars(logits, rows, EOS)
+    masks = masks_of(rows, EOS)
+    assert masks is not None
+    apply_masks(logits, masks)
     assert torch.equal(logits[[0, 2]], before[[0, 2]])
     assert [allowed_after(logits, 1), allowed_after(logits, 3)] == [[3, 4], [0, 11]]
     assert torch.equal(logits[1, [3, 4]], before[1, [3, 4]])
-
-
-def test_batch_without_grammars_is_not_touched() -> None:
-    logits = torch.randn(2, V)
-    before = logits.clone()
-    restrict_to_grammars(logits, [sequence("a", None), sequence("b", None)], EOS)
-    assert torch.equal(logits, before)
 
 
 def test_below_min_tokens_an_end_is_allowed_only_if_nothing_else_is() -> None:
@@ -63,7 +58,9 @@ def test_below_min_tokens_an_end_is_allowed_only_if_nothing_else_is() -> None:
         sequence("b", (0,), min_tokens=2),
         sequence("c", (5, 7), min_tokens=2, stop_token_ids=(7,)),
     ]
-    restrict_to_grammars(logits, rows, EOS)
+    masks = masks_of(rows, EOS)
+    assert masks is not None
+    apply_masks(logits, masks)
     assert [allowed_after(logits, row) for row in range(3)] == [[5], [0], [5]]
 
 

@@ -13,9 +13,11 @@ from kvasir_protocol.request import MAX_SEED, GenerationRequest, SamplingParams
 from kvasir_workers.grammar.state import GrammarState
 from kvasir_workers.runner.choice import filter_sorted
 from kvasir_workers.runner.noise import uniform_noise
-from kvasir_workers.runner.sampler import Sampler, sample
+from kvasir_workers.runner.sampler import Sampler
+from kvasir_workers.runner.sampling_rows import SampledRows
 from kvasir_workers.sequence import Sequence
 from tests.unit.workers.fakes import make_request
+from tests.unit.workers.runner.fresh_sampler import sample
 
 V = 12
 NO_EOS: frozenset[int] = frozenset()
@@ -341,7 +343,7 @@ def test_grammar_decides_whether_an_end_may_come_before_min_tokens(allowed: tupl
     structured = sequence_of(min_tokens=2, temperature=0, logprobs=0)
     structured.grammar = cast(GrammarState, _Only(*allowed))
     free = sequence_of(min_tokens=2, temperature=0)
-    first, second = Sampler(frozenset({3})).sample(logits.repeat(2, 1), (structured, free))
+    first, second = sample(logits.repeat(2, 1), (structured, free), frozenset({3}))
     assert (first.token_id, second.token_id) == (chosen, 0)
     assert first.logprobs is not None
     assert first.logprobs.logprob == pytest.approx(float(torch.log_softmax(logits, -1)[chosen]))
@@ -399,7 +401,7 @@ def test_sampler_that_remembers_gives_what_one_without_memory_gives(seed: int) -
     sampler, rows = Sampler(frozenset({3})), [random_row(draw) for _ in range(8)]
     for step in range(30):
         logits = torch.stack([random_logits(100 * step + i) for i in range(len(rows))])
-        tokens = sampler.sample(logits.clone(), tuple(rows))
+        tokens = sampler.sample(logits.clone(), SampledRows.of(rows), None).tokens()
         assert tokens == [
             sample(row_logits.clone()[None], [row], frozenset({3}))[0]
             for row_logits, row in zip(logits, rows, strict=True)
