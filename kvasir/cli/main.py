@@ -4,7 +4,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from kvasir.cli.options import add_serve_options
+from kvasir.cli.options import add_bench_options, add_serve_options
 from kvasir_protocol.errors import KvasirError
 
 DEFAULT_URL = "http://127.0.0.1:8000"
@@ -47,6 +47,7 @@ def build_parser() -> argparse.ArgumentParser:
         command.add_argument("--api-key", metavar="KEY", help="default: the environment's KVASIR_API_KEY")
     chat.add_argument("--system", metavar="TEXT", help="a system message before the talk")
     chat.add_argument("--max-tokens", type=int, metavar="N", help="the longest answer")
+    add_bench_options(commands.add_parser("bench", help="measure what it costs"))
     return parser
 
 
@@ -63,6 +64,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 from kvasir.cli.status import show_status
 
                 return show_status(options.url, options.api_key)
+            case "bench":
+                from kvasir.cli.bench import run_bench
+
+                return run_bench(options)
             case _:
                 from kvasir.cli.chat import Chat, talk
 

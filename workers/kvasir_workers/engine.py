@@ -21,7 +21,7 @@ from kvasir_workers.prompt_reader import PromptPooler, PromptScorer
 from kvasir_workers.request_check import EngineLimits, check_request
 from kvasir_workers.runner.grammar_mask import GrammarMasks, StructuredRow, make_masks
 from kvasir_workers.runner.sampler import SampledToken
-from kvasir_workers.scheduler import ScheduledSequence, Scheduler, StepPlan
+from kvasir_workers.scheduler import Scheduler, StepPlan
 from kvasir_workers.sequence import Sequence
 
 _TOO_COMPLEX = f"{FIELD}: the form became too complex to follow in the middle of the answer; make it simpler"
@@ -113,13 +113,19 @@ class Engine:
         first token in time.
         """
         self._check(request)
-        sequence = Sequence(request, ticket, _grammar_state(request, grammar))
+        sequence = Sequence(request, ticket, _grammar_state(request, grammar), self._end_token_ids(request))
         sequence.arrived_at = self._clock()
         if not request.emitted_token_ids:
             self._check_line(sequence)
             if request.deadline_s is not None:
                 sequence.give_up_at = sequence.arrived_at + request.deadline_s
         self._scheduler.enqueue(sequence)
+
+    def _end_token_ids(self, request: GenerationRequest) -> frozenset[int]:
+        """A grammar's end is an end, whatever ignore_eos says."""
+        sampling = request.sampling
+        ignores = sampling.ignore_eos and sampling.structured_outputs is None
+        return frozenset(sampling.stop_token_ids) | (frozenset() if ignores else self._limits.eos_token_ids)
 
     def _check_line(self, sequence: Sequence) -> None:
         try:
@@ -167,11 +173,14 @@ class Engine:
 
     def _launch(self, plan: StepPlan) -> "_Flight":
         now = self._clock()
+        is_structured = False
         for entry in plan.entries:
-            if entry.sequence.started_at is None:
-                entry.sequence.started_at = now
+            sequence = entry.sequence
+            if sequence.started_at is None:
+                sequence.started_at = now
+            if sequence.grammar is not None and entry.samples:
+                is_structured = True
         step = self._runner.launch(plan)
-        is_structured = any(entry.samples and entry.sequence.grammar is not None for entry in plan.entries)
         if not is_structured:
             step.allow(None)
         self._scheduler.take_off(plan)
@@ -207,7 +216,9 @@ class Engine:
         for entry in flight.plan.entries:
             sequence = entry.sequence
             token = next(sampled) if entry.samples else None
-            self._count_prompt_tokens(entry)
+            if entry.start < sequence.num_prompt_tokens:
+                num_prompt_tokens = min(entry.num_new, sequence.num_prompt_tokens - entry.start)
+                self._counts["computed_prompt_tokens"] += num_prompt_tokens
             if not self._scheduler.land(entry):
                 continue
             if sequence.ticket is not None:
@@ -235,7 +246,7 @@ class Engine:
         )
 
     def _append(self, sequence: Sequence, token: SampledToken) -> TokenOutput:
-        first_index = sequence.num_generated
+        first_index = len(sequence.token_ids) - sequence.num_prompt_tokens
         is_first = first_index == len(sequence.request.emitted_token_ids)
         if is_first:
             self._count_prompt(sequence)
@@ -251,8 +262,7 @@ class Engine:
             )
         sequence.token_ids.append(token.token_id)
         self._counts["generated_tokens"] += 1
-        self._scheduler.count_output(sequence)
-        is_stop = self._is_stop(sequence, token.token_id)
+        is_stop = token.token_id in sequence.end_token_ids and self._may_end(sequence, token.token_id)
         reason = self._finish_reason(sequence, is_stop=is_stop)
         if reason is not None:
             self._finish(sequence, reason)
@@ -268,19 +278,15 @@ class Engine:
             queue_s=_queue_s(sequence) if is_first else None,
         )
 
-    def _is_stop(self, sequence: Sequence, token_id: int) -> bool:
-        sampling = sequence.request.sampling
+    def _may_end(self, sequence: Sequence, token_id: int) -> bool:
         if sequence.grammar is not None and token_id in self._limits.eos_token_ids:
             return True  # the grammar lets an end through, below min_tokens only if nothing else can follow
-        if sequence.num_generated < sampling.min_tokens:
-            return False
-        is_eos = token_id in self._limits.eos_token_ids and not sampling.ignore_eos
-        return is_eos or token_id in sampling.stop_token_ids
+        return sequence.num_generated >= sequence.request.sampling.min_tokens
 
     def _finish_reason(self, sequence: Sequence, *, is_stop: bool) -> FinishReason | None:
         if is_stop or (sequence.grammar is not None and sequence.grammar.has_ended):
             return "stop"
-        if sequence.num_generated >= sequence.request.max_tokens:
+        if sequence.num_generated >= sequence.max_tokens:
             return "length"
         return "handed_over" if sequence.ticket is not None else None
 
@@ -291,10 +297,6 @@ class Engine:
             self._exports.cancel(sequence)
         self._scheduler.remove(sequence, is_complete=True)
         self._counts[f"finished_{reason}"] += 1
-
-    def _count_prompt_tokens(self, entry: ScheduledSequence) -> None:
-        num_left = entry.sequence.num_prompt_tokens - entry.start
-        self._counts["computed_prompt_tokens"] += max(0, min(num_left, entry.num_new))
 
     def _count_prompt(self, sequence: Sequence) -> None:
         if sequence.num_cached_tokens is not None:
@@ -314,7 +316,7 @@ class Engine:
         if there is no room now, or only room that those in line wait for.
         """
         self._check(request)
-        sequence = Sequence(request, grammar=_grammar_state(request, grammar))
+        sequence = Sequence(request, None, _grammar_state(request, grammar), self._end_token_ids(request))
         sequence.prompt_reader = None  # the prefill side computes the prompt, and so reads it
         if self.num_running + self.num_waiting + len(self._reserved) >= self._max_num_seqs:
             raise ServiceUnavailable(f"all {self._max_num_seqs} places for running sequences are taken")

@@ -7,6 +7,7 @@ so that it catches up: long prompts in chunks, running answers one token at a ti
 from collections.abc import Collection
 from dataclasses import dataclass
 from itertools import chain
+from typing import NamedTuple
 
 from kvasir_protocol.config import EngineConfig
 from kvasir_protocol.ids import PageIndex, RequestId
@@ -18,8 +19,7 @@ from kvasir_workers.sequence import Sequence
 from kvasir_workers.waiting_line import LineBounds, WaitingLine
 
 
-@dataclass(frozen=True, slots=True)
-class ScheduledSequence:
+class ScheduledSequence(NamedTuple):
     """num_new of the sequence's tokens are computed in this step, from start on.
 
     samples: the step reaches the sequence's last token and yields a new one. What is said here stays as it was when
@@ -31,21 +31,10 @@ class ScheduledSequence:
     num_new: int
     samples: bool
 
-    @classmethod
-    def of(cls, sequence: Sequence, num_new: int) -> "ScheduledSequence":
-        """The next num_new of its pending tokens."""
-        samples = num_new == sequence.num_pending and sequence.request.pooling is None
-        return cls(sequence, sequence.num_scheduled, num_new, samples)
-
-    @property
-    def end(self) -> int:
-        """The sequence's tokens that have keys and values after the step."""
-        return self.start + self.num_new
-
     @property
     def num_generated(self) -> int:
         """Tokens of the answer before the one that the step samples."""
-        return self.end - self.sequence.num_prompt_tokens
+        return self.start + self.num_new - self.sequence.num_prompt_tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,30 +126,33 @@ class Scheduler:
     def take_off(self, plan: StepPlan) -> None:
         """The step is on its way: what it computes need not be planned again."""
         for entry in plan.entries:
-            entry.sequence.num_in_flight += entry.num_new
-            entry.sequence.num_coming += entry.samples
+            sequence = entry.sequence
+            sequence.num_in_flight += entry.num_new
+            if entry.samples:
+                sequence.num_coming += 1
 
     def land(self, entry: ScheduledSequence) -> bool:
-        """The sequence's part of a step is done; its full pages become READY. False if it has ended before."""
+        """The sequence's part of a step is done: its full pages become READY, and its tenant is charged for a token.
+
+        False if the sequence has ended before.
+        """
         sequence = entry.sequence
         sequence.num_in_flight -= entry.num_new
-        sequence.num_coming -= entry.samples
+        if entry.samples:
+            sequence.num_coming -= 1
         if sequence.has_ended:
             if not sequence.num_in_flight:
                 self._let_go(sequence)
             return False
         sequence.num_computed += entry.num_new
         self._kv.publish_computed(sequence)
+        if self._counters is not None and entry.samples:
+            self._counters.charge(sequence.request.tenant, num_output=1)
         return True
 
     def overdue(self, now: float) -> list[Sequence]:
         """Waiting sequences that should have had their first token by now."""
         return self._waiting.overdue(now)
-
-    def count_output(self, sequence: Sequence) -> None:
-        """A token was sampled for the sequence: its tenant is charged."""
-        if self._counters is not None:
-            self._counters.charge(sequence.request.tenant, num_output=1)
 
     @property
     def num_awaited_pages(self) -> int:
@@ -183,10 +175,12 @@ class Scheduler:
         if planned is None:
             return None
         entries, budget = planned
-        if self.num_preemptions == num_preemptions:
-            entries += self._plan_waiting(budget, reserved)
-        entries.sort(key=_is_chunk)
-        return StepPlan(tuple(entries), copies_of(entry.sequence for entry in entries))
+        newcomers = self._plan_waiting(budget, reserved) if self.num_preemptions == num_preemptions else []
+        entries += newcomers
+        single = [entry for entry in entries if entry.num_new == 1]
+        if len(single) < len(entries):
+            single += [entry for entry in entries if entry.num_new != 1]
+        return StepPlan(tuple(single), copies_of(entry.sequence for entry in newcomers))
 
     def _rank(self, sequence: Sequence) -> tuple[float, Rank]:
         served = self._counters[sequence.request.tenant] if self._counters is not None else 0.0
@@ -237,15 +231,18 @@ class Scheduler:
         while index < len(self._running) and budget > 0:
             sequence = self._running[index]
             index += 1
-            if not sequence.wants_step:
+            num_pending = sequence.num_pending
+            if num_pending == 0 or sequence.is_ending:
                 continue
-            num_new = min(sequence.num_pending, chunk, max(1, budget - (len(self._running) - index)))
-            while not self._kv.try_grow(sequence, sequence.num_scheduled + num_new):
+            num_new = 1 if num_pending == 1 else min(num_pending, chunk, max(1, budget - len(self._running) + index))
+            start = sequence.num_computed + sequence.num_in_flight
+            while not self._kv.try_grow(sequence, start + num_new):
                 if is_ahead:
                     return None
                 if self._preempt_last() is sequence:
                     return entries, budget
-            entries.append(ScheduledSequence.of(sequence, num_new))
+            samples = num_new == num_pending and sequence.request.pooling is None
+            entries.append(ScheduledSequence(sequence, start, num_new, samples))
             budget -= num_new
         return entries, budget
 
@@ -274,7 +271,8 @@ class Scheduler:
             if num_new == 0:
                 break
             self._admit(sequence)
-            entries.append(ScheduledSequence.of(sequence, num_new))
+            samples = num_new == sequence.num_pending and sequence.request.pooling is None
+            entries.append(ScheduledSequence(sequence, sequence.num_computed, num_new, samples))
             budget -= num_new
         return entries
 
@@ -338,7 +336,3 @@ class Scheduler:
             f"{computers} are waited for but do not run"
         )
         self._kv.audit([*(page for sequence in sequences for page in sequence.held_pages), *other_holders])
-
-
-def _is_chunk(entry: ScheduledSequence) -> bool:
-    return entry.num_new != 1

@@ -30,12 +30,16 @@ class Sequence:
     ticket: the pages go to another replica when the prompt is computed; num_exported_pages have been offered to it.
     prompt_reader: sees the prompt's hidden states. arrival_index orders by arrival; arrived_at, started_at: by the
     engine's clock, in seconds; give_up_at: by the same, when a first token is of no use any more.
+    end_token_ids: those that end the answer from min_tokens on.
     num_lost_tokens: computed before it was preempted, and not again since.
     """
 
     request: GenerationRequest
     ticket: HandoverTicket | None = None
     grammar: GrammarState | None = None
+    end_token_ids: frozenset[int] = frozenset()
+    request_id: RequestId = field(init=False)
+    max_tokens: int = field(init=False)
     token_ids: list[int] = field(init=False)
     num_prompt_tokens: int = field(init=False)
     prompt_reader: PromptReader | None = field(init=False)
@@ -61,6 +65,7 @@ class Sequence:
     _num_in_row: int = 0
 
     def __post_init__(self) -> None:
+        self.request_id, self.max_tokens = self.request.request_id, self.request.max_tokens
         self.token_ids = [*self.request.prompt_token_ids, *self.request.emitted_token_ids]
         self.num_prompt_tokens = len(self.request.prompt_token_ids)
         self.prompt_reader = prompt_reader(self.request)
@@ -91,17 +96,8 @@ class Sequence:
         self._num_in_row = 0
 
     @property
-    def request_id(self) -> RequestId:
-        return self.request.request_id
-
-    @property
     def num_tokens(self) -> int:
         return len(self.token_ids)
-
-    @property
-    def num_scheduled(self) -> int:
-        """Leading tokens that have keys and values when all steps so far have landed."""
-        return self.num_computed + self.num_in_flight
 
     @property
     def num_pending(self) -> int:
@@ -109,11 +105,9 @@ class Sequence:
         return len(self.token_ids) + self.num_coming - self.num_computed - self.num_in_flight
 
     @property
-    def wants_step(self) -> bool:
-        """There is something to compute, and the tokens that are coming will not surely be its last."""
-        if self.num_coming and (self.ticket is not None or self.num_generated + 1 >= self.request.max_tokens):
-            return False
-        return self.num_pending > 0
+    def is_ending(self) -> bool:
+        """The token that is coming is surely its last."""
+        return self.num_coming > 0 and (self.ticket is not None or self.num_generated + 1 >= self.max_tokens)
 
     @property
     def num_generated(self) -> int:
@@ -124,7 +118,7 @@ class Sequence:
         """At most so many tokens need keys and values before it ends: the last token never does."""
         if self.ticket is not None or self.request.pooling is not None:
             return self.num_tokens
-        return self.num_prompt_tokens + self.request.max_tokens - 1
+        return self.num_prompt_tokens + self.max_tokens - 1
 
     @property
     def num_reusable(self) -> int:

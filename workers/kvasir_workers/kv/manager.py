@@ -41,11 +41,11 @@ def pages_for(num_tokens: int, page_size: int) -> int:
 
 
 def copies_of(sequences: Iterable[TokenSequence]) -> tuple[PageCopy, ...]:
-    """What the next step has to copy before these sequences can go on."""
+    """What the next step has to copy before these newcomers can go on."""
     return tuple(
         PageCopy(sequence.copy_source, sequence.pages[sequence.num_published_pages], sequence.num_copied)
         for sequence in sequences
-        if sequence.copy_source is not None and not sequence.num_in_flight  # else a step that copies is on its way
+        if sequence.copy_source is not None
     )
 
 
@@ -141,24 +141,29 @@ class KvManager:
     def try_grow(self, sequence: TokenSequence, num_tokens: int) -> bool:
         """Give the sequence pages for num_tokens tokens in all. False (and nothing changed) if there are too few."""
         missing = pages_for(num_tokens, self.page_size) - len(sequence.pages)
+        if missing <= 0:
+            return True
         if missing > self.num_available:
             return False
         while self.pool.num_free < missing:
             self.pool.recycle(self.tree.evict())
-        if missing > 0:
-            sequence.pages += self.pool.take(missing, sequence.request_id)
+        sequence.pages += self.pool.take(missing, sequence.request_id)
         return True
 
     def publish_computed(self, sequence: TokenSequence) -> None:
         """The step has run: make full pages READY and known; where the tree has the same content, use its page."""
-        self._release_copied(sequence)
-        self._release_replaced(sequence)
+        if sequence.copy_source is not None:
+            self._release_copied(sequence)
+        if sequence.replaced_pages:
+            self._release_replaced(sequence)
         num_full = sequence.num_computed // self.page_size
+        if num_full <= sequence.num_published_pages:
+            return
         for index in range(sequence.num_published_pages, num_full):
             self.pool.publish(sequence.pages[index], sequence.request_id)
             if self._reuse.enabled:
                 self._cache_page(sequence, index)
-        sequence.num_published_pages = max(sequence.num_published_pages, num_full)
+        sequence.num_published_pages = num_full
 
     def publish_last(self, sequence: TokenSequence) -> None:
         """Make READY even the last page, which is not full: the sequence will write no more."""
@@ -209,9 +214,8 @@ class KvManager:
             self._release_replaced(sequence)
 
     def _release_replaced(self, sequence: TokenSequence) -> None:
-        if sequence.replaced_pages:
-            pages, sequence.replaced_pages = sequence.replaced_pages, []
-            self.release(pages)
+        pages, sequence.replaced_pages = sequence.replaced_pages, []
+        self.release(pages)
 
     def detach(self, sequence: TokenSequence) -> None:
         """Take all pages from a sequence. What is complete stays cached while nobody needs the room."""

@@ -51,9 +51,9 @@ class BatchBuilder:
         entries = plan.entries
         starts = np.array([entry.start for entry in entries])
         counts = np.array([entry.num_new for entry in entries])
-        ends = np.cumsum(counts)
-        positions = np.arange(ends[-1]) + np.repeat(starts - ends + counts, counts)
-        tables = _page_tables(entries, starts + counts, self._page_size)
+        ends, lengths = np.cumsum(counts), starts + counts
+        positions = np.arange(ends[-1]) + np.repeat(lengths - ends, counts)
+        tables = _page_tables(entries, -(-lengths // self._page_size))
         pages = tables[np.repeat(np.arange(len(entries)), counts), positions // self._page_size]
         sampling = np.array([entry.samples for entry in entries])
         token_ids, coming = self._token_ids(entries)
@@ -64,12 +64,12 @@ class BatchBuilder:
             slots=self._tensor(pages * self._page_size + positions % self._page_size),
             attention=AttentionBatch(
                 query_lens=tuple(counts.tolist()),
-                context_lens=tuple((starts + counts).tolist()),
+                context_lens=tuple(lengths.tolist()),
                 page_tables=self._tensor(tables),
                 num_decodes=int((counts == 1).sum()),
             ),
             sample_rows=self._tensor(ends[sampling] - 1),
-            sampled=self._sampled(entry for entry in entries if entry.samples),
+            sampled=self._sampled(entries, lengths, sampling),
         )
 
     def _token_ids(self, entries: Iterable[ScheduledSequence]) -> tuple[NDArray[np.int64], ComingTokens | None]:
@@ -77,30 +77,34 @@ class BatchBuilder:
         places: list[int] = []
         rows: list[int] = []
         for entry in entries:
-            known = entry.sequence.token_ids
-            token_ids += known[entry.start : entry.end]
-            if entry.end > len(known):
+            known, start = entry.sequence.token_ids, entry.start
+            if entry.num_new > 1:
+                token_ids += known[start : start + entry.num_new - 1]
+            last = start + entry.num_new - 1
+            if last < len(known):
+                token_ids.append(known[last])
+            else:
                 places.append(len(token_ids))
                 rows.append(self._rows_before[entry.sequence])
                 token_ids.append(0)
         coming = ComingTokens(self._tensor(np.array(places)), self._tensor(np.array(rows))) if places else None
         return np.array(token_ids, dtype=np.int64), coming
 
-    def _sampled(self, entries: Iterable[ScheduledSequence]) -> SampledRows:
-        numbers = {entry.sequence: entry.num_generated for entry in entries}
-        self._rows_before = {sequence: row for row, sequence in enumerate(numbers)}
-        return SampledRows(tuple(numbers), np.array(list(numbers.values()), dtype=np.int64))
+    def _sampled(
+        self, entries: Iterable[ScheduledSequence], lengths: NDArray[np.int64], sampling: NDArray[np.bool_]
+    ) -> SampledRows:
+        sequences = tuple([entry.sequence for entry in entries if entry.samples])
+        self._rows_before = {sequence: row for row, sequence in enumerate(sequences)}
+        num_prompt_tokens = np.array([sequence.num_prompt_tokens for sequence in sequences], dtype=np.int64)
+        return SampledRows(sequences, lengths[sampling] - num_prompt_tokens)
 
     def _tensor(self, values: NDArray[np.int64]) -> Tensor:
         return torch.from_numpy(values).to(self._device)
 
 
-def _page_tables(
-    entries: tuple[ScheduledSequence, ...], lengths: NDArray[np.int64], page_size: int
-) -> NDArray[np.int64]:
-    """[S, M]: the pages of each sequence that its first lengths tokens lie in, padded with 0."""
-    num_pages = -(-lengths // page_size)
+def _page_tables(entries: tuple[ScheduledSequence, ...], num_pages: NDArray[np.int64]) -> NDArray[np.int64]:
+    """[S, M]: the first num_pages pages of each sequence, padded with 0."""
     tables = np.zeros((len(entries), num_pages.max()), dtype=np.int64)
-    for table, entry, count in zip(tables, entries, num_pages.tolist(), strict=True):
-        table[:count] = entry.sequence.page_row()[:count]
+    rows = [entry.sequence.page_row()[:count] for entry, count in zip(entries, num_pages.tolist(), strict=True)]
+    tables[np.arange(tables.shape[1]) < num_pages[:, None]] = np.concatenate(rows)
     return tables

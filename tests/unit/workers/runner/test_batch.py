@@ -13,7 +13,7 @@ def entry(tokens: range, pages: list[int], num_computed: int, num_new: int) -> S
     sequence = Sequence(make_request(f"r{tokens.start}", tokens))
     sequence.pages = [PageIndex(page) for page in pages]
     sequence.num_computed = num_computed
-    return ScheduledSequence.of(sequence, num_new)
+    return ScheduledSequence(sequence, num_computed, num_new, samples=num_computed + num_new == len(tokens))
 
 
 def batch() -> StepBatch:

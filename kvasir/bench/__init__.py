@@ -1,0 +1,1 @@
+"""What `kvasir bench` measures."""
