@@ -25,8 +25,8 @@ class TokenOutput:
     error_field: the part of the request to change, if the error is the caller's.
     prompt_logprobs: with the first token, if they were asked for, one for each prompt token but the first.
     embedding: what a pooling request gets, in its only output. queue_s: with the first token, how long the request
-    waited for its first step. Nobody changes one; it is not frozen since every token of every sequence makes one, and
-    that takes 0.4 us instead of 1.5.
+    waited for its first step. Nobody changes one that was told; it is not frozen since every token of every sequence
+    makes one, and that takes 0.4 us instead of 1.5.
     """
 
     request_id: RequestId

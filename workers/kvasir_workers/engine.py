@@ -246,36 +246,42 @@ class Engine:
         )
 
     def _append(self, sequence: Sequence, token: SampledToken) -> TokenOutput:
+        token_id, logprobs = token
         first_index = len(sequence.token_ids) - sequence.num_prompt_tokens
-        is_first = first_index == len(sequence.request.emitted_token_ids)
-        if is_first:
-            self._count_prompt(sequence)
-        if sequence.grammar is not None and not sequence.grammar.accept((token.token_id,)):
-            self._finish(sequence, "error")
-            return TokenOutput(
-                request_id=sequence.request_id,
-                first_index=first_index,
-                token_ids=(),
-                finish_reason="error",
-                error=_TOO_COMPLEX,
-                error_field=FIELD,
-            )
-        sequence.token_ids.append(token.token_id)
+        if sequence.grammar is not None and not sequence.grammar.accept((token_id,)):
+            return self._break_off(sequence, first_index)
+        sequence.token_ids.append(token_id)
         self._counts["generated_tokens"] += 1
-        is_stop = token.token_id in sequence.end_token_ids and self._may_end(sequence, token.token_id)
+        is_stop = token_id in sequence.end_token_ids and self._may_end(sequence, token_id)
         reason = self._finish_reason(sequence, is_stop=is_stop)
         if reason is not None:
             self._finish(sequence, reason)
+        output = TokenOutput(
+            request_id=sequence.request_id,
+            first_index=first_index,
+            token_ids=(token_id,),
+            finish_reason=reason,
+            num_cached_tokens=sequence.num_cached_tokens or 0,
+        )
+        if logprobs is not None:
+            output.logprobs = (logprobs,)
+        if is_stop:
+            output.stop_token = token_id
+        if first_index == len(sequence.request.emitted_token_ids):
+            self._count_prompt(sequence)
+            output.prompt_logprobs, output.queue_s = _prompt_logprobs(sequence), _queue_s(sequence)
+        return output
+
+    def _break_off(self, sequence: Sequence, first_index: int) -> TokenOutput:
+        """Its grammar takes no token any more."""
+        self._finish(sequence, "error")
         return TokenOutput(
             request_id=sequence.request_id,
             first_index=first_index,
-            token_ids=(token.token_id,),
-            logprobs=(token.logprobs,) if token.logprobs is not None else (),
-            finish_reason=reason,
-            stop_token=token.token_id if is_stop else None,
-            num_cached_tokens=sequence.num_cached_tokens or 0,
-            prompt_logprobs=_prompt_logprobs(sequence) if is_first else (),
-            queue_s=_queue_s(sequence) if is_first else None,
+            token_ids=(),
+            finish_reason="error",
+            error=_TOO_COMPLEX,
+            error_field=FIELD,
         )
 
     def _may_end(self, sequence: Sequence, token_id: int) -> bool:

@@ -4,6 +4,7 @@ There are no phases. Each sequence has tokens that are not computed yet; a step 
 so that it catches up: long prompts in chunks, running answers one token at a time.
 """
 
+from bisect import insort
 from collections.abc import Collection
 from dataclasses import dataclass
 from itertools import chain
@@ -92,7 +93,7 @@ class Scheduler:
     def admit_running(self, sequence: Sequence) -> None:
         """Take in a sequence whose pages arrived from another replica."""
         self._count_arrival(sequence)
-        self._running.append(sequence)
+        self._add_running(sequence)
 
     def _count_arrival(self, sequence: Sequence) -> None:
         sequence.arrival_index = self._num_arrived
@@ -167,7 +168,8 @@ class Scheduler:
         on its way; None if somebody would have to give up pages that it may be writing into: ask again when it landed.
         """
         # The worst last: whoever is preempted in this step was not given anything in it yet.
-        self._running.sort(key=self._rank)
+        if self._counters is not None:
+            self._running.sort(key=self._rank)
         if self._displaces and not self._make_way(reserved, is_ahead=is_ahead):
             return None
         num_preemptions = self.num_preemptions
@@ -181,6 +183,10 @@ class Scheduler:
         if len(single) < len(entries):
             single += [entry for entry in entries if entry.num_new != 1]
         return StepPlan(tuple(single), copies_of(entry.sequence for entry in newcomers))
+
+    def _add_running(self, sequence: Sequence) -> None:
+        """Where its rank is; with shares of tenants ranks change, and are looked at for each step."""
+        insort(self._running, sequence, key=self._policy.rank)
 
     def _rank(self, sequence: Sequence) -> tuple[float, Rank]:
         served = self._counters[sequence.request.tenant] if self._counters is not None else 0.0
@@ -226,7 +232,7 @@ class Scheduler:
         """
         entries: list[ScheduledSequence] = []
         budget = self._budget_tokens
-        chunk = self._chunk_tokens()
+        chunk, page_size = self._chunk_tokens(), self._kv.page_size
         index = 0
         while index < len(self._running) and budget > 0:
             sequence = self._running[index]
@@ -236,7 +242,8 @@ class Scheduler:
                 continue
             num_new = 1 if num_pending == 1 else min(num_pending, chunk, max(1, budget - len(self._running) + index))
             start = sequence.num_computed + sequence.num_in_flight
-            while not self._kv.try_grow(sequence, start + num_new):
+            has_pages = start + num_new <= len(sequence.pages) * page_size
+            while not has_pages and not self._kv.try_grow(sequence, start + num_new):
                 if is_ahead:
                     return None
                 if self._preempt_last() is sequence:
@@ -315,7 +322,7 @@ class Scheduler:
         self.num_recomputed_tokens += max(0, sequence.num_lost_tokens - sequence.num_computed)
         sequence.num_lost_tokens = 0
         self._waiting.remove(sequence)
-        self._running.append(sequence)
+        self._add_running(sequence)
 
     def audit(self, other_holders: list[PageIndex]) -> None:
         """Check that pages, sequences and other holders agree. Raises AssertionError."""
