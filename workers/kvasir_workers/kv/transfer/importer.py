@@ -197,9 +197,8 @@ class PageImporter:
         if reservation.state == "quarantined":
             self._free(reservation)
         else:
-            # Not counted as a failure: a prompt whose answer ends with its first token ends like this, too.
             reservation.uses_shared_memory = False
-            self._hand_back(reservation, message.reason)
+            self._fail(reservation, message.reason)
 
     # What ends a reservation
 
@@ -227,12 +226,9 @@ class PageImporter:
                 self._fail(reservation, f"no pages for {reservation.patience_s:g} s")
 
     def _fail(self, reservation: Reservation, reason: str) -> None:
+        """The router is told to submit the request again; the pages come back when they are quiet."""
         _log.warning("hand-over of %s failed: %s", reservation.sequence.request_id, reason)
         self._counts.failed_requests += 1
-        self._hand_back(reservation, reason)
-
-    def _hand_back(self, reservation: Reservation, reason: str) -> None:
-        """The router is told to submit the request again; the pages come back when they are quiet."""
         failed = HandoverFailed(
             request_id=reservation.sequence.request_id, generation=reservation.generation, reason=reason
         )

@@ -4,7 +4,8 @@ export ... export finish        (from the engine, page after page as each chunk 
   |
   +-> BeginPush --PushGranted--> PushPages ... PushPages, Commit --> done
                 --PushRefused--> done        (the other side has told the router)
-CancelPush, or the engine cancels: stop, say Quiet --> done
+CancelPush, or we can't go on: stop, say Quiet --> done
+the engine cancels: stop --> done            (the router knows why, and aborts the reservation)
 """
 
 import logging
@@ -130,8 +131,14 @@ class PagePusher:
         self._mailbox.post(lambda: self._set_finished(key, emitted_token_ids))
 
     def cancel(self, sequence: Sequence) -> None:
+        """The router hears of this end from the engine.
+
+        If the other side told it as well, a failure could overtake an answer that ends with its first token, and the
+        prompt would be computed again. So Quiet waits until the other side asks: once the router, or else the
+        deadline, ends the reservation.
+        """
         key = _key(_ticket_of(sequence))
-        self._mailbox.post(lambda: self._end(key, "the prefill side ended the request"))
+        self._mailbox.post(lambda: self._forget(key))
 
     # The thread
 
@@ -163,7 +170,8 @@ class PagePusher:
                     push.is_granted = True
                     self._advance(push)
             case PushRefused(generation=generation, reason=reason):
-                _log.warning("push to %s refused: %s", endpoint, reason)
+                if (endpoint, generation) in self._pushes:
+                    _log.warning("push to %s refused: %s", endpoint, reason)
                 self._forget((endpoint, generation))
             case CancelPush(generation=generation):
                 self._end((endpoint, generation), "cancelled by the decode side")

@@ -463,12 +463,12 @@ def test_bad_pages_over_shared_memory_are_quarantined(side: Side) -> None:
     assert side.num_quarantined == 0
 
 
-def test_failures_are_counted_and_ends_that_somebody_chose_are_not(side: Side) -> None:
+def test_failures_are_counted_and_aborts_are_not(side: Side) -> None:
     side.push(pushing(side), 0, content=b"")
     side.quiet(pushing(side))
     pushing(side)
     side.importer.abort(RequestId("r"))
-    assert side.importer.counters(HandoverCounters()).failed_requests == 1
+    assert side.importer.counters(HandoverCounters()).failed_requests == 2
 
 
 def test_late_word_for_a_former_replica_finds_nothing() -> None:

@@ -239,11 +239,57 @@ def test_quiet_is_said_even_of_a_push_that_is_done(prefill: PrefillSide, decode_
     assert decode_side.expect(Quiet).generation == 1
 
 
-def test_engine_that_ends_the_request_makes_the_push_quiet(prefill: PrefillSide, decode_side: DecodeSide) -> None:
-    sequence = begun(prefill, decode_side)
-    prefill.pusher.cancel(sequence)
-    assert decode_side.expect(Quiet).reason == "the prefill side ended the request"
+def test_end_that_the_engine_chose_gives_pages_back_and_is_told_by_nobody_else(
+    prefill: PrefillSide, decode_side: DecodeSide
+) -> None:
+    """A failure told by the decode side could reach the router before an answer that ended with its first token."""
+    prefill.pusher.cancel(begun(prefill, decode_side))
     assert prefill.expect_released() == [7, 0]
+    assert decode_side.hears_nothing()
+
+
+@pytest.mark.parametrize("begins_to_write", [False, True])
+def test_decode_side_that_asks_after_such_an_end_is_told_quiet(
+    prefill: PrefillSide, decode_side: DecodeSide, begins_to_write: bool
+) -> None:
+    sequence = begun(prefill, decode_side)
+    if begins_to_write:
+        decode_side.says(GRANTED)
+        decode_side.expect(PushPages)
+    prefill.pusher.cancel(sequence)
+    assert prefill.expect_released() == [7, 0]
+    decode_side.says(CancelPush(generation=Generation(1)))
+    assert decode_side.expect(Quiet).generation == 1
+
+
+def test_grant_after_such_an_end_opens_no_door(prefill: PrefillSide, decode_side: DecodeSide) -> None:
+    prefill.pusher.cancel(begun(prefill, decode_side))
+    assert prefill.expect_released() == [7, 0]
+    decode_side.says(GRANTED)
+    assert decode_side.hears_nothing()
+
+
+@pytest.mark.parametrize(
+    ("answer", "is_told"),
+    [(CancelPush(generation=Generation(1)), True), (PushRefused(generation=Generation(1), reason="gone"), False)],
+    ids=["cancelled", "refused"],
+)
+@pytest.mark.parametrize("engine_is_first", [False, True])
+def test_end_from_both_sides_gives_pages_back_once(
+    prefill: PrefillSide, decode_side: DecodeSide, answer: Message, is_told: bool, engine_is_first: bool
+) -> None:
+    sequence = begun(prefill, decode_side)
+    if engine_is_first:
+        prefill.pusher.cancel(sequence)
+        assert prefill.expect_released() == [7, 0]
+    decode_side.says(answer)
+    if is_told:
+        decode_side.expect(Quiet)
+    if not engine_is_first:
+        assert prefill.expect_released() == [7, 0]
+        prefill.pusher.cancel(sequence)
+    assert decode_side.hears_nothing()
+    assert prefill.released.empty()
 
 
 def test_silent_side_costs_its_pages_until_the_deadline_and_no_longer(
