@@ -68,6 +68,8 @@ def make_config(options: argparse.Namespace, *, default_is_mixed: bool) -> Clust
 
     default_is_mixed: what to run when neither file nor flags name pools. Raises ConfigError.
     """
+    if options.served_model_name is not None and not options.served_model_name.strip():
+        raise ConfigError("--served-model-name must not be empty; leave it out to use the folder's name")
     defaults: dict[str, Any] = {"model": {"path": str(demo_model_path()), "served_name": ""}}
     if default_is_mixed:
         defaults["pools"] = [{"role": "mixed"}]

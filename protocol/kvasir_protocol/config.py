@@ -136,10 +136,10 @@ class PoolConfig:
 
     def __post_init__(self) -> None:
         _require(self.replicas >= 1, f"a pool needs at least one replica, got {self.replicas}")
-        _require(
-            self.tensor_parallel_size == 1 and self.pipeline_parallel_size == 1,
-            f"pool {self.role!r}: tensor_parallel_size and pipeline_parallel_size above 1 are not supported yet; set 1",
-        )
+        for name in ("tensor_parallel_size", "pipeline_parallel_size"):
+            value = getattr(self, name)
+            _require(value >= 1, f"pool {self.role!r}: {name} must be at least 1, got {value}")
+            _require(value == 1, f"pool {self.role!r}: {name} above 1 is not supported yet; set 1, got {value}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -132,6 +132,8 @@ def test_wrong_type_names_the_path(tmp_path: Path, text: str, complaint: str) ->
         ("router: {api_keys: ['']}", "must not hold an empty key"),
         ("pools: [{role: mixed, replicas: 0}]", "at least one replica"),
         ("pools: [{role: mixed, tensor_parallel_size: 2}]", "not supported yet; set 1"),
+        ("pools: [{role: mixed, tensor_parallel_size: 0}]", "tensor_parallel_size must be at least 1, got 0"),
+        ("pools: [{role: mixed, pipeline_parallel_size: -1}]", "pipeline_parallel_size must be at least 1, got -1"),
         ("pools: []", "one mixed pool, or one prefill and one decode pool"),
         ("pools: [{role: prefill}]", "one mixed pool, or one prefill and one decode pool; got ['prefill']"),
         ("pools: [{role: mixed}, {role: decode}]", "one mixed pool, or one prefill and one decode pool"),

@@ -58,6 +58,12 @@ def test_a_model_is_called_by_the_name_of_its_folder(tmp_path):
     assert configure(tmp_path / "Qwen3-0.6B").model.served_name == "Qwen3-0.6B"
 
 
+@pytest.mark.parametrize("name", ["", " "])
+def test_an_empty_name_is_refused(name):
+    with pytest.raises(ConfigError, match="--served-model-name must not be empty"):
+        configure("--served-model-name", name)
+
+
 def test_relative_folders_become_absolute(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert configure("model").model.path == str(tmp_path / "model")
