@@ -13,6 +13,7 @@ import yaml
 from kvasir_protocol.errors import ConfigError
 from kvasir_protocol.ids import ReplicaId
 from kvasir_protocol.messages import MAX_DEADLINE_S
+from kvasir_protocol.sizes import parse_bytes
 from kvasir_protocol.view import Role
 
 T = TypeVar("T")
@@ -259,6 +260,8 @@ def _convert(annotation: Any, value: object, path: str) -> object:
 
 
 def _convert_scalar(expected: type, value: object, path: str) -> object:
+    if expected is int and isinstance(value, str) and path.endswith("_bytes"):
+        return parse_bytes(value, path)
     accepted = (int, float) if expected is float else (expected,)
     if not isinstance(value, accepted) or (isinstance(value, bool) and expected is not bool):
         raise ConfigError(f"{path}: expected {expected.__name__}, got {value!r}")
