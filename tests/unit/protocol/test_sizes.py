@@ -21,5 +21,5 @@ def test_sizes_are_read_with_and_without_unit(text: str, expected: int) -> None:
 
 @pytest.mark.parametrize("text", ["", "GiB", "-1", "1XB", "1 G B", "one", "9" * 400, "٣GiB"])
 def test_what_is_no_size_is_refused_by_the_settings_name(text: str) -> None:
-    with pytest.raises(ConfigError, match="kv_cache_bytes: .* is no size; write it like 512MiB or 2GiB"):
+    with pytest.raises(ConfigError, match=r"kv_cache_bytes: .* is no size; write it like 512MiB or 2GiB"):
         parse_bytes(text, "kv_cache_bytes")
