@@ -7,7 +7,6 @@ from kvasir.cli.host import CONTROL_PORTS, check_model, find_control_port, liste
 from kvasir_protocol.config import ModelConfig
 from kvasir_protocol.errors import CheckpointError, ConfigError
 
-
 CONFIG = {
     "architectures": ["LlamaForCausalLM"],
     "vocab_size": 256,
