@@ -30,7 +30,7 @@ TOLERANCE = 1e-4
 MAX_STEPS = 3000
 """Far more than the longest day takes: who is not done by then waits for ever."""
 
-ALONE = EngineConfig(device="cpu", enable_prefix_caching=False)
+ALONE = EngineConfig(device="cpu", enable_prefix_caching=False, overlap=False)
 
 SMALL = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "head_dim": 8}
 

@@ -28,6 +28,7 @@ ENGINE_SETTINGS = st.fixed_dictionaries(
         "scheduling_policy": st.sampled_from(["fcfs", "priority", "longest-prefix"]),
         "admission_policy": st.sampled_from(["max-utilization", "max-utilization", "max-utilization", "no-evict"]),
         "fair_share": st.booleans(),
+        "overlap": st.booleans(),
     }
 )
 """Fields of EngineConfig that must not change a token. A new one is one more line here."""
