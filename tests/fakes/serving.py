@@ -42,7 +42,7 @@ async def listening(replicas: Sequence[FakeReplica]) -> AsyncIterator[None]:
     """All replicas, acquainted with each other."""
     async with contextlib.AsyncExitStack() as stack:
         for replica in replicas:
-            replica.peers = {peer.replica_id: peer for peer in replicas}
+            replica.peers = replicas
             await stack.enter_async_context(replica)
         yield
 

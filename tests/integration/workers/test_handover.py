@@ -201,7 +201,7 @@ def test_aborted_pages_stay_quarantined_until_the_writer_is_quiet(
     router.send(Abort(request_id=RequestId("q")))
     assert writer.expect(CancelPush).generation == ticket.generation
     assert router.stats().stats.handover.quarantined_pages == 11
-    writer.send(Quiet(request_id=RequestId("q"), generation=ticket.generation, reason="stopped"))
+    writer.send(Quiet(generation=ticket.generation, reason="stopped"))
     assert_no_pages_used(writer)
 
 

@@ -139,6 +139,10 @@ class PageImporter:
         if reservation is None or reservation.state != "open":
             self.send(writer, PushRefused(generation=message.generation, reason="no such reservation"))
             return
+        if message.request_id != reservation.sequence.request_id:
+            _log.warning("the pages reserved for %s were asked for by another", reservation.sequence.request_id)
+            self.send(writer, PushRefused(generation=message.generation, reason="reserved for another request"))
+            return
         if message.layout != self.layout:
             reason = f"pages differ: pushed {message.layout}, expected {self.layout}"
             self.send(writer, PushRefused(generation=message.generation, reason=reason))

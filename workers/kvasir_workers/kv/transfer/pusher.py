@@ -233,12 +233,7 @@ class PagePusher:
         if push.emitted_token_ids is not None:
             self._send(
                 push.ticket.endpoint,
-                Commit(
-                    request_id=push.request_id,
-                    generation=push.ticket.generation,
-                    num_pages=len(push.ticket.page_indices),
-                    emitted_token_ids=push.emitted_token_ids,
-                ),
+                Commit(generation=push.ticket.generation, emitted_token_ids=push.emitted_token_ids),
             )
             self._pushed_requests += 1
             self._forget(_key(push.ticket))
@@ -260,10 +255,8 @@ class PagePusher:
 
     def _end(self, key: PushKey, reason: str) -> None:
         """Write no more and say so; Quiet is owed even for a push that is unknown or done here."""
-        push = self._pushes.get(key)
-        request_id = push.request_id if push else RequestId("")
-        if push is not None or key[0] in self._peers:
-            self._send(key[0], Quiet(request_id=request_id, generation=key[1], reason=reason))
+        if key in self._pushes or key[0] in self._peers:
+            self._send(key[0], Quiet(generation=key[1], reason=reason))
         self._forget(key)
 
     def _forget(self, key: PushKey) -> None:
