@@ -25,6 +25,7 @@ from kvasir_protocol.errors import WireError
 from kvasir_protocol.events import HandoverCounters
 from kvasir_protocol.ids import Generation, PageIndex, RequestId
 from kvasir_protocol.messages import (
+    MAX_DEADLINE_S,
     BeginPush,
     CancelPush,
     Commit,
@@ -48,6 +49,10 @@ _POLL_MS = 200
 
 _FAREWELL_MS = 200
 """Time for the last Quiet to leave: without it the other side keeps the pages in quarantine until we are dead."""
+
+_IDLE_S = 2 * MAX_DEADLINE_S
+"""A connection without a word for so long is closed: its replica may have left for good. Whoever still waits for our
+Quiet has asked for it by then, since it asks once in each deadline."""
 
 PushKey = tuple[str, Generation]
 """A reservation: the other side's endpoint and its generation."""
@@ -90,6 +95,7 @@ class PagePusher:
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._mailbox = Mailbox(self._context)
         self._peers: dict[str, zmq.Socket[bytes]] = {}
+        self._last_word: dict[str, float] = {}
         self._poller = zmq.Poller()
         self._thread = Thread(target=self._run, name="page-pusher", daemon=True)
         self._is_stopping = False
@@ -159,6 +165,7 @@ class PagePusher:
 
     def _receive(self, socket: "zmq.Socket[bytes]") -> None:
         endpoint = next(endpoint for endpoint, peer in self._peers.items() if peer is socket)
+        self._last_word[endpoint] = self._clock()
         try:
             message = decode(socket.recv())
         except WireError as error:
@@ -244,11 +251,14 @@ class PagePusher:
             _log.warning("push of %s gave up: no answer from %s", self._pushes[key].request_id, key[0])
             self._end(key, "no answer within the deadline")
             self._close_unused(key[0])
+        for endpoint in [endpoint for endpoint in self._peers if now - self._last_word[endpoint] >= _IDLE_S]:
+            self._close_unused(endpoint)
 
     def _close_unused(self, endpoint: str) -> None:
         """A peer that left us without an answer may be gone for good, and its socket would try for ever."""
         if endpoint not in self._peers or any(used == endpoint for used, _ in self._pushes):
             return
+        del self._last_word[endpoint]
         socket = self._peers.pop(endpoint)
         self._poller.unregister(socket)
         socket.close(linger=_FAREWELL_MS)
@@ -276,6 +286,7 @@ class PagePusher:
         if endpoint not in self._peers:
             self._peers[endpoint] = sockets.connect_client(self._context, self._secret, endpoint, self._name)
             self._poller.register(self._peers[endpoint], zmq.POLLIN)
+        self._last_word[endpoint] = self._clock()
         return self._peers[endpoint]
 
 

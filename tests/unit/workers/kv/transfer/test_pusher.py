@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 import pytest
 import torch
 import zmq
+from zmq.utils.monitor import recv_monitor_message
 
 from kvasir_protocol.ids import Generation, PageIndex
 from kvasir_protocol.messages import (
@@ -49,6 +50,7 @@ class DecodeSide:
         self.context: zmq.Context[Any] = zmq.Context()
         self.gatekeeper = start_gatekeeper(self.context, SECRET)
         self.socket, self.endpoint = bind_server(self.context, SECRET, "127.0.0.1", 0)
+        self.disconnections = self.socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
         self.peer = b""
 
     def expect(self, kind: type[M]) -> M:
@@ -66,6 +68,11 @@ class DecodeSide:
 
     def hears_nothing(self) -> bool:
         return not self.socket.poll(SILENCE_MS)
+
+    def expect_left(self) -> None:
+        """The prefill side has closed its connection."""
+        assert self.disconnections.poll(DEADLINE_MS), "the connection stays open"
+        recv_monitor_message(self.disconnections)
 
     def close(self) -> None:
         self.gatekeeper.stop()
@@ -368,6 +375,31 @@ def test_ticket_with_too_few_pages_ends_the_push_and_not_the_pusher(
     assert decode_side.expect(Quiet).reason == "the ticket has fewer pages than the prompt"
     assert prefill.expect_released() == [7, 0]
     assert prefill.pusher.is_alive
+
+
+def committed(prefill: PrefillSide, decode_side: DecodeSide) -> None:
+    prefill.pusher.finish(begun(prefill, decode_side), (9,))
+    decode_side.says(GRANTED)
+    decode_side.expect(PushPages)
+    decode_side.expect(Commit)
+
+
+def test_connection_without_a_word_for_a_minute_is_closed_and_opened_anew(
+    prefill: PrefillSide, decode_side: DecodeSide
+) -> None:
+    committed(prefill, decode_side)
+    prefill.clock.now = 60.0
+    decode_side.expect_left()
+    committed(prefill, decode_side)
+
+
+def test_every_word_keeps_the_connection_open(prefill: PrefillSide, decode_side: DecodeSide) -> None:
+    committed(prefill, decode_side)
+    for _ in range(3):
+        prefill.clock.now += 59.0
+        decode_side.says(CancelPush(generation=Generation(1)))
+        decode_side.expect(Quiet)
+    assert not decode_side.disconnections.poll(SILENCE_MS)
 
 
 def test_two_pushes_do_not_meet(prefill: PrefillSide, decode_side: DecodeSide) -> None:
