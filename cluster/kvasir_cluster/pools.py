@@ -8,6 +8,9 @@ from kvasir_cluster.placement import Resource
 from kvasir_protocol.config import ClusterConfig, PoolConfig
 from kvasir_protocol.errors import ConfigError
 
+MAX_RANKS_PER_CORE = 16
+"""A rank is a process with a copy of the weights. Beyond this the host only swaps; rather a word than that."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Hardware:
@@ -30,9 +33,16 @@ def resolve(config: ClusterConfig, hardware: Hardware) -> ClusterConfig:
     """The configuration with its "auto" and None settled for one host that holds every replica.
 
     Device: GPUs where there are any. Threads: the cores shared evenly, so that replicas don't fight for them.
+    Raises ConfigError for more replicas than a host could bear.
     """
+    num_wanted, num_possible = num_ranks(config.pools), MAX_RANKS_PER_CORE * hardware.num_cores
+    if num_wanted > num_possible:
+        raise ConfigError(
+            f"the pools ask for {num_wanted} processes, but this host of {hardware.num_cores} cores takes "
+            f"{num_possible} at most; lower the number of replicas"
+        )
     device = _resolve_device(config, hardware)
-    threads = config.engine.num_threads or max(1, hardware.num_cores // num_ranks(config.pools))
+    threads = config.engine.num_threads or max(1, hardware.num_cores // num_wanted)
     return dataclasses.replace(config, engine=dataclasses.replace(config.engine, device=device, num_threads=threads))
 
 

@@ -8,7 +8,9 @@ import socket
 from pathlib import Path
 
 from kvasir_cluster.pools import Hardware
+from kvasir_protocol.config import ModelConfig
 from kvasir_protocol.errors import CheckpointError, ConfigError
+from kvasir_workers.model.spec import check_max_model_len, read_spec
 
 CONTROL_PORTS = range(20000, 30000)
 """Below the ports that Linux gives to outgoing connections, so that none takes the controller's while it restarts."""
@@ -30,8 +32,25 @@ def _count_gpus() -> int:
     return len(list(Path("/proc/driver/nvidia/gpus").glob("*")))
 
 
-def check_model_folder(path: Path) -> None:
-    """Raise CheckpointError unless the folder holds what a model is made of; weights are checked when they load."""
+def check_model(model: ModelConfig) -> None:
+    """Raise CheckpointError or ConfigError for what no replica could load; weights are checked when they load."""
+    path = Path(model.path)
+    _check_folder(path)
+    spec = read_spec(_read_config(path / "config.json"), str(path / "config.json"))
+    check_max_model_len(model.max_model_len, spec.max_position_embeddings)
+
+
+def _read_config(file: Path) -> dict[str, object]:
+    try:
+        config = json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{file} can't be read: {error}") from error
+    if not isinstance(config, dict):
+        raise CheckpointError(f"{file} is no model's configuration; it should hold a map")
+    return config
+
+
+def _check_folder(path: Path) -> None:
     if not path.is_dir():
         raise CheckpointError(
             f"no model folder {path}; give a folder with config.json, tokenizer.json and *.safetensors, "
@@ -42,10 +61,6 @@ def check_model_folder(path: Path) -> None:
         missing.append("*.safetensors")
     if missing:
         raise CheckpointError(f"{path} is not a complete model folder: {', '.join(missing)} missing")
-    try:
-        json.loads((path / "config.json").read_text())
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path / 'config.json'} can't be read: {error}") from error
 
 
 def listen(host: str, port: int) -> socket.socket:

@@ -2,7 +2,6 @@
 
 import argparse
 import os
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, get_args
@@ -22,22 +21,6 @@ from kvasir_protocol.config import (
 from kvasir_protocol.errors import ConfigError
 from kvasir_protocol.wire import to_plain
 
-_UNITS = {
-    "": 1,
-    "K": 2**10, "KIB": 2**10, "KB": 10**3,
-    "M": 2**20, "MIB": 2**20, "MB": 10**6,
-    "G": 2**30, "GIB": 2**30, "GB": 10**9,
-    "T": 2**40, "TIB": 2**40, "TB": 10**12,
-}  # fmt: skip
-
-
-def parse_bytes(text: str) -> int:
-    """Bytes in a size such as 512MiB, 1.5G (binary) or 2GB (decimal); raises ArgumentTypeError for anything else."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)", text.strip())
-    if match is None or match[2].upper() not in _UNITS:
-        raise argparse.ArgumentTypeError(f"{text!r} is no size; write it like 512MiB or 2GiB")
-    return int(float(match[1]) * _UNITS[match[2].upper()])
-
 
 def add_serve_options(parser: argparse.ArgumentParser) -> None:
     """Flags whose default is None leave the configuration as the file or the built-in default has it."""
@@ -54,7 +37,7 @@ def add_serve_options(parser: argparse.ArgumentParser) -> None:
     add("--max-num-seqs", type=int, metavar="N", help="sequences that one replica computes at once")
     add("--max-num-batched-tokens", type=int, metavar="N", help="tokens in one step of a replica")
     add("--scheduling-policy", choices=get_args(SchedulingPolicyName), help="who is next (default: fcfs)")
-    add("--kv-cache-memory-bytes", type=parse_bytes, metavar="SIZE", help="each replica's KV pages, such as 512MiB")
+    add("--kv-cache-memory-bytes", metavar="SIZE", help="each replica's KV pages, such as 512MiB")
     add("--enable-prefix-caching", action=argparse.BooleanOptionalAction, default=None)
     add("--mixed", nargs="?", type=int, const=1, metavar="N", help="N replicas (default 1) that prefill and decode")
     add("--prefill-replicas", type=int, metavar="N", help="default: 1")
@@ -85,6 +68,8 @@ def make_config(options: argparse.Namespace, *, default_is_mixed: bool) -> Clust
 
     default_is_mixed: what to run when neither file nor flags name pools. Raises ConfigError.
     """
+    if options.served_model_name is not None and not options.served_model_name.strip():
+        raise ConfigError("--served-model-name must not be empty; leave it out to use the folder's name")
     defaults: dict[str, Any] = {"model": {"path": str(demo_model_path()), "served_name": ""}}
     if default_is_mixed:
         defaults["pools"] = [{"role": "mixed"}]

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from kvasir.cli.host import check_model_folder, find_control_port, find_hardware, listen
+from kvasir.cli.host import check_model, find_control_port, find_hardware, listen
 from kvasir.cli.instance import Instance, new_instance, remove_dead_instances
 from kvasir.cli.options import make_config
 from kvasir_cluster.local_ray import LOOPBACK
@@ -50,7 +50,7 @@ def prepare(options: argparse.Namespace) -> Iterator[Setup]:
     hardware = find_hardware()
     is_single_gpu = 0 < hardware.num_gpus < GPUS_FOR_SEPARATE_POOLS
     config = resolve(make_config(options, default_is_mixed=is_single_gpu), hardware)
-    check_model_folder(Path(config.model.path))
+    check_model(config.model)
     secret_file = Path(os.environ.get("KVASIR_HOME", "~/.kvasir")).expanduser() / "secret"
     load_or_create_secret(secret_file)
     log_level = _read_log_level()

@@ -13,6 +13,7 @@ import yaml
 from kvasir_protocol.errors import ConfigError
 from kvasir_protocol.ids import ReplicaId
 from kvasir_protocol.messages import MAX_DEADLINE_S
+from kvasir_protocol.sizes import parse_bytes
 from kvasir_protocol.view import Role
 
 T = TypeVar("T")
@@ -136,10 +137,10 @@ class PoolConfig:
 
     def __post_init__(self) -> None:
         _require(self.replicas >= 1, f"a pool needs at least one replica, got {self.replicas}")
-        _require(
-            self.tensor_parallel_size == 1 and self.pipeline_parallel_size == 1,
-            f"pool {self.role!r}: tensor_parallel_size and pipeline_parallel_size above 1 are not supported yet; set 1",
-        )
+        for name in ("tensor_parallel_size", "pipeline_parallel_size"):
+            value = getattr(self, name)
+            _require(value >= 1, f"pool {self.role!r}: {name} must be at least 1, got {value}")
+            _require(value == 1, f"pool {self.role!r}: {name} above 1 is not supported yet; set 1, got {value}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -259,6 +260,8 @@ def _convert(annotation: Any, value: object, path: str) -> object:
 
 
 def _convert_scalar(expected: type, value: object, path: str) -> object:
+    if expected is int and isinstance(value, str) and path.endswith("_bytes"):
+        return parse_bytes(value, path)
     accepted = (int, float) if expected is float else (expected,)
     if not isinstance(value, accepted) or (isinstance(value, bool) and expected is not bool):
         raise ConfigError(f"{path}: expected {expected.__name__}, got {value!r}")

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from kvasir_protocol.errors import InvalidRequest
 from kvasir_protocol.events import ReplicaStats, TokenOutput
-from kvasir_protocol.ids import Generation, PageIndex, ReplicaId, RequestId
+from kvasir_protocol.ids import Generation, PageIndex, RequestId
 from kvasir_protocol.request import GenerationRequest
 from kvasir_protocol.view import ClusterView, ReplicaInfo
 
@@ -52,7 +52,6 @@ class HandoverTicket:
     segment names the shared memory in which those pages lie, or is "" where only TCP can reach them.
     """
 
-    replica_id: ReplicaId
     endpoint: str
     generation: Generation
     first_page: int
@@ -152,7 +151,10 @@ class HandoverFailed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BeginPush:
-    """Asks to write into reserved pages. process_id lets a peer on the same host see that the writer died."""
+    """Asks to write into the pages reserved for a request: another's pages there would tell one caller of another.
+
+    process_id lets a peer on the same host see that the writer died.
+    """
 
     request_id: RequestId
     generation: Generation
@@ -185,9 +187,7 @@ class PushPages:
 class Commit:
     """All pages are there: the sequence may start. emitted_token_ids went to the client already."""
 
-    request_id: RequestId
     generation: Generation
-    num_pages: int
     emitted_token_ids: tuple[int, ...]
 
 
@@ -202,16 +202,13 @@ class CancelPush:
 class Quiet:
     """This side will not write into the reservation's pages any more."""
 
-    request_id: RequestId
     generation: Generation
     reason: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GetView:
-    """A router asks what has changed since the version it knows (-1: nothing is known)."""
-
-    known_version: int
+    """A router asks for the View."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -204,7 +204,7 @@ class SamplingParams:
                 described = "a whole number" if name in _INTEGERS else "a number"
                 raise InvalidRequest(f"{name} must be {described}, got {value!r}", name)
             if not low <= value <= high:
-                raise InvalidRequest(f"{name} must be between {low:g} and {high:g}, got {value}", name)
+                raise InvalidRequest(f"{name} must be between {low} and {high}, got {value}", name)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -60,14 +60,24 @@ def load_secret(path: Path) -> bytes:
     """The cluster secret in a file. Raises ConfigError if it is missing, too short, or readable by others."""
     try:
         secret = path.read_bytes()
-        mode = path.stat().st_mode
+        status = path.stat()
+        is_read_only = bool(os.statvfs(path).f_flag & os.ST_RDONLY)
     except OSError as error:
         raise ConfigError(f"can't read the cluster secret {path}: {error.strerror}") from error
     if len(secret) < SECRET_BYTES:
         raise ConfigError(f"the cluster secret {path} has {len(secret)} bytes, needs {SECRET_BYTES}; delete it")
-    if mode & 0o077:
+    if not is_kept_close(status.st_mode, is_mounted=is_read_only or status.st_uid != os.geteuid()):
         raise ConfigError(f"the cluster secret {path} can be read by others; run: chmod 600 {path}")
     return secret
+
+
+def is_kept_close(mode: int, *, is_mounted: bool) -> bool:
+    """Whether a secret file of this mode is for its readers only: its owner, and of a mounted one the group as well.
+
+    is_mounted: it is another's, or on a read-only mount, as Kubernetes gives a Secret to a container that is not root:
+    root's, mode 0440, through the group of the pod (fsGroup). Nobody may write it but its owner.
+    """
+    return not mode & (0o037 if is_mounted else 0o077)
 
 
 def _key_pair(secret: bytes, side: bytes) -> tuple[bytes, bytes]:

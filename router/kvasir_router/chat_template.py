@@ -13,6 +13,9 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from kvasir_protocol.errors import CheckpointError, InvalidRequest
 
+ROLES = ("developer", "system", "user", "assistant", "tool")
+"""Those of OpenAI's API. Most templates write any word into the prompt, which a model then never saw in training."""
+
 
 class _GenerationTag(jinja2.ext.Extension):
     """`{% generation %}` marks the assistant's words for training; here its body is text like any other."""
@@ -41,6 +44,13 @@ def _to_json(
 
 def _strftime_now(pattern: str) -> str:
     return datetime.now().strftime(pattern)
+
+
+def _check_roles(messages: Sequence[Mapping[str, Any]]) -> None:
+    for index, message in enumerate(messages):
+        if (role := message.get("role")) not in ROLES:
+            field = f"messages[{index}].role"
+            raise InvalidRequest(f"{field}: {role!r:.60} is no role; use one of {', '.join(ROLES)}", field)
 
 
 def _environment() -> ImmutableSandboxedEnvironment:
@@ -77,8 +87,10 @@ class ChatTemplate:
     ) -> str:
         """The prompt's text. variables are handed to the template under their names.
 
-        Raises InvalidRequest for field "messages" when there is no template or it refuses the messages.
+        Raises InvalidRequest for an unknown role, naming it as "messages[0].role", and for field "messages" when there
+        is no template or it refuses the messages.
         """
+        _check_roles(messages)
         template = self._choose(has_tools=bool(tools))
         values = {
             **self._special_tokens,

@@ -1,6 +1,7 @@
 """A stream's life: routed, followed, and carried on elsewhere when a replica is lost."""
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import AsyncGenerator, Callable
@@ -33,6 +34,13 @@ class Dispatcher:
     metrics: FrontDoorMetrics
     patience: Patience
     clock: Callable[[], float] = time.monotonic
+
+    async def until_begun(self) -> None:
+        """A router that was just (re)started reaches its replicas within moments: return then, or after a while."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self.patience.first_link_s):
+                while self.fleet.is_beginning:
+                    await self.fleet.wait_for_change()
 
     async def stream(self, request: GenerationRequest) -> AsyncGenerator[TokenOutput, None]:
         """Every token of the request exactly once; the last output has a finish_reason that a client may see.

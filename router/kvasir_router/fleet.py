@@ -28,6 +28,12 @@ class Fleet:
         self._leaving: set[ReplicaLink] = set()
         self._closing: set[asyncio.Task[None]] = set()
         self._changed = asyncio.Event()
+        self._has_been_live = False
+
+    @property
+    def is_beginning(self) -> bool:
+        """No replica was reached yet, and none is known to be still loading: one may answer at any moment."""
+        return not self._has_been_live and self.view.phase in (STARTING.phase, "ready")
 
     @property
     def links(self) -> Collection[ReplicaLink]:
@@ -81,5 +87,6 @@ class Fleet:
 
     def _signal(self) -> None:
         """Wake everybody who waits now; later waiters wait for the next change."""
+        self._has_been_live = self._has_been_live or bool(self.live())
         self._changed.set()
         self._changed = asyncio.Event()

@@ -22,6 +22,7 @@ def operations_routes(door: FrontDoor) -> APIRouter:
     routes = APIRouter()
 
     @routes.get("/health")
+    @routes.head("/health", include_in_schema=False)
     async def health() -> Response:
         """200 as soon as one replica is up: any role can serve whole requests."""
         num_live = len(door.fleet.live())

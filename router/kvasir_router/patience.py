@@ -12,6 +12,7 @@ class Patience:
     handover_s: from reservation to commit, as promised to the decode replica.
     silence_s: after it, a replica that makes no engine steps is given up by the stream that waits for it;
     max_silence_s: even one that makes steps, for then a message must have been lost.
+    first_link_s: how long a new stream waits in a router that has just begun and has not reached any replica yet.
     replica_wait_s: how long an accepted stream waits for some replica to come up, about the time to start one.
     """
 
@@ -20,4 +21,5 @@ class Patience:
     handover_s: float = 10.0
     silence_s: float = 30.0
     max_silence_s: float = 300.0
+    first_link_s: float = 3.0
     replica_wait_s: float = 30.0

@@ -63,7 +63,7 @@ class ControllerView:
         """Ask and listen over one socket until the controller has been silent for too long."""
         num_unanswered = 0
         while num_unanswered < MAX_UNANSWERED_POLLS:
-            await socket.send(wire.encode(GetView(known_version=self._view.version)))
+            await socket.send(wire.encode(GetView()))
             num_unanswered += 1
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(POLL_INTERVAL_S):

@@ -76,7 +76,7 @@ class FakeCluster:
 
     def view(self) -> ClusterView | None:
         """What a router learns now; None if the controller does not answer within a second."""
-        self._router.send(encode(GetView(known_version=-1)))
+        self._router.send(encode(GetView()))
         if not self._router.poll(1000):
             return None
         message = decode(self._router.recv())

@@ -90,7 +90,7 @@ class FakeReplica:
         self.faults = Faults()
         self.received: list[Message] = []
         self.held: set[RequestId] = set()
-        self.peers: dict[ReplicaId, FakeReplica] = {}
+        self.peers: Sequence[FakeReplica] = ()
         self.endpoint = ""
         self.num_steps = 0
         self.steps_by_itself = False
@@ -248,7 +248,7 @@ class FakeReplica:
         self, peer: bytes, request: GenerationRequest, output: TokenOutput, ticket: HandoverTicket
     ) -> None:
         """One replica calls the other: between fakes no pages travel."""
-        decode = self.peers[ticket.replica_id]
+        decode = next(peer for peer in self.peers if peer.endpoint == ticket.endpoint)
         emitted = (*request.emitted_token_ids, *output.token_ids)
         if self.faults.hands_over_late:
             await decode.commit(request.request_id, emitted)
@@ -301,7 +301,6 @@ class FakeReplica:
 
     def _ticket(self) -> HandoverTicket:
         return HandoverTicket(
-            replica_id=self.replica_id,
             endpoint=self.endpoint,
             generation=Generation(1),
             first_page=0,

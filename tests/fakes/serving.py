@@ -26,7 +26,13 @@ SECRET = b"a secret that only the tests know"
 MODEL_NAME = "test-model"
 
 QUICK = Patience(
-    ping_interval_s=0.05, reservation_s=0.3, handover_s=1.0, silence_s=0.3, max_silence_s=1.0, replica_wait_s=2.0
+    ping_interval_s=0.05,
+    reservation_s=0.3,
+    handover_s=1.0,
+    silence_s=0.3,
+    max_silence_s=1.0,
+    first_link_s=0.3,
+    replica_wait_s=2.0,
 )
 """Seconds as short as a busy test machine allows."""
 
@@ -36,7 +42,7 @@ async def listening(replicas: Sequence[FakeReplica]) -> AsyncIterator[None]:
     """All replicas, acquainted with each other."""
     async with contextlib.AsyncExitStack() as stack:
         for replica in replicas:
-            replica.peers = {peer.replica_id: peer for peer in replicas}
+            replica.peers = replicas
             await stack.enter_async_context(replica)
         yield
 

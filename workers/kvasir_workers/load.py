@@ -71,24 +71,22 @@ def load_model(model: ModelConfig, engine: EngineConfig, segment_wish: SegmentWi
         max_positions=spec.max_position_embeddings,
     )
     plan = plan_memory(footprint, engine, model.max_model_len, free_memory(device))
-    decoder = load_decoder(directory, dtype, device)
-    shape: PageShape = (spec.num_layers, 2, plan.num_pages, engine.page_size, spec.num_kv_heads, spec.head_dim)
-    segment = _create_segment(segment_wish, shape, dtype) if segment_wish and device.type == "cpu" else None
-    return LoadedModel(
-        decoder=decoder,
-        pages=segment.tensor if segment is not None else torch.zeros(shape, dtype=dtype, device=device),
-        segment=segment,
-        layout=page_layout(spec, engine.page_size, dtype, fingerprint(directory)),
-        limits=EngineLimits(
-            max_sequence_tokens=plan.max_sequence_tokens,
-            vocab_size=spec.vocab_size,
-            eos_token_ids=frozenset(
-                token_id
-                for token_id in read_eos_token_ids(directory)
-                if token_id < spec.vocab_size  # some checkpoints name an end token that the model can't say
-            ),
+    layout = page_layout(spec, engine.page_size, dtype, fingerprint(directory))
+    limits = EngineLimits(
+        max_sequence_tokens=plan.max_sequence_tokens,
+        vocab_size=spec.vocab_size,
+        eos_token_ids=frozenset(
+            token_id
+            for token_id in read_eos_token_ids(directory)
+            if token_id < spec.vocab_size  # some checkpoints name an end token that the model can't say
         ),
     )
+    decoder = load_decoder(directory, dtype, device)
+    shape: PageShape = (spec.num_layers, 2, plan.num_pages, engine.page_size, spec.num_kv_heads, spec.head_dim)
+    # Last: the name of a segment outlives a process that fails after it.
+    segment = _create_segment(segment_wish, shape, dtype) if segment_wish and device.type == "cpu" else None
+    pages = segment.tensor if segment is not None else torch.zeros(shape, dtype=dtype, device=device)
+    return LoadedModel(decoder=decoder, pages=pages, segment=segment, layout=layout, limits=limits)
 
 
 def _create_segment(wish: SegmentWish, shape: PageShape, dtype: torch.dtype) -> SharedSegment | None:

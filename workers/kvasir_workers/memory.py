@@ -6,9 +6,9 @@ from pathlib import Path
 import torch
 
 from kvasir_protocol.config import EngineConfig
-from kvasir_protocol.errors import ConfigError, OutOfMemory
+from kvasir_protocol.errors import OutOfMemory
 from kvasir_workers.kv.manager import pages_for
-from kvasir_workers.model.spec import DecoderSpec
+from kvasir_workers.model.spec import DecoderSpec, check_max_model_len
 
 DEFAULT_FULL_SEQUENCES = 16
 """Room, unless told otherwise, for this many sequences of full length, or for what a quarter of the memory holds."""
@@ -75,10 +75,7 @@ def plan_memory(footprint: Footprint, config: EngineConfig, max_model_len: int |
 
     Raises OutOfMemory with the numbers if they don't fit, ConfigError if max_model_len is beyond the model.
     """
-    if max_model_len is not None and max_model_len > footprint.max_positions:
-        raise ConfigError(
-            f"max_model_len {max_model_len} is beyond the model's {footprint.max_positions} positions; lower it"
-        )
+    check_max_model_len(max_model_len, footprint.max_positions)
     longest = max_model_len or footprint.max_positions
     longest_pages = pages_for(longest, config.page_size)
     room = free.num_bytes - footprint.weight_bytes

@@ -17,7 +17,7 @@ import yaml
 import zmq
 
 from kvasir_protocol.config import ReplicaConfig, build
-from kvasir_protocol.errors import ConfigError, KvasirError
+from kvasir_protocol.errors import KvasirError
 from kvasir_protocol.events import ReplicaStats
 from kvasir_protocol.ids import RequestId
 from kvasir_protocol.request import GenerationRequest, SamplingParams
@@ -48,12 +48,12 @@ class Replica:
         try:
             socket, self.endpoint = bind_server(self._context, secret, config.host, config.port)
             self._events = _EventsDesk(self._context, config, secret) if config.engine.publish_kv_events else None
-        except ConfigError:
+            self.info = _info(config, self._loaded, self._events)
+            self.layout = self._loaded.layout
+            self._assemble(socket, secret)
+        except BaseException:
             self._close()
             raise
-        self.info = _info(config, self._loaded, self._events)
-        self.layout = self._loaded.layout
-        self._assemble(socket, secret)
 
     def _segment_wish(self) -> SegmentWish | None:
         transport = self._config.handover.transport
@@ -174,14 +174,15 @@ def main() -> int:
     except (KvasirError, OSError, yaml.YAMLError) as error:
         print(f"replica: error: {error}", file=sys.stderr)
         return 1
-    replica.start()
-    print(f"{config.replica_id} ({config.role}) listens on {replica.endpoint}", flush=True)
-    while not stop.wait(1.0):
-        if failure := replica.failure():
-            print(f"replica: error: {failure}", file=sys.stderr)
-            replica.stop()
-            return 1
-    replica.stop()
+    try:
+        replica.start()
+        print(f"{config.replica_id} ({config.role}) listens on {replica.endpoint}", flush=True)
+        while not stop.wait(1.0):
+            if failure := replica.failure():
+                print(f"replica: error: {failure}", file=sys.stderr)
+                return 1
+    finally:
+        replica.stop()
     return 0
 
 

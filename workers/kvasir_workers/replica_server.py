@@ -306,7 +306,6 @@ class ReplicaServer:
             return
         reservation = self._importer.open(sequence, peer, deadline_s)
         ticket = HandoverTicket(
-            replica_id=self._info.replica_id,
             endpoint=self._endpoint,
             generation=reservation.generation,
             first_page=sequence.num_published_pages,

@@ -58,6 +58,7 @@ class Generation:
         """The pieces of all choices as they come. Closing the generator aborts every stream."""
         with self._door.limit.admitted(self._order.num_choices):
             prompts = await self._order.tokenise()
+            await self._door.dispatcher.until_begun()  # replicas know the longest context
             self._num_prompt_tokens = sum(map(len, prompts))
             streams = [
                 pieces(request, index, self._door.dispatcher, self._door.codec, self._started_at)

@@ -10,17 +10,11 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from kvasir import LLM
 from tests.checkpoints import make_checkpoint
-from tests.fakes.text_model import byte_level_tokenizer
 
 PAGE_SIZE = 4
 EOS = 2
 
 MakeLLM = Callable[..., LLM]
-
-
-@pytest.fixture(scope="session")
-def tokenizer() -> Tokenizer:
-    return byte_level_tokenizer()
 
 
 @pytest.fixture(scope="session")

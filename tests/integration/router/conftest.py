@@ -9,27 +9,11 @@ from kvasir_protocol.view import ReplicaAddress
 from kvasir_router.settings import RouterSettings
 from tests.fakes.replica import FakeReplica
 from tests.fakes.serving import MODEL_NAME, SECRET, MakeSettings
-from tests.fakes.text_model import byte_level_tokenizer, write_text_model
 
 TEXT = "The quick brown fox 😀 jumps over 你好 the lazy dog."
 EOS = 1
 
 MakeReplica = Callable[[str], FakeReplica]
-
-
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
-@pytest.fixture(scope="session")
-def tokenizer() -> Tokenizer:
-    return byte_level_tokenizer()
-
-
-@pytest.fixture(scope="session")
-def model_directory(tmp_path_factory: pytest.TempPathFactory, tokenizer: Tokenizer) -> Path:
-    return write_text_model(tmp_path_factory.mktemp("text-model"), tokenizer)
 
 
 @pytest.fixture

@@ -1,6 +1,8 @@
 """Routes for operators and tools, over HTTP."""
 
+import asyncio
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 from tokenizers import Tokenizer
@@ -8,8 +10,8 @@ from tokenizers import Tokenizer
 from kvasir_protocol import metrics as names
 from kvasir_protocol.view import ClusterView
 from tests.fakes.controller import FakeController
-from tests.fakes.replica import FakeReplica
-from tests.fakes.serving import MODEL_NAME, SECRET, MakeSettings, serving, view_of
+from tests.fakes.replica import DEADLINE_S, FakeReplica
+from tests.fakes.serving import MODEL_NAME, QUICK, SECRET, MakeSettings, serving, view_of
 from tests.integration.router.conftest import MakeReplica
 
 pytestmark = pytest.mark.anyio
@@ -31,6 +33,39 @@ async def test_health_follows_the_replicas(
         response = await server.client.get("/health")
         assert (response.status_code, response.json()["phase"]) == (503, "ready")
         assert (await server.client.post("/v1/chat/completions", json=CHAT)).status_code == 503
+
+
+async def test_load_balancers_may_ask_for_the_head_of_health_alone(
+    make_replica: MakeReplica, make_settings: Callable[..., MakeSettings]
+) -> None:
+    mixed = make_replica("mixed-0")
+    async with serving(make_settings(), mixed) as server:
+        response = await server.client.head("/health")
+        assert (response.status_code, response.content) == (200, b"")
+        await mixed.stop()
+        await server.until_live(0)
+        assert (await server.client.head("/health")).status_code == 503
+
+
+async def test_request_to_a_router_that_has_just_begun_waits_for_its_replicas(
+    make_replica: MakeReplica, make_settings: Callable[..., MakeSettings]
+) -> None:
+    mixed = make_replica("mixed-0")
+    async with FakeController(SECRET, ClusterView(version=1, replicas=(), phase="ready")) as controller, mixed:
+        settings = make_settings(replicas=(), controller_endpoint=controller.endpoint)
+        async with serving(settings, patience=replace(QUICK, first_link_s=DEADLINE_S)) as server:
+            asking = asyncio.create_task(server.client.post("/v1/chat/completions", json=CHAT))
+            await controller.asked.wait()
+            controller.view = view_of(mixed, version=2)
+            assert (await asking).status_code == 200
+
+
+async def test_request_is_refused_when_a_router_that_has_just_begun_reaches_nobody(
+    make_settings: Callable[..., MakeSettings],
+) -> None:
+    async with serving(make_settings(controller_endpoint="tcp://127.0.0.1:1")) as server:
+        response = await server.client.post("/v1/chat/completions", json=CHAT)
+        assert (response.status_code, response.headers["Retry-After"]) == (503, "1")
 
 
 async def test_replicas_and_phase_come_from_the_controller(

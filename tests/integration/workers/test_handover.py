@@ -108,16 +108,32 @@ def test_decode_replica_that_holds_the_prefix_is_sent_only_the_rest(
     assert again_first[0].num_cached_tokens == 40
 
 
+@pytest.mark.parametrize("transport", ["shared-memory", "tcp"])
 def test_answer_that_ends_with_its_first_token_needs_no_decode_replica(
-    start_replica: StartReplica, connect: Connect
+    start_replica: StartReplica, connect: Connect, transport: TransportName
 ) -> None:
-    prefill, decode = connect(start_replica("prefill")), connect(start_replica("decode"))
+    prefill, decode = connect(start_replica("prefill", transport)), connect(start_replica("decode", transport))
     item = request("one", max_tokens=1)
     decode.send(Reserve(request=item, deadline_s=10))
     prefill.send(Submit(request=item, ticket=decode.expect(Reserved).ticket))
     outputs = prefill.outputs_of(item.request_id)
     decode.send(Abort(request_id=item.request_id))
     assert [output.finish_reason for output in outputs] == ["length"]
+    assert_no_pages_used(decode)
+    assert_no_pages_used(prefill)
+
+
+@pytest.mark.parametrize("transport", ["shared-memory", "tcp"])
+def test_reservation_of_an_answer_that_ended_at_prefill_lasts_until_its_deadline(
+    start_replica: StartReplica, connect: Connect, transport: TransportName
+) -> None:
+    """Nobody aborts it, as when the router has died; nor does its failure come at once, which would be a race."""
+    prefill, decode = connect(start_replica("prefill", transport)), connect(start_replica("decode", transport))
+    item = request("one", max_tokens=1)
+    decode.send(Reserve(request=item, deadline_s=0.5))
+    prefill.send(Submit(request=item, ticket=decode.expect(Reserved).ticket))
+    prefill.outputs_of(item.request_id)
+    assert decode.expect(HandoverFailed).reason == "no pages for 0.5 s"
     assert_no_pages_used(decode)
 
 
@@ -185,7 +201,7 @@ def test_aborted_pages_stay_quarantined_until_the_writer_is_quiet(
     router.send(Abort(request_id=RequestId("q")))
     assert writer.expect(CancelPush).generation == ticket.generation
     assert router.stats().stats.handover.quarantined_pages == 11
-    writer.send(Quiet(request_id=RequestId("q"), generation=ticket.generation, reason="stopped"))
+    writer.send(Quiet(generation=ticket.generation, reason="stopped"))
     assert_no_pages_used(writer)
 
 

@@ -25,6 +25,12 @@ def test_each_replica_has_a_thread_even_when_cores_are_short():
     assert resolve(CONFIG, Hardware(num_cores=1, num_gpus=0)).engine.num_threads == 1
 
 
+def test_more_replicas_than_a_host_could_bear_are_refused_with_the_most_it_takes():
+    pools = (PoolConfig(role="mixed", replicas=33),)
+    with pytest.raises(ConfigError, match="33 processes, but this host of 2 cores takes 32 at most"):
+        resolve(dataclasses.replace(CONFIG, pools=pools), Hardware(num_cores=2, num_gpus=0))
+
+
 def test_a_number_of_threads_that_was_set_stays():
     assert resolve(with_engine(num_threads=7), Hardware(num_cores=2, num_gpus=0)).engine.num_threads == 7
 

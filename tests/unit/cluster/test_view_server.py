@@ -43,7 +43,7 @@ def connect(server):
 
 
 def ask(socket, timeout_ms=DEADLINE_MS):
-    socket.send(encode(GetView(known_version=-1)))
+    socket.send(encode(GetView()))
     return decode(socket.recv()) if socket.poll(timeout_ms) else None
 
 

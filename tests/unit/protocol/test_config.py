@@ -52,6 +52,11 @@ def test_weights_of_tenants_are_read_as_a_list(tmp_path: Path) -> None:
     assert config.engine.tenant_weights == (TenantWeight(tenant="3f", weight=2),)
 
 
+def test_sizes_may_have_a_unit(tmp_path: Path) -> None:
+    assert load(tmp_path, "engine: {kv_cache_bytes: 2GiB}").engine.kv_cache_bytes == 2**31
+    assert load(tmp_path, "engine: {kv_cache_bytes: 4096}").engine.kv_cache_bytes == 4096
+
+
 def test_empty_file_gives_the_defaults(tmp_path: Path) -> None:
     assert load(tmp_path, "# nothing\n") == ClusterConfig(model=ModelConfig(path="/models/llama", served_name="llama"))
 
@@ -81,6 +86,7 @@ def test_unknown_key_names_the_nearest_right_one(tmp_path: Path, text: str, comp
     ("text", "complaint"),
     [
         ("engine: {page_size: '8'}", "engine.page_size: expected int, got '8'"),
+        ("engine: {kv_cache_bytes: much}", "engine.kv_cache_bytes: 'much' is no size; write it like 512MiB"),
         ("engine: {page_size: 8.0}", "engine.page_size: expected int"),
         ("engine: {page_size: true}", "engine.page_size: expected int, got True"),
         ("engine: {page_size: null}", "engine.page_size: expected int, got None"),
@@ -132,6 +138,8 @@ def test_wrong_type_names_the_path(tmp_path: Path, text: str, complaint: str) ->
         ("router: {api_keys: ['']}", "must not hold an empty key"),
         ("pools: [{role: mixed, replicas: 0}]", "at least one replica"),
         ("pools: [{role: mixed, tensor_parallel_size: 2}]", "not supported yet; set 1"),
+        ("pools: [{role: mixed, tensor_parallel_size: 0}]", "tensor_parallel_size must be at least 1, got 0"),
+        ("pools: [{role: mixed, pipeline_parallel_size: -1}]", "pipeline_parallel_size must be at least 1, got -1"),
         ("pools: []", "one mixed pool, or one prefill and one decode pool"),
         ("pools: [{role: prefill}]", "one mixed pool, or one prefill and one decode pool; got ['prefill']"),
         ("pools: [{role: mixed}, {role: decode}]", "one mixed pool, or one prefill and one decode pool"),

@@ -6,13 +6,12 @@ import math
 import pytest
 
 from kvasir_protocol.errors import InvalidRequest
-from kvasir_protocol.ids import Generation, PageIndex, ReplicaId, RequestId
+from kvasir_protocol.ids import Generation, PageIndex, RequestId
 from kvasir_protocol.messages import MAX_DEADLINE_S, HandoverTicket, Reserve
 from kvasir_protocol.request import GenerationRequest, SamplingParams
 
 REQUEST = GenerationRequest(request_id=RequestId("r"), prompt_token_ids=(1,), sampling=SamplingParams())
 TICKET = HandoverTicket(
-    replica_id=ReplicaId("decode-0"),
     endpoint="tcp://127.0.0.1:1",
     generation=Generation(1),
     first_page=0,

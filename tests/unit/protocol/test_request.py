@@ -57,6 +57,11 @@ def test_numbers_beyond_a_range_are_refused(name: str) -> None:
     assert_refused(name, high + step)
 
 
+def test_ends_of_a_range_are_told_in_full() -> None:
+    with pytest.raises(InvalidRequest, match="between -1 and 2147483648, got 2147483649"):
+        SamplingParams(top_k=2**31 + 1)
+
+
 @pytest.mark.parametrize("name", RANGES)
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_nan_and_infinity_are_refused(name: str, value: float) -> None:

@@ -17,6 +17,7 @@ from kvasir_protocol.sockets import (
     _key_pair,
     bind_server,
     connect_client,
+    is_kept_close,
     load_or_create_secret,
     load_secret,
     start_gatekeeper,
@@ -68,6 +69,35 @@ def test_secret_open_to_others_is_refused(tmp_path: Path, mode: int) -> None:
     (tmp_path / "secret").chmod(mode)
     with pytest.raises(ConfigError, match="run: chmod 600"):
         load_or_create_secret(tmp_path / "secret")
+
+
+@pytest.mark.parametrize(
+    ("mode", "as_own", "as_mounted"),
+    [
+        (0o600, True, True),
+        (0o400, True, True),
+        (0o440, False, True),
+        (0o640, False, True),
+        (0o660, False, False),
+        (0o450, False, False),
+        (0o444, False, False),
+        (0o604, False, False),
+        (0o602, False, False),
+    ],
+)
+def test_group_may_read_a_mounted_secret_and_the_world_none(mode: int, as_own: bool, as_mounted: bool) -> None:
+    assert is_kept_close(mode, is_mounted=False) == as_own
+    assert is_kept_close(mode, is_mounted=True) == as_mounted
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file away")
+def test_secret_of_another_owner_may_be_read_by_the_group(tmp_path: Path) -> None:
+    made = load_or_create_secret(tmp_path / "secret")
+    (tmp_path / "secret").chmod(0o440)
+    with pytest.raises(ConfigError, match="can be read by others"):
+        load_secret(tmp_path / "secret")
+    os.chown(tmp_path / "secret", 65534, -1)
+    assert load_secret(tmp_path / "secret") == made
 
 
 @pytest.mark.parametrize("size", [0, SECRET_BYTES - 1])

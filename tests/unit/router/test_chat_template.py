@@ -84,15 +84,27 @@ def test_model_without_a_default_template_names_those_it_has() -> None:
 
 
 def test_refusal_of_the_template_is_the_callers_mistake(codec: TextCodec) -> None:
-    with pytest.raises(InvalidRequest, match="unknown role wizard") as caught:
-        codec.render_chat([{"role": "wizard", "content": "hocus"}])
+    with pytest.raises(InvalidRequest, match="unknown role tool") as caught:
+        codec.render_chat([{"role": "tool", "content": "hocus"}])
     assert caught.value.field == "messages"
 
 
-@pytest.mark.parametrize("message", [{"role": "user"}, {"role": "user", "content": None}, {"content": "x"}])
+@pytest.mark.parametrize("role", ["wizard", "", "User", "function", 5, None])
+def test_unknown_role_is_named_with_the_known_ones(codec: TextCodec, role: object) -> None:
+    with pytest.raises(InvalidRequest, match="is no role; use one of developer, system, user") as caught:
+        codec.render_chat([{"role": "user", "content": "x"}, {"role": role, "content": "hocus"}])
+    assert caught.value.field == "messages[1].role"
+
+
+@pytest.mark.parametrize("message", [{"role": "user"}, {"role": "user", "content": None}])
 def test_message_that_the_template_stumbles_over_is_the_callers_mistake(codec: TextCodec, message: Any) -> None:
     with pytest.raises(InvalidRequest, match="chat template refuses"):
         codec.render_chat([message])
+
+
+def test_message_without_a_role_is_the_callers_mistake(codec: TextCodec) -> None:
+    with pytest.raises(InvalidRequest, match=r"messages\[0\]\.role: None is no role"):
+        codec.render_chat([{"content": "x"}])
 
 
 def test_template_cannot_reach_python() -> None:

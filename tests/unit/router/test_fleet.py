@@ -18,6 +18,25 @@ async def test_phase_is_starting_before_the_first_view() -> None:
         assert fleet.view.phase == "starting"
 
 
+async def test_fleet_begins_until_its_first_link_is_up() -> None:
+    replica = fake("mixed-0")
+    async with listening([replica]), running_fleet() as fleet:
+        assert fleet.is_beginning
+        fleet.apply(view_of(replica))
+        assert fleet.is_beginning
+        await until_live(fleet, 1)
+        assert not fleet.is_beginning
+        await replica.stop()
+        await until_live(fleet, 0)
+        assert not fleet.is_beginning
+
+
+async def test_fleet_whose_replicas_still_load_does_not_begin_yet() -> None:
+    async with running_fleet() as fleet:
+        fleet.apply(ClusterView(version=1, replicas=(), phase="loading"))
+        assert not fleet.is_beginning
+
+
 async def test_newcomers_are_linked_and_leavers_let_go() -> None:
     first, second = fake("mixed-0"), fake("mixed-1")
     async with listening([first, second]), running_fleet() as fleet:

@@ -12,6 +12,7 @@ import pytest
         ("kvasir_router", {"tokenizers", "fastapi", "zmq"}),
         ("kvasir_router.tokenise", {"fastapi", "starlette", "uvicorn", "zmq", "prometheus_client", "torch"}),
         ("kvasir_router.pieces", {"fastapi", "starlette", "uvicorn", "zmq", "prometheus_client", "torch"}),
+        ("kvasir.cli.setup", {"torch", "transformers"}),
         ("kvasir_router.__main__", {"torch", "triton", "transformers", "ray", "kvasir_workers", "kvasir_kernels"}),
     ],
 )

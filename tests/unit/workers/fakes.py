@@ -9,7 +9,7 @@ from functools import partial
 import numpy as np
 import torch
 
-from kvasir_protocol.ids import Generation, PageIndex, ReplicaId, RequestId
+from kvasir_protocol.ids import Generation, PageIndex, RequestId
 from kvasir_protocol.messages import HandoverTicket
 from kvasir_protocol.request import FinishReason, GenerationRequest, SamplingParams
 from kvasir_workers.kv.manager import KvManager, PageCopy
@@ -47,7 +47,6 @@ def make_request(
 
 def make_ticket(num_pages: int, first_page: int = 0, generation: int = 1, **changes: object) -> HandoverTicket:
     fields: dict[str, object] = {
-        "replica_id": ReplicaId("decode-0"),
         "endpoint": "tcp://127.0.0.1:1",
         "generation": Generation(generation),
         "first_page": first_page,

@@ -81,6 +81,13 @@ def test_pages_that_do_not_fit_are_refused_before_any_segment_is_made(checkpoint
     assert not (SHARED_MEMORY / NAME).exists()
 
 
+def test_bad_end_tokens_are_refused_and_leave_no_segment(copy: Path) -> None:
+    edit_json(copy / "generation_config.json", eos_token_id="the end")
+    with pytest.raises(CheckpointError, match="eos_token_id"):
+        load_model(model(copy), ENGINE, SegmentWish(NAME, is_must=True))
+    assert not (SHARED_MEMORY / NAME).exists()
+
+
 def test_pages_lie_in_the_segment_that_was_named(checkpoint: Path) -> None:
     loaded = load_model(model(checkpoint), ENGINE, SegmentWish(NAME, is_must=True))
     assert loaded.segment is not None

@@ -175,7 +175,7 @@ def test_request_id_in_use_is_rejected(connect: Connect) -> None:
 
 def test_message_of_no_use_is_dropped(connect: Connect) -> None:
     client = connect()
-    client.send(GetView(known_version=1))
+    client.send(GetView())
     assert_still_serving(client)
 
 
@@ -233,14 +233,7 @@ def test_bad_commit_fails_one_hand_over_and_nothing_else(connect: Connect, emitt
     ticket = reserved(router, writer)
     content = bytes(len(ticket.page_indices) * 3 * 2 * 4 * 2 * 5 * 4)
     writer.send(PushPages(generation=ticket.generation, page_indices=ticket.page_indices, content=content))
-    writer.send(
-        Commit(
-            request_id=RequestId("r"),
-            generation=ticket.generation,
-            num_pages=len(ticket.page_indices),
-            emitted_token_ids=emitted,
-        )
-    )
+    writer.send(Commit(generation=ticket.generation, emitted_token_ids=emitted))
     assert router.expect(HandoverFailed).generation == ticket.generation
     assert_still_serving(router)
 
@@ -256,7 +249,7 @@ def test_failed_hand_over_may_be_submitted_under_its_own_id(connect: Connect) ->
 def test_message_for_no_reservation_harms_nobody(connect: Connect) -> None:
     client = connect()
     client.send(PushPages(generation=Generation(77), page_indices=(), content=b""))
-    client.send(Commit(request_id=RequestId("r"), generation=Generation(77), num_pages=0, emitted_token_ids=()))
+    client.send(Commit(generation=Generation(77), emitted_token_ids=()))
     assert_still_serving(client)
 
 

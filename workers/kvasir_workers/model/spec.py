@@ -6,7 +6,7 @@ A family is one function of a few lines: how it departs from the plain Llama dec
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from kvasir_protocol.errors import CheckpointError
+from kvasir_protocol.errors import CheckpointError, ConfigError
 from kvasir_workers.model.config_fields import ConfigFields
 from kvasir_workers.model.rotary_spec import RotarySpec, read_rotary
 
@@ -74,6 +74,12 @@ def read_spec(config: Mapping[str, object], source: str = "config.json") -> Deco
         tie_word_embeddings=fields.flag("tie_word_embeddings", default=False),
         dtype=_dtype(fields),
     )
+
+
+def check_max_model_len(max_model_len: int | None, max_positions: int) -> None:
+    """Raise ConfigError for a context that is longer than the model's."""
+    if max_model_len is not None and max_model_len > max_positions:
+        raise ConfigError(f"max_model_len {max_model_len} is beyond the model's {max_positions} positions; lower it")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

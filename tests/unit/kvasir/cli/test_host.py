@@ -1,21 +1,38 @@
+import json
 import socket
 
 import pytest
 
-from kvasir.cli.host import CONTROL_PORTS, check_model_folder, find_control_port, listen, url_of
+from kvasir.cli.host import CONTROL_PORTS, check_model, find_control_port, listen, url_of
+from kvasir_protocol.config import ModelConfig
 from kvasir_protocol.errors import CheckpointError, ConfigError
+
+CONFIG = {
+    "architectures": ["LlamaForCausalLM"],
+    "vocab_size": 256,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "rms_norm_eps": 1e-6,
+    "max_position_embeddings": 512,
+}
+
+
+def check(folder, max_model_len=None):
+    check_model(ModelConfig(path=str(folder), served_name="m", max_model_len=max_model_len))
 
 
 @pytest.fixture
 def folder(tmp_path):
-    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG))
     (tmp_path / "tokenizer.json").write_text("{}")
     (tmp_path / "model.safetensors").write_bytes(b"")
     return tmp_path
 
 
 def test_complete_folder_is_accepted(folder):
-    check_model_folder(folder)
+    check(folder)
 
 
 @pytest.mark.parametrize(
@@ -25,13 +42,31 @@ def test_complete_folder_is_accepted(folder):
 def test_what_a_folder_lacks_is_named(folder, missing, named):
     (folder / missing).unlink()
     with pytest.raises(CheckpointError, match=f"not a complete model folder: {named} missing"):
-        check_model_folder(folder)
+        check(folder)
 
 
 def test_broken_config_is_told(folder):
     (folder / "config.json").write_text("{")
     with pytest.raises(CheckpointError, match=r"config\.json can't be read"):
-        check_model_folder(folder)
+        check(folder)
+
+
+def test_config_that_is_no_map_is_told(folder):
+    (folder / "config.json").write_text("[]")
+    with pytest.raises(CheckpointError, match="it should hold a map"):
+        check(folder)
+
+
+def test_unknown_architecture_is_told_before_anything_starts(folder):
+    (folder / "config.json").write_text(json.dumps({**CONFIG, "architectures": ["MambaForCausalLM"]}))
+    with pytest.raises(CheckpointError, match="MambaForCausalLM"):
+        check(folder)
+
+
+def test_context_beyond_the_models_is_told_before_anything_starts(folder):
+    check(folder, max_model_len=512)
+    with pytest.raises(ConfigError, match="max_model_len 513 is beyond the model's 512 positions"):
+        check(folder, max_model_len=513)
 
 
 def test_a_port_in_use_is_refused_with_the_way_out():

@@ -1,9 +1,9 @@
-import argparse
+from pathlib import Path
 
 import pytest
 
 from kvasir.cli.main import build_parser
-from kvasir.cli.options import make_config, parse_bytes
+from kvasir.cli.options import make_config
 from kvasir.demo import DEMO_MODEL_NAME, demo_model_path
 from kvasir_protocol.errors import ConfigError
 
@@ -21,27 +21,6 @@ def roles(config):
     return {pool.role: pool.replicas for pool in config.pools}
 
 
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("1048576", 2**20),
-        ("512MiB", 512 * 2**20),
-        ("2GiB", 2 * 2**30),
-        ("1.5G", 3 * 2**29),
-        ("2GB", 2 * 10**9),
-        ("64 kib", 64 * 2**10),
-    ],
-)
-def test_sizes_are_read_with_and_without_unit(text, expected):
-    assert parse_bytes(text) == expected
-
-
-@pytest.mark.parametrize("text", ["", "GiB", "-1", "1XB", "1 G B", "one"])
-def test_what_is_no_size_is_refused(text):
-    with pytest.raises(argparse.ArgumentTypeError, match="512MiB"):
-        parse_bytes(text)
-
-
 def test_without_a_model_the_demo_model_is_served_from_separate_pools():
     config = configure()
     assert config.model.path == str(demo_model_path())
@@ -56,6 +35,12 @@ def test_a_single_gpu_gets_one_mixed_pool_unless_told_otherwise():
 
 def test_a_model_is_called_by_the_name_of_its_folder(tmp_path):
     assert configure(tmp_path / "Qwen3-0.6B").model.served_name == "Qwen3-0.6B"
+
+
+@pytest.mark.parametrize("name", ["", " "])
+def test_an_empty_name_is_refused(name):
+    with pytest.raises(ConfigError, match="--served-model-name must not be empty"):
+        configure("--served-model-name", name)
 
 
 def test_relative_folders_become_absolute(tmp_path, monkeypatch):
@@ -77,12 +62,25 @@ def test_flags_reach_their_settings():
     assert config.handover.transport == "tcp"
 
 
+def test_a_flag_that_is_no_size_is_refused():
+    with pytest.raises(ConfigError, match=r"engine\.kv_cache_bytes: 'much' is no size"):
+        configure("--kv-cache-memory-bytes", "much")
+
+
 def test_flags_win_over_the_file_and_the_file_over_the_defaults(tmp_path):
     file = tmp_path / "cluster.yaml"
     file.write_text("model: {path: /models/a}\nrouter: {port: 1234, host: 127.0.0.2}\n")
     config = configure("--config", file, "--port", 99)
     assert (config.router.host, config.router.port) == ("127.0.0.2", 99)
     assert (config.model.path, config.model.served_name) == ("/models/a", "a")
+
+
+def test_the_file_that_the_readme_shows_is_read(tmp_path):
+    text = (Path(__file__).parents[4] / "README.md").read_text()
+    file = tmp_path / "cluster.yaml"
+    file.write_text(text.split("```yaml\n")[1].split("```")[0])
+    config = configure("--config", file)
+    assert (config.engine.kv_cache_bytes, roles(config)) == (2**31, {"prefill": 1, "decode": 2})
 
 
 def test_pools_of_the_file_stay_unless_flags_name_some(tmp_path):

@@ -139,6 +139,10 @@ class PageImporter:
         if reservation is None or reservation.state != "open":
             self.send(writer, PushRefused(generation=message.generation, reason="no such reservation"))
             return
+        if message.request_id != reservation.sequence.request_id:
+            _log.warning("the pages reserved for %s were asked for by another", reservation.sequence.request_id)
+            self.send(writer, PushRefused(generation=message.generation, reason="reserved for another request"))
+            return
         if message.layout != self.layout:
             reason = f"pages differ: pushed {message.layout}, expected {self.layout}"
             self.send(writer, PushRefused(generation=message.generation, reason=reason))
@@ -197,9 +201,8 @@ class PageImporter:
         if reservation.state == "quarantined":
             self._free(reservation)
         else:
-            # Not counted as a failure: a prompt whose answer ends with its first token ends like this, too.
             reservation.uses_shared_memory = False
-            self._hand_back(reservation, message.reason)
+            self._fail(reservation, message.reason)
 
     # What ends a reservation
 
@@ -227,12 +230,9 @@ class PageImporter:
                 self._fail(reservation, f"no pages for {reservation.patience_s:g} s")
 
     def _fail(self, reservation: Reservation, reason: str) -> None:
+        """The router is told to submit the request again; the pages come back when they are quiet."""
         _log.warning("hand-over of %s failed: %s", reservation.sequence.request_id, reason)
         self._counts.failed_requests += 1
-        self._hand_back(reservation, reason)
-
-    def _hand_back(self, reservation: Reservation, reason: str) -> None:
-        """The router is told to submit the request again; the pages come back when they are quiet."""
         failed = HandoverFailed(
             request_id=reservation.sequence.request_id, generation=reservation.generation, reason=reason
         )

@@ -4,7 +4,8 @@ export ... export finish        (from the engine, page after page as each chunk 
   |
   +-> BeginPush --PushGranted--> PushPages ... PushPages, Commit --> done
                 --PushRefused--> done        (the other side has told the router)
-CancelPush, or the engine cancels: stop, say Quiet --> done
+CancelPush, or we can't go on: stop, say Quiet --> done
+the engine cancels: stop --> done            (the router knows why, and aborts the reservation)
 """
 
 import logging
@@ -24,6 +25,7 @@ from kvasir_protocol.errors import WireError
 from kvasir_protocol.events import HandoverCounters
 from kvasir_protocol.ids import Generation, PageIndex, RequestId
 from kvasir_protocol.messages import (
+    MAX_DEADLINE_S,
     BeginPush,
     CancelPush,
     Commit,
@@ -47,6 +49,10 @@ _POLL_MS = 200
 
 _FAREWELL_MS = 200
 """Time for the last Quiet to leave: without it the other side keeps the pages in quarantine until we are dead."""
+
+_IDLE_S = 2 * MAX_DEADLINE_S
+"""A connection without a word for so long is closed: its replica may have left for good. Whoever still waits for our
+Quiet has asked for it by then, since it asks once in each deadline."""
 
 PushKey = tuple[str, Generation]
 """A reservation: the other side's endpoint and its generation."""
@@ -89,6 +95,7 @@ class PagePusher:
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._mailbox = Mailbox(self._context)
         self._peers: dict[str, zmq.Socket[bytes]] = {}
+        self._last_word: dict[str, float] = {}
         self._poller = zmq.Poller()
         self._thread = Thread(target=self._run, name="page-pusher", daemon=True)
         self._is_stopping = False
@@ -130,8 +137,14 @@ class PagePusher:
         self._mailbox.post(lambda: self._set_finished(key, emitted_token_ids))
 
     def cancel(self, sequence: Sequence) -> None:
+        """The router hears of this end from the engine.
+
+        If the other side told it as well, a failure could overtake an answer that ends with its first token, and the
+        prompt would be computed again. So Quiet waits until the other side asks: once the router, or else the
+        deadline, ends the reservation.
+        """
         key = _key(_ticket_of(sequence))
-        self._mailbox.post(lambda: self._end(key, "the prefill side ended the request"))
+        self._mailbox.post(lambda: self._forget(key))
 
     # The thread
 
@@ -152,6 +165,7 @@ class PagePusher:
 
     def _receive(self, socket: "zmq.Socket[bytes]") -> None:
         endpoint = next(endpoint for endpoint, peer in self._peers.items() if peer is socket)
+        self._last_word[endpoint] = self._clock()
         try:
             message = decode(socket.recv())
         except WireError as error:
@@ -163,7 +177,8 @@ class PagePusher:
                     push.is_granted = True
                     self._advance(push)
             case PushRefused(generation=generation, reason=reason):
-                _log.warning("push to %s refused: %s", endpoint, reason)
+                if (endpoint, generation) in self._pushes:
+                    _log.warning("push to %s refused: %s", endpoint, reason)
                 self._forget((endpoint, generation))
             case CancelPush(generation=generation):
                 self._end((endpoint, generation), "cancelled by the decode side")
@@ -225,12 +240,7 @@ class PagePusher:
         if push.emitted_token_ids is not None:
             self._send(
                 push.ticket.endpoint,
-                Commit(
-                    request_id=push.request_id,
-                    generation=push.ticket.generation,
-                    num_pages=len(push.ticket.page_indices),
-                    emitted_token_ids=push.emitted_token_ids,
-                ),
+                Commit(generation=push.ticket.generation, emitted_token_ids=push.emitted_token_ids),
             )
             self._pushed_requests += 1
             self._forget(_key(push.ticket))
@@ -241,21 +251,22 @@ class PagePusher:
             _log.warning("push of %s gave up: no answer from %s", self._pushes[key].request_id, key[0])
             self._end(key, "no answer within the deadline")
             self._close_unused(key[0])
+        for endpoint in [endpoint for endpoint in self._peers if now - self._last_word[endpoint] >= _IDLE_S]:
+            self._close_unused(endpoint)
 
     def _close_unused(self, endpoint: str) -> None:
         """A peer that left us without an answer may be gone for good, and its socket would try for ever."""
         if endpoint not in self._peers or any(used == endpoint for used, _ in self._pushes):
             return
+        del self._last_word[endpoint]
         socket = self._peers.pop(endpoint)
         self._poller.unregister(socket)
         socket.close(linger=_FAREWELL_MS)
 
     def _end(self, key: PushKey, reason: str) -> None:
         """Write no more and say so; Quiet is owed even for a push that is unknown or done here."""
-        push = self._pushes.get(key)
-        request_id = push.request_id if push else RequestId("")
-        if push is not None or key[0] in self._peers:
-            self._send(key[0], Quiet(request_id=request_id, generation=key[1], reason=reason))
+        if key in self._pushes or key[0] in self._peers:
+            self._send(key[0], Quiet(generation=key[1], reason=reason))
         self._forget(key)
 
     def _forget(self, key: PushKey) -> None:
@@ -275,6 +286,7 @@ class PagePusher:
         if endpoint not in self._peers:
             self._peers[endpoint] = sockets.connect_client(self._context, self._secret, endpoint, self._name)
             self._poller.register(self._peers[endpoint], zmq.POLLIN)
+        self._last_word[endpoint] = self._clock()
         return self._peers[endpoint]
 
 

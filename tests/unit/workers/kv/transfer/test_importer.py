@@ -75,11 +75,12 @@ class Side:
         *,
         writer: Peer = WRITER,
         layout: PageLayout | None = None,
+        name: str = "r",
         process_id: int = WRITER_PROCESS,
         shared: bool = False,
     ) -> None:
         message = BeginPush(
-            request_id=RequestId("r"),
+            request_id=RequestId(name),
             generation=generation,
             layout=layout or self.layout,
             process_id=process_id,
@@ -94,11 +95,11 @@ class Side:
         self.importer.take_pages(writer, PushPages(generation=generation, page_indices=indices, content=content))
 
     def commit(self, generation: Generation, *, writer: Peer = WRITER, emitted: tuple[int, ...] = (7,)) -> None:
-        message = Commit(request_id=RequestId("r"), generation=generation, num_pages=2, emitted_token_ids=emitted)
+        message = Commit(generation=generation, emitted_token_ids=emitted)
         self.importer.commit(writer, message)
 
     def quiet(self, generation: Generation, writer: Peer = WRITER) -> None:
-        self.importer.quiet(writer, Quiet(request_id=RequestId("r"), generation=generation, reason="stopped"))
+        self.importer.quiet(writer, Quiet(generation=generation, reason="stopped"))
 
     def pass_time(self, seconds: float) -> None:
         self.clock.now += seconds
@@ -191,6 +192,16 @@ def test_other_layout_is_refused_with_both_and_the_router_is_told(side: Side, ch
 def test_unknown_reservation_is_refused(side: Side) -> None:
     side.begin(Generation(99))
     assert side.sent == [(WRITER, PushRefused(generation=Generation(99), reason="no such reservation"))]
+
+
+def test_writer_for_another_request_is_refused_and_the_right_one_goes_on(side: Side) -> None:
+    generation = side.open()
+    side.begin(generation, name="other")
+    assert side.sent == [(WRITER, PushRefused(generation=generation, reason="reserved for another request"))]
+    side.begin(generation)
+    side.push(generation, 2, 5)
+    side.commit(generation)
+    assert side.desk.started == {"r": (7,)}
 
 
 def test_second_writer_is_refused_and_the_first_goes_on(side: Side) -> None:
@@ -463,12 +474,12 @@ def test_bad_pages_over_shared_memory_are_quarantined(side: Side) -> None:
     assert side.num_quarantined == 0
 
 
-def test_failures_are_counted_and_ends_that_somebody_chose_are_not(side: Side) -> None:
+def test_failures_are_counted_and_aborts_are_not(side: Side) -> None:
     side.push(pushing(side), 0, content=b"")
     side.quiet(pushing(side))
     pushing(side)
     side.importer.abort(RequestId("r"))
-    assert side.importer.counters(HandoverCounters()).failed_requests == 1
+    assert side.importer.counters(HandoverCounters()).failed_requests == 2
 
 
 def test_late_word_for_a_former_replica_finds_nothing() -> None:

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 import pytest
 import torch
 import zmq
+from zmq.utils.monitor import recv_monitor_message
 
 from kvasir_protocol.ids import Generation, PageIndex
 from kvasir_protocol.messages import (
@@ -49,6 +50,7 @@ class DecodeSide:
         self.context: zmq.Context[Any] = zmq.Context()
         self.gatekeeper = start_gatekeeper(self.context, SECRET)
         self.socket, self.endpoint = bind_server(self.context, SECRET, "127.0.0.1", 0)
+        self.disconnections = self.socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
         self.peer = b""
 
     def expect(self, kind: type[M]) -> M:
@@ -66,6 +68,11 @@ class DecodeSide:
 
     def hears_nothing(self) -> bool:
         return not self.socket.poll(SILENCE_MS)
+
+    def expect_left(self) -> None:
+        """The prefill side has closed its connection."""
+        assert self.disconnections.poll(DEADLINE_MS), "the connection stays open"
+        recv_monitor_message(self.disconnections)
 
     def close(self) -> None:
         self.gatekeeper.stop()
@@ -179,7 +186,7 @@ def test_finished_hand_over_is_committed_after_its_pages(prefill: PrefillSide, d
     decode_side.expect(PushPages)
     decode_side.expect(PushPages)
     commit = decode_side.expect(Commit)
-    assert (commit.request_id, commit.generation, commit.num_pages, commit.emitted_token_ids) == ("r", 1, 3, (9,))
+    assert (commit.generation, commit.emitted_token_ids) == (1, (9,))
 
 
 def test_committed_push_is_counted_with_its_bytes(prefill: PrefillSide, decode_side: DecodeSide) -> None:
@@ -226,7 +233,7 @@ def test_cancel_in_the_middle_of_a_push_is_answered_quiet(prefill: PrefillSide, 
     decode_side.says(GRANTED)
     decode_side.expect(PushPages)
     decode_side.says(CancelPush(generation=Generation(1)))
-    assert decode_side.expect(Quiet).request_id == "r"
+    assert decode_side.expect(Quiet).generation == 1
 
 
 def test_quiet_is_said_even_of_a_push_that_is_done(prefill: PrefillSide, decode_side: DecodeSide) -> None:
@@ -239,11 +246,57 @@ def test_quiet_is_said_even_of_a_push_that_is_done(prefill: PrefillSide, decode_
     assert decode_side.expect(Quiet).generation == 1
 
 
-def test_engine_that_ends_the_request_makes_the_push_quiet(prefill: PrefillSide, decode_side: DecodeSide) -> None:
-    sequence = begun(prefill, decode_side)
-    prefill.pusher.cancel(sequence)
-    assert decode_side.expect(Quiet).reason == "the prefill side ended the request"
+def test_end_that_the_engine_chose_gives_pages_back_and_is_told_by_nobody_else(
+    prefill: PrefillSide, decode_side: DecodeSide
+) -> None:
+    """A failure told by the decode side could reach the router before an answer that ended with its first token."""
+    prefill.pusher.cancel(begun(prefill, decode_side))
     assert prefill.expect_released() == [7, 0]
+    assert decode_side.hears_nothing()
+
+
+@pytest.mark.parametrize("begins_to_write", [False, True])
+def test_decode_side_that_asks_after_such_an_end_is_told_quiet(
+    prefill: PrefillSide, decode_side: DecodeSide, begins_to_write: bool
+) -> None:
+    sequence = begun(prefill, decode_side)
+    if begins_to_write:
+        decode_side.says(GRANTED)
+        decode_side.expect(PushPages)
+    prefill.pusher.cancel(sequence)
+    assert prefill.expect_released() == [7, 0]
+    decode_side.says(CancelPush(generation=Generation(1)))
+    assert decode_side.expect(Quiet).generation == 1
+
+
+def test_grant_after_such_an_end_opens_no_door(prefill: PrefillSide, decode_side: DecodeSide) -> None:
+    prefill.pusher.cancel(begun(prefill, decode_side))
+    assert prefill.expect_released() == [7, 0]
+    decode_side.says(GRANTED)
+    assert decode_side.hears_nothing()
+
+
+@pytest.mark.parametrize(
+    ("answer", "is_told"),
+    [(CancelPush(generation=Generation(1)), True), (PushRefused(generation=Generation(1), reason="gone"), False)],
+    ids=["cancelled", "refused"],
+)
+@pytest.mark.parametrize("engine_is_first", [False, True])
+def test_end_from_both_sides_gives_pages_back_once(
+    prefill: PrefillSide, decode_side: DecodeSide, answer: Message, is_told: bool, engine_is_first: bool
+) -> None:
+    sequence = begun(prefill, decode_side)
+    if engine_is_first:
+        prefill.pusher.cancel(sequence)
+        assert prefill.expect_released() == [7, 0]
+    decode_side.says(answer)
+    if is_told:
+        decode_side.expect(Quiet)
+    if not engine_is_first:
+        assert prefill.expect_released() == [7, 0]
+        prefill.pusher.cancel(sequence)
+    assert decode_side.hears_nothing()
+    assert prefill.released.empty()
 
 
 def test_silent_side_costs_its_pages_until_the_deadline_and_no_longer(
@@ -322,6 +375,31 @@ def test_ticket_with_too_few_pages_ends_the_push_and_not_the_pusher(
     assert decode_side.expect(Quiet).reason == "the ticket has fewer pages than the prompt"
     assert prefill.expect_released() == [7, 0]
     assert prefill.pusher.is_alive
+
+
+def committed(prefill: PrefillSide, decode_side: DecodeSide) -> None:
+    prefill.pusher.finish(begun(prefill, decode_side), (9,))
+    decode_side.says(GRANTED)
+    decode_side.expect(PushPages)
+    decode_side.expect(Commit)
+
+
+def test_connection_without_a_word_for_a_minute_is_closed_and_opened_anew(
+    prefill: PrefillSide, decode_side: DecodeSide
+) -> None:
+    committed(prefill, decode_side)
+    prefill.clock.now = 60.0
+    decode_side.expect_left()
+    committed(prefill, decode_side)
+
+
+def test_every_word_keeps_the_connection_open(prefill: PrefillSide, decode_side: DecodeSide) -> None:
+    committed(prefill, decode_side)
+    for _ in range(3):
+        prefill.clock.now += 59.0
+        decode_side.says(CancelPush(generation=Generation(1)))
+        decode_side.expect(Quiet)
+    assert not decode_side.disconnections.poll(SILENCE_MS)
 
 
 def test_two_pushes_do_not_meet(prefill: PrefillSide, decode_side: DecodeSide) -> None:
