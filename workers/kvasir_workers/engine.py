@@ -13,7 +13,7 @@ from kvasir_protocol.events import EngineCounters, TokenLogprobs, TokenOutput
 from kvasir_protocol.ids import PageIndex, RequestId
 from kvasir_protocol.messages import HandoverTicket
 from kvasir_protocol.request import FinishReason, GenerationRequest
-from kvasir_protocol.structured import FIELD
+from kvasir_workers.answer_failure import failure_of
 from kvasir_workers.grammar.state import Grammar, GrammarState
 from kvasir_workers.kv.exports import PageExporter, PageExports
 from kvasir_workers.kv.manager import KvManager
@@ -23,8 +23,6 @@ from kvasir_workers.runner.grammar_mask import GrammarMasks, StructuredRow, make
 from kvasir_workers.runner.sampler import SampledToken
 from kvasir_workers.scheduler import ScheduledSequence, Scheduler, StepPlan
 from kvasir_workers.sequence import Sequence
-
-_TOO_COMPLEX = f"{FIELD}: the form became too complex to follow in the middle of the answer; make it simpler"
 
 
 class StepFlight(Protocol):
@@ -239,15 +237,16 @@ class Engine:
         is_first = first_index == len(sequence.request.emitted_token_ids)
         if is_first:
             self._count_prompt(sequence)
-        if sequence.grammar is not None and not sequence.grammar.accept((token.token_id,)):
+        failure = failure_of(sequence, token)
+        if failure is not None:
             self._finish(sequence, "error")
             return TokenOutput(
                 request_id=sequence.request_id,
                 first_index=first_index,
                 token_ids=(),
                 finish_reason="error",
-                error=_TOO_COMPLEX,
-                error_field=FIELD,
+                error=failure.text,
+                error_field=failure.field,
             )
         sequence.token_ids.append(token.token_id)
         self._counts["generated_tokens"] += 1

@@ -1,10 +1,11 @@
 """Where a sequence stands in its grammar, and which tokens may come next."""
 
+import os
 import time
 from collections.abc import Sequence
 
 import numpy as np
-from llguidance import LLMatcher
+from llguidance import LLExecutor, LLMatcher
 from numpy.typing import NDArray
 
 from kvasir_workers.grammar.token_table import TokenTable
@@ -12,6 +13,11 @@ from kvasir_workers.grammar.token_table import TokenTable
 _START_BUDGET_S = 0.5
 _TOKEN_BUDGET_S = 0.01
 """CPU time that a sequence may take from the batch, at first and for each token: a hundred times the honest need."""
+
+_NUM_TIMED = 32
+"""Masks that are made one by one, each at its sequence's cost, after some that were made together took too long."""
+
+_ALL_TOKENS = np.uint32(0xFFFF_FFFF)
 
 
 class GrammarState:
@@ -22,6 +28,7 @@ class GrammarState:
         self._table = table
         self._has_failed = False
         self._budget_s = _START_BUDGET_S
+        self._num_timed = 0
 
     def accept(self, token_ids: Sequence[int]) -> bool:
         """Go on by these tokens. False, from then on, if the grammar has no such text or became too costly."""
@@ -46,19 +53,63 @@ class GrammarState:
     def allowed(self) -> NDArray[np.bool_]:
         """[V]: the tokens that may come next, an end token where the answer may end. After a failure: all of them,
         the next one is not accepted anyway."""
-        if self._has_failed:
-            return np.ones(self._table.vocab_size, dtype=np.bool_)
-        bits = np.zeros(self._table.row_bytes, dtype=np.uint8)
-        started = time.thread_time()
-        self._matcher.unsafe_compute_mask_ptr(bits.ctypes.data, bits.nbytes)
-        self._budget_s -= time.thread_time() - started
-        num_tokens = min(self._table.vocab_size, bits.nbytes * 8)
-        allowed = np.zeros(self._table.vocab_size, dtype=np.bool_)
-        allowed[:num_tokens] = np.unpackbits(bits, count=num_tokens, bitorder="little")
-        if self._matcher.is_error() or not allowed.any():
-            self._has_failed = True
-            allowed[:] = True
-        return allowed
+        packed = packed_masks([self], None)[0]
+        bits = np.unpackbits(packed.view(np.uint8), count=self._table.vocab_size, bitorder="little")
+        return bits.view(np.bool_)
+
+
+def mask_threads() -> LLExecutor | None:
+    """llguidance's own threads, four for five cores, which sleep between steps. None where that makes but one: handing
+    it the work would cost more than it saves."""
+    num_threads = len(os.sched_getaffinity(0)) * 4 // 5
+    return LLExecutor(num_threads) if num_threads > 1 else None
+
+
+def packed_masks(states: Sequence[GrammarState], threads: LLExecutor | None) -> NDArray[np.uint32]:
+    """What `allowed` says of each, all of one model: [R, ceil(V / 32)], token i in bit i % 32 of word i // 32.
+
+    Bits beyond V mean nothing. The threads work without the GIL; without threads the masks are made one by one.
+    """
+    table = states[0]._table
+    bits = np.zeros((len(states), table.num_words), dtype=np.uint32)
+    following = [row for row, state in enumerate(states) if not state._has_failed]
+    together = [row for row in following if not states[row]._num_timed] if threads is not None else []
+    alone = [row for row in following if states[row]._num_timed] if threads is not None else following
+    if together and threads is not None:
+        _fill_together(states, together, bits, threads)
+    _fill_one_by_one(states, alone, bits)
+    packed = table.fit(bits)
+    has_token: list[bool] = packed.any(axis=1).tolist()
+    for row, state in enumerate(states):
+        if not has_token[row] or state._matcher.is_error():
+            state._has_failed = True
+            packed[row] = _ALL_TOKENS
+    return packed
+
+
+def _fill_together(
+    states: Sequence[GrammarState], rows: list[int], bits: NDArray[np.uint32], threads: LLExecutor
+) -> None:
+    """Charges nobody: as long as all together take less than one may take, none takes too much. Else time each."""
+    started = time.perf_counter()
+    matchers = [(states[row]._matcher, row) for row in rows]
+    threads.unsafe_compute_mask_ptr(matchers, bits.ctypes.data, bits.strides[0], len(bits))
+    if time.perf_counter() - started > _TOKEN_BUDGET_S:
+        for row in rows:
+            states[row]._num_timed = _NUM_TIMED
+
+
+def _fill_one_by_one(states: Sequence[GrammarState], rows: list[int], bits: NDArray[np.uint32]) -> None:
+    """Each at its own sequence's cost."""
+    address, num_bytes = bits.ctypes.data, bits.strides[0]
+    before = time.thread_time()
+    for row in rows:
+        state = states[row]
+        state._matcher.unsafe_compute_mask_ptr(address + row * num_bytes, num_bytes)
+        now = time.thread_time()
+        state._budget_s -= now - before
+        state._num_timed = max(0, state._num_timed - 1)
+        before = now
 
 
 class Grammar:
