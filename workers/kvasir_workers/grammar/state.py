@@ -79,7 +79,7 @@ def packed_masks(states: Sequence[GrammarState], threads: LLExecutor | None) -> 
         _fill_together(states, together, bits, threads)
     _fill_one_by_one(states, alone, bits)
     packed = table.fit(bits)
-    has_token: list[bool] = packed.any(axis=1).tolist()
+    has_token: list[int] = packed.max(axis=1).tolist()
     for row, state in enumerate(states):
         if not has_token[row] or state._matcher.is_error():
             state._has_failed = True
