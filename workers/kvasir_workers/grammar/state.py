@@ -14,8 +14,12 @@ _START_BUDGET_S = 0.5
 _TOKEN_BUDGET_S = 0.01
 """CPU time that a sequence may take from the batch, at first and for each token: a hundred times the honest need."""
 
-_NUM_TIMED = 32
-"""Masks that are made one by one, each at its sequence's cost, after some that were made together took too long."""
+_UNTIMED_S = 0.005
+"""Half a token's budget. Whoever had a part in masks, or accepted a token, within so much wall time overdraws nothing:
+clocks of CPU time are slow, so those who take longer are watched from then on."""
+
+_NUM_WATCHED = 32
+"""Masks that are made alone, at their sequence's cost, before it is no longer watched."""
 
 _ALL_TOKENS = np.uint32(0xFFFF_FFFF)
 
@@ -28,16 +32,24 @@ class GrammarState:
         self._table = table
         self._has_failed = False
         self._budget_s = _START_BUDGET_S
-        self._num_timed = 0
+        self._num_watched = 0
 
     def accept(self, token_ids: Sequence[int]) -> bool:
         """Go on by these tokens. False, from then on, if the grammar has no such text or became too costly."""
         if not self._has_failed:
-            started = time.thread_time()
+            clock = time.thread_time if self._num_watched or len(token_ids) > 1 else time.perf_counter
+            started = clock()
             is_accepted = self._matcher.consume_tokens(list(token_ids))
-            self._budget_s += _TOKEN_BUDGET_S * len(token_ids) - (time.thread_time() - started)
+            self._budget_s += _TOKEN_BUDGET_S * len(token_ids)
+            self._charge(clock() - started, is_cpu_time=clock is time.thread_time)
             self._has_failed = not is_accepted or self._budget_s < 0
         return not self._has_failed
+
+    def _charge(self, seconds: float, *, is_cpu_time: bool) -> None:
+        if is_cpu_time:
+            self._budget_s -= seconds
+        elif seconds > _UNTIMED_S:
+            self._num_watched = _NUM_WATCHED
 
     @property
     def has_ended(self) -> bool:
@@ -73,11 +85,16 @@ def packed_masks(states: Sequence[GrammarState], threads: LLExecutor | None) -> 
     table = states[0]._table
     bits = np.zeros((len(states), table.num_words), dtype=np.uint32)
     following = [row for row, state in enumerate(states) if not state._has_failed]
-    together = [row for row in following if not states[row]._num_timed] if threads is not None else []
-    alone = [row for row in following if states[row]._num_timed] if threads is not None else following
-    if together and threads is not None:
-        _fill_together(states, together, bits, threads)
-    _fill_one_by_one(states, alone, bits)
+    watched = [row for row in following if states[row]._num_watched]
+    trusted = [row for row in following if not states[row]._num_watched]
+    started = time.perf_counter()
+    if trusted:
+        _fill(states, trusted, bits, threads)
+    took_s = time.perf_counter() - started
+    for row in trusted:
+        states[row]._charge(took_s, is_cpu_time=False)
+    for row in watched:
+        _fill_watched(states, row, bits)
     packed = table.fit(bits)
     has_token: list[int] = packed.max(axis=1).tolist()
     for row, state in enumerate(states):
@@ -87,29 +104,24 @@ def packed_masks(states: Sequence[GrammarState], threads: LLExecutor | None) -> 
     return packed
 
 
-def _fill_together(
-    states: Sequence[GrammarState], rows: list[int], bits: NDArray[np.uint32], threads: LLExecutor
+def _fill(
+    states: Sequence[GrammarState], rows: list[int], bits: NDArray[np.uint32], threads: LLExecutor | None
 ) -> None:
-    """Charges nobody: as long as all together take less than one may take, none takes too much. Else time each."""
-    started = time.perf_counter()
-    matchers = [(states[row]._matcher, row) for row in rows]
-    threads.unsafe_compute_mask_ptr(matchers, bits.ctypes.data, bits.strides[0], len(bits))
-    if time.perf_counter() - started > _TOKEN_BUDGET_S:
-        for row in rows:
-            states[row]._num_timed = _NUM_TIMED
-
-
-def _fill_one_by_one(states: Sequence[GrammarState], rows: list[int], bits: NDArray[np.uint32]) -> None:
-    """Each at its own sequence's cost."""
     address, num_bytes = bits.ctypes.data, bits.strides[0]
-    before = time.thread_time()
+    if threads is not None:
+        matchers = [(states[row]._matcher, row) for row in rows]
+        threads.unsafe_compute_mask_ptr(matchers, address, num_bytes, len(bits))
+        return
     for row in rows:
-        state = states[row]
-        state._matcher.unsafe_compute_mask_ptr(address + row * num_bytes, num_bytes)
-        now = time.thread_time()
-        state._budget_s -= now - before
-        state._num_timed = max(0, state._num_timed - 1)
-        before = now
+        states[row]._matcher.unsafe_compute_mask_ptr(address + row * num_bytes, num_bytes)
+
+
+def _fill_watched(states: Sequence[GrammarState], row: int, bits: NDArray[np.uint32]) -> None:
+    state = states[row]
+    started = time.thread_time()
+    _fill(states, [row], bits, None)
+    state._charge(time.thread_time() - started, is_cpu_time=True)
+    state._num_watched -= 1
 
 
 class Grammar:

@@ -85,32 +85,62 @@ def test_masks_made_together_are_those_made_one_by_one(table: TokenTable) -> Non
     assert (packed_masks(together[2:3], threads) == np.uint32(2**32 - 1)).all()
 
 
-def test_masks_that_take_too_long_together_are_then_made_at_each_sequences_own_cost(
-    table: TokenTable, monkeypatch: pytest.MonkeyPatch
+@pytest.fixture(params=[None, 2], ids=["one by one", "together"])
+def threads(request: pytest.FixtureRequest) -> LLExecutor | None:
+    return LLExecutor(request.param) if request.param else None
+
+
+def test_sequences_whose_masks_take_too_long_are_charged_from_then_on(
+    table: TokenTable, monkeypatch: pytest.MonkeyPatch, threads: LLExecutor | None
 ) -> None:
     states = [compile_here(table, "regex", pattern).start() for pattern in ("a+", "b+")]
-    threads = LLExecutor(2)
     packed_masks(states, threads)
     before = [state._budget_s for state in states]
-    monkeypatch.setattr("kvasir_workers.grammar.state._TOKEN_BUDGET_S", -1.0)
+    monkeypatch.setattr("kvasir_workers.grammar.state._UNTIMED_S", -1.0)
     packed_masks(states, threads)
     assert [state._budget_s for state in states] == before
     packed_masks(states, threads)
     assert all(state._budget_s < then for state, then in zip(states, before, strict=True))
 
 
-def test_one_who_was_timed_for_long_enough_is_no_longer_suspected(
-    table: TokenTable, monkeypatch: pytest.MonkeyPatch
+def test_sequence_is_no_longer_watched_after_masks_enough(
+    table: TokenTable, monkeypatch: pytest.MonkeyPatch, threads: LLExecutor | None
 ) -> None:
-    state, threads = compile_here(table, "regex", "a+").start(), LLExecutor(2)
-    monkeypatch.setattr("kvasir_workers.grammar.state._TOKEN_BUDGET_S", -1.0)
+    state = compile_here(table, "regex", "a+").start()
+    monkeypatch.setattr("kvasir_workers.grammar.state._UNTIMED_S", -1.0)
     packed_masks([state], threads)
-    monkeypatch.setattr("kvasir_workers.grammar.state._TOKEN_BUDGET_S", 60.0)
+    monkeypatch.setattr("kvasir_workers.grammar.state._UNTIMED_S", 60.0)
     for _ in range(32):
         packed_masks([state], threads)
     before = state._budget_s
     packed_masks([state], threads)
     assert state._budget_s == before
+
+
+def test_token_that_takes_too_long_to_accept_has_its_sequence_charged_for_the_next(
+    table: TokenTable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state, a = compile_here(table, "regex", "a+").start(), [token(table, b"a")]
+    monkeypatch.setattr("kvasir_workers.grammar.state._UNTIMED_S", -1.0)
+    monkeypatch.setattr("kvasir_workers.grammar.state._TOKEN_BUDGET_S", 0.0)
+    before = state._budget_s
+    assert state.accept(a)
+    assert state._budget_s == before
+    assert state.accept(a)
+    assert state._budget_s < before
+
+
+def test_sequence_that_overdraws_while_it_is_watched_fails_and_no_other(
+    table: TokenTable, monkeypatch: pytest.MonkeyPatch, threads: LLExecutor | None
+) -> None:
+    costly, cheap = (compile_here(table, "regex", "a+").start() for _ in range(2))
+    costly._num_watched, costly._budget_s = 9, 0.0
+    monkeypatch.setattr("kvasir_workers.grammar.state._TOKEN_BUDGET_S", 0.0)
+    packed_masks([costly, cheap], threads)
+    a = [token(table, b"a")]
+    assert (costly.accept(a), cheap.accept(a)) == (False, True)
+    assert costly.failure == "its tokens take too much time"
+    assert (packed_masks([costly, cheap], threads)[0] == np.uint32(2**32 - 1)).all()
 
 
 @pytest.mark.parametrize("vocab_size", [1000, 1024, 2047, 2048, 2049, 5000])
