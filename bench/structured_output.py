@@ -65,10 +65,11 @@ MAX_PIECES = 3
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """What one form is given in a round."""
+    """What one form is given in a round: more requests than run at once, since an answer in a form may end early."""
 
     num_requests: int
     max_tokens: int
+    num_at_once: int
 
     def params(self, name: str) -> list[SamplingParams]:
         """min_tokens keeps forms from ending early where they could go on; free text ignores the end token."""
@@ -101,14 +102,14 @@ def measure(llm: LLM, load: Load, name: str) -> Speed:
 def compare_with_free_text(load: Load, num_rounds: int, num_threads: int) -> None:
     names = [FREE, *FORMS]
     speeds: dict[str, list[Speed]] = {name: [] for name in names}
-    with LLM(num_threads=num_threads) as llm:
+    with LLM(num_threads=num_threads, max_num_seqs=load.num_at_once) as llm:
         for name in names:
             measure(llm, load, name)
         for index in range(num_rounds):
             # Each form stands at each place of a round, so that none always follows the same one.
             for name in names[index % len(names) :] + names[: index % len(names)]:
                 speeds[name].append(measure(llm, load, name))
-    print(f"demo model, {load.num_requests} answers at once of up to {load.max_tokens} tokens, {num_rounds} rounds")
+    print(f"demo model, {load.num_requests} answers of up to {load.max_tokens} tokens, {load.num_at_once} at once")
     print(f"{'':12} {'tokens/s: median (quartiles)':>30} {'loss':>7} {'tokens/CPU s':>30} {'loss':>7}")
     for name in names:
         columns = []
@@ -203,7 +204,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--vocab", type=int, metavar="TOKENS", help="measure masks alone, for so large a vocabulary")
     parser.add_argument("--device", default="cpu", help="where --vocab keeps its logits")
-    parser.add_argument("--requests", type=int, default=32)
+    parser.add_argument("--requests", type=int, default=96, help="in line at the start of a round")
+    parser.add_argument("--batch", type=int, default=32, help="answers at once")
     parser.add_argument("--tokens", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=8)
     parser.add_argument("--steps", type=int, default=100)
@@ -211,7 +213,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     if options.vocab is None:
-        compare_with_free_text(Load(options.requests, options.tokens), options.rounds, options.threads)
+        compare_with_free_text(Load(options.requests, options.tokens, options.batch), options.rounds, options.threads)
     else:
         measure_masks(options.vocab, options.steps, torch.device(options.device))
 
