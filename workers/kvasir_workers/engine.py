@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Callable
 from collections.abc import Sequence as Many
 from dataclasses import dataclass, fields
+from math import isfinite
 from time import monotonic
 from typing import Protocol
 
@@ -13,7 +14,7 @@ from kvasir_protocol.events import EngineCounters, TokenLogprobs, TokenOutput
 from kvasir_protocol.ids import PageIndex, RequestId
 from kvasir_protocol.messages import HandoverTicket
 from kvasir_protocol.request import FinishReason, GenerationRequest
-from kvasir_protocol.structured import FIELD
+from kvasir_workers.answer_failure import AnswerFailure, failure_of
 from kvasir_workers.grammar.state import Grammar, GrammarState
 from kvasir_workers.kv.exports import PageExporter, PageExports
 from kvasir_workers.kv.manager import KvManager
@@ -23,8 +24,6 @@ from kvasir_workers.runner.grammar_mask import GrammarMasks, StructuredRow, make
 from kvasir_workers.runner.sampler import SampledToken
 from kvasir_workers.scheduler import Scheduler, StepPlan
 from kvasir_workers.sequence import Sequence
-
-_TOO_COMPLEX = f"{FIELD}: the form became too complex to follow in the middle of the answer; make it simpler"
 
 
 class StepFlight(Protocol):
@@ -246,10 +245,12 @@ class Engine:
         )
 
     def _append(self, sequence: Sequence, token: SampledToken) -> TokenOutput:
-        token_id, logprobs = token
+        token_id, logprobs, logit = token
         first_index = len(sequence.token_ids) - sequence.num_prompt_tokens
-        if sequence.grammar is not None and not sequence.grammar.accept((token_id,)):
-            return self._break_off(sequence, first_index)
+        if sequence.grammar is not None or not isfinite(logit):
+            failure = failure_of(sequence, token)
+            if failure is not None:
+                return self._break_off(sequence, first_index, failure)
         sequence.token_ids.append(token_id)
         self._counts["generated_tokens"] += 1
         is_stop = token_id in sequence.end_token_ids and self._may_end(sequence, token_id)
@@ -272,16 +273,15 @@ class Engine:
             output.prompt_logprobs, output.queue_s = _prompt_logprobs(sequence), _queue_s(sequence)
         return output
 
-    def _break_off(self, sequence: Sequence, first_index: int) -> TokenOutput:
-        """Its grammar takes no token any more."""
+    def _break_off(self, sequence: Sequence, first_index: int, failure: AnswerFailure) -> TokenOutput:
         self._finish(sequence, "error")
         return TokenOutput(
             request_id=sequence.request_id,
             first_index=first_index,
             token_ids=(),
             finish_reason="error",
-            error=_TOO_COMPLEX,
-            error_field=FIELD,
+            error=failure.text,
+            error_field=failure.field,
         )
 
     def _may_end(self, sequence: Sequence, token_id: int) -> bool:

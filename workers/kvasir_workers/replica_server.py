@@ -219,7 +219,7 @@ class ReplicaServer:
         if wanted is None or self._grammars is None:
             self.loop.post(partial(command, None))
             return
-        self._grammars.submit(wanted).add_done_callback(
+        self._grammars.submit(wanted, request.tenant).add_done_callback(
             lambda future: self._mailbox.post(partial(self._admit_compiled, peer, request, command, future))
         )
 

@@ -227,3 +227,38 @@ def test_penalties_and_bias_of_probability_do_not_lead_out_of_the_form(house: Ho
     penalties = {"repetition_penalty": 3.0, "presence_penalty": 2.0, "frequency_penalty": 2.0, "top_p": 0.3}
     request = request_of(3, {"regex": "a{30}"}, **penalties)
     assert house.text(tokens_of(house.run(house.model.engine(), [request])["r3"])) == "a" * 30
+
+
+def tokens_of_text(house: House, *texts: bytes) -> tuple[int, ...]:
+    return tuple(token for token in range(3, 259) if house.table.bytes_of([token]) in texts)
+
+
+def test_form_and_fields_that_leave_no_token_end_in_an_error_that_names_them_and_harm_nobody(house: House) -> None:
+    """The contradiction may show itself at the first token, or later, greedily as by chance."""
+    x, a, c = (tokens_of_text(house, text) for text in (b"x", b"a", b"c"))
+    cases: list[tuple[str, dict[str, object], str, int]] = [
+        ("[ac]{2}[bd]", {"allowed_token_ids": x}, "allowed_token_ids", 0),
+        ("[ac]{2}[bd]", {"allowed_token_ids": a, "temperature": 0}, "allowed_token_ids", 2),
+        ("[ac]{2}[bd]", {"allowed_token_ids": a, "logit_bias": {a[0]: 100}}, "allowed_token_ids", 2),
+        ("[ac]", {"bad_word_token_ids": ((*a,), (*c,))}, "bad_words", 0),
+        (
+            "[ac]{3}([bd]|)",
+            {"allowed_token_ids": (*a, max(house.eos_token_ids)), "min_tokens": 9, "top_k": 5},
+            "allowed_token_ids and min_tokens",
+            3,
+        ),
+    ]
+    clashing = [request_of(i, {"regex": form}, **more) for i, (form, more, _, _) in enumerate(cases)]
+    free = request_of(99, None, max_tokens=12, ignore_eos=True)
+    formed = request_of(98, {"regex": "[xyz]{9}"})
+    engine = house.model.engine()
+    outputs = house.run(engine, [*clashing[:3], free, formed, *clashing[3:]])
+    for request, (_, _, named, num_tokens) in zip(clashing, cases, strict=True):
+        last = outputs[request.request_id][-1]
+        assert (last.finish_reason, last.error_field) == ("error", "structured_outputs")
+        assert f"structured_outputs and {named}" in last.error
+        assert len(tokens_of(outputs[request.request_id])) == num_tokens
+    assert engine.counters().finished_error == len(cases)
+    for other in (free, formed):
+        alone = house.run(house.model.engine(), [other])[other.request_id]
+        assert tokens_of(outputs[other.request_id]) == tokens_of(alone)

@@ -12,6 +12,7 @@ from threading import Lock
 
 from kvasir_protocol.errors import CheckpointError, InvalidRequest, KvasirError, ServiceUnavailable
 from kvasir_protocol.structured import StructuredOutput, StructureKind
+from kvasir_workers.grammar.compile_line import CompileLine
 from kvasir_workers.grammar.state import Grammar
 from kvasir_workers.grammar.token_table import LazyTokenTable, TokenSource
 
@@ -20,8 +21,9 @@ _log = logging.getLogger(__name__)
 _NUM_TRIALS = 2
 """One hostile grammar must not hold up all others."""
 
-_MAX_PENDING = 64
-"""Grammars in line to be compiled; those who come later are told to try again."""
+_MAX_IN_LINE_PER_TENANT = 32
+_MAX_IN_LINE = 512
+"""Grammars in line to be compiled: half a minute of one tenant's worst, if it is alone."""
 
 _MAX_KEPT_BYTES = 256 * 2**20
 _MAX_KEPT = 512
@@ -79,6 +81,7 @@ class GrammarCompiler:
         self._table = LazyTokenTable(source)
         self._lock = Lock()
         self._futures: OrderedDict[_Key, Future[Grammar]] = OrderedDict()
+        self._line: CompileLine[_Key] = CompileLine(_MAX_IN_LINE_PER_TENANT, _MAX_IN_LINE)
         self._num_bytes: dict[_Key, int] = {}
         self._has_end = bool(source.eos_token_ids)
         self._threads = ThreadPoolExecutor(_NUM_TRIALS, thread_name_prefix="grammars")
@@ -92,23 +95,25 @@ class GrammarCompiler:
         """Wait for it. Raises InvalidRequest if it can't be had, ServiceUnavailable if it can't be had now."""
         return grammar_in(self.submit(wanted), wanted)
 
-    def submit(self, wanted: StructuredOutput) -> "Future[Grammar]":
-        """The grammar when it is compiled; InvalidRequest in it says why there is none."""
+    def submit(self, wanted: StructuredOutput, tenant: str = "") -> "Future[Grammar]":
+        """The grammar when it is compiled; InvalidRequest in it says why there is none. Tenants are served in turn."""
         key = (wanted.kind, wanted.text)
         with self._lock:
             known = self._futures.get(key)
             if known is not None:
                 self._futures.move_to_end(key)
-                return known
-            future: Future[Grammar] = Future()
-            if sum(not kept.done() for kept in self._futures.values()) >= _MAX_PENDING:
-                future.set_exception(ServiceUnavailable(f"{_MAX_PENDING} grammars are in line to be compiled"))
-                return future
+                if key not in self._line:
+                    return known
+            future: Future[Grammar] = known or Future()
+            try:
+                self._line.add(tenant, key)
+            except ServiceUnavailable as error:
+                return _failed(error)
             self._futures[key] = future
         try:
-            self._threads.submit(self._settle, key, future)
+            self._threads.submit(self._settle_next)
         except RuntimeError:  # the pool is shut down
-            future.set_exception(ServiceUnavailable("this engine is stopping"))
+            return _failed(ServiceUnavailable("this engine is stopping"))
         return future
 
     def close(self) -> None:
@@ -116,7 +121,13 @@ class GrammarCompiler:
         self._stop()
         self._threads.shutdown(wait=False, cancel_futures=True)
 
-    def _settle(self, key: _Key, future: "Future[Grammar]") -> None:
+    def _settle_next(self) -> None:
+        """As often as something was put in line: what two tenants wait for is in it twice, and settled once."""
+        with self._lock:
+            key = self._line.take()
+            if key is None:
+                return
+            future = self._futures[key]
         try:
             grammar = self._compile(key)
         except KvasirError as error:
@@ -172,6 +183,12 @@ def grammar_in(future: "Future[Grammar]", wanted: StructuredOutput) -> Grammar:
             raise InvalidRequest(f"{wanted.field}: {error}", wanted.field)
         case _:
             raise ServiceUnavailable(str(error))
+
+
+def _failed(error: ServiceUnavailable) -> "Future[Grammar]":
+    future: Future[Grammar] = Future()
+    future.set_exception(error)
+    return future
 
 
 def _stop_all(trials: list[TrialProcess]) -> None:

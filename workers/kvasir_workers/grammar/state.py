@@ -1,10 +1,11 @@
 """Where a sequence stands in its grammar, and which tokens may come next."""
 
+import os
 import time
 from collections.abc import Sequence
 
 import numpy as np
-from llguidance import LLMatcher
+from llguidance import LLExecutor, LLMatcher
 from numpy.typing import NDArray
 
 from kvasir_workers.grammar.token_table import TokenTable
@@ -12,6 +13,15 @@ from kvasir_workers.grammar.token_table import TokenTable
 _START_BUDGET_S = 0.5
 _TOKEN_BUDGET_S = 0.01
 """CPU time that a sequence may take from the batch, at first and for each token: a hundred times the honest need."""
+
+_UNTIMED_S = 0.005
+"""Half a token's budget. Whoever had a part in masks, or accepted a token, within so much wall time overdraws nothing:
+clocks of CPU time are slow, so those who take longer are watched from then on."""
+
+_NUM_WATCHED = 32
+"""Masks that are made alone, at their sequence's cost, before it is no longer watched."""
+
+_ALL_TOKENS = np.uint32(0xFFFF_FFFF)
 
 
 class GrammarState:
@@ -22,15 +32,24 @@ class GrammarState:
         self._table = table
         self._has_failed = False
         self._budget_s = _START_BUDGET_S
+        self._num_watched = 0
 
     def accept(self, token_ids: Sequence[int]) -> bool:
         """Go on by these tokens. False, from then on, if the grammar has no such text or became too costly."""
         if not self._has_failed:
-            started = time.thread_time()
+            clock = time.thread_time if self._num_watched or len(token_ids) > 1 else time.perf_counter
+            started = clock()
             is_accepted = self._matcher.consume_tokens(list(token_ids))
-            self._budget_s += _TOKEN_BUDGET_S * len(token_ids) - (time.thread_time() - started)
+            self._budget_s += _TOKEN_BUDGET_S * len(token_ids)
+            self._charge(clock() - started, is_cpu_time=clock is time.thread_time)
             self._has_failed = not is_accepted or self._budget_s < 0
         return not self._has_failed
+
+    def _charge(self, seconds: float, *, is_cpu_time: bool) -> None:
+        if is_cpu_time:
+            self._budget_s -= seconds
+        elif seconds > _UNTIMED_S:
+            self._num_watched = _NUM_WATCHED
 
     @property
     def has_ended(self) -> bool:
@@ -46,19 +65,63 @@ class GrammarState:
     def allowed(self) -> NDArray[np.bool_]:
         """[V]: the tokens that may come next, an end token where the answer may end. After a failure: all of them,
         the next one is not accepted anyway."""
-        if self._has_failed:
-            return np.ones(self._table.vocab_size, dtype=np.bool_)
-        bits = np.zeros(self._table.row_bytes, dtype=np.uint8)
-        started = time.thread_time()
-        self._matcher.unsafe_compute_mask_ptr(bits.ctypes.data, bits.nbytes)
-        self._budget_s -= time.thread_time() - started
-        num_tokens = min(self._table.vocab_size, bits.nbytes * 8)
-        allowed = np.zeros(self._table.vocab_size, dtype=np.bool_)
-        allowed[:num_tokens] = np.unpackbits(bits, count=num_tokens, bitorder="little")
-        if self._matcher.is_error() or not allowed.any():
-            self._has_failed = True
-            allowed[:] = True
-        return allowed
+        packed = packed_masks([self], None)[0]
+        bits = np.unpackbits(packed.view(np.uint8), count=self._table.vocab_size, bitorder="little")
+        return bits.view(np.bool_)
+
+
+def mask_threads() -> LLExecutor | None:
+    """llguidance's own threads, four for five cores, which sleep between steps. None where that makes but one: handing
+    it the work would cost more than it saves."""
+    num_threads = len(os.sched_getaffinity(0)) * 4 // 5
+    return LLExecutor(num_threads) if num_threads > 1 else None
+
+
+def packed_masks(states: Sequence[GrammarState], threads: LLExecutor | None) -> NDArray[np.uint32]:
+    """What `allowed` says of each, all of one model: [R, ceil(V / 32)], token i in bit i % 32 of word i // 32.
+
+    Bits beyond V mean nothing. The threads work without the GIL; without threads the masks are made one by one.
+    """
+    table = states[0]._table
+    bits = np.zeros((len(states), table.num_words), dtype=np.uint32)
+    following = [row for row, state in enumerate(states) if not state._has_failed]
+    watched = [row for row in following if states[row]._num_watched]
+    trusted = [row for row in following if not states[row]._num_watched]
+    started = time.perf_counter()
+    if trusted:
+        _fill(states, trusted, bits, threads)
+    took_s = time.perf_counter() - started
+    for row in trusted:
+        states[row]._charge(took_s, is_cpu_time=False)
+    for row in watched:
+        _fill_watched(states, row, bits)
+    packed = table.fit(bits)
+    has_token: list[int] = packed.max(axis=1).tolist()
+    for row, state in enumerate(states):
+        if not has_token[row] or state._matcher.is_error():
+            state._has_failed = True
+            packed[row] = _ALL_TOKENS
+    return packed
+
+
+def _fill(
+    states: Sequence[GrammarState], rows: list[int], bits: NDArray[np.uint32], threads: LLExecutor | None
+) -> None:
+    address, num_bytes = bits.ctypes.data, bits.strides[0]
+    if threads is not None:
+        matchers = [(states[row]._matcher, row) for row in rows]
+        threads.unsafe_compute_mask_ptr(matchers, address, num_bytes, len(bits))
+        return
+    for row in rows:
+        states[row]._matcher.unsafe_compute_mask_ptr(address + row * num_bytes, num_bytes)
+
+
+def _fill_watched(states: Sequence[GrammarState], row: int, bits: NDArray[np.uint32]) -> None:
+    state = states[row]
+    started = time.thread_time()
+    _fill(states, [row], bits, None)
+    state._charge(time.thread_time() - started, is_cpu_time=True)
+    state._num_watched -= 1
 
 
 class Grammar:

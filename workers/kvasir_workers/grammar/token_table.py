@@ -4,7 +4,9 @@ import threading
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer
+from numpy.typing import NDArray
 
 from kvasir_protocol.errors import CheckpointError
 
@@ -51,11 +53,26 @@ class TokenTable:
                 self._tokens = LLTokenizer(path, eos_token=eos)
         except ValueError as error:
             raise CheckpointError(f"the tokenizer can't be used for structured outputs: {error}") from error
-        self.row_bytes = (self._tokens.vocab_size + 31) // 32 * 4
+        self.num_words = -(-self._tokens.vocab_size // 32)
 
     def matcher(self, source: str) -> LLMatcher:
         """Compiles; see is_error of the result."""
         return LLMatcher(self._tokens, source, log_level=0, limits=_LIMITS)
+
+    def fit(self, bits: NDArray[np.uint32]) -> NDArray[np.uint32]:
+        """Rows over the tokenizer's tokens (num_words wide) as rows over the model's logits: [R, ceil(V / 32)].
+
+        Logits beyond the tokens get 0, tokens beyond the logits are dropped.
+        """
+        num_words = -(-self.vocab_size // 32)
+        if num_words != self.num_words:
+            fitting = np.zeros((len(bits), num_words), dtype=np.uint32)
+            num_common = min(num_words, self.num_words)
+            fitting[:, :num_common] = bits[:, :num_common]
+            bits = fitting
+        if self.vocab_size % 32:
+            bits[:, -1] &= np.uint32((1 << self.vocab_size % 32) - 1)
+        return bits
 
     def bytes_of(self, token_ids: list[int]) -> bytes:
         return self._tokens.decode_bytes(token_ids)

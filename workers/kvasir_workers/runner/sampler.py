@@ -4,7 +4,6 @@ The noise of a token is a pure function of (seed, choice, position): a request g
 preemption, on any replica. A row's arithmetic, too, depends on that row alone.
 """
 
-from itertools import repeat
 from typing import NamedTuple
 
 import numpy as np
@@ -21,23 +20,27 @@ from kvasir_workers.runner.token_scores import score_tokens
 
 
 class SampledToken(NamedTuple):
-    """One row's token; logprobs if the request asked for them."""
+    """One row's token; logprobs if the request asked for them.
+
+    logit: its own when it was chosen; -inf if no token was allowed, NaN if the row had one: no token, then.
+    """
 
     token_id: int
     logprobs: TokenLogprobs | None
+    logit: float = 0.0
 
 
 class Sample(NamedTuple):
-    """What a step said. token_ids: [R] int64, on the device; scores: of the rows that asked for them."""
+    """What a step said. token_ids: [R] int64, logits: [R] float32, on the device; scores: of the rows that asked."""
 
     token_ids: Tensor
+    logits: Tensor
     scores: dict[int, TokenLogprobs]
 
     def tokens(self) -> list[SampledToken]:
         """Waits for the device."""
-        if not self.scores:
-            return list(map(SampledToken, self.token_ids.tolist(), repeat(None)))
-        return [SampledToken(token_id, self.scores.get(row)) for row, token_id in enumerate(self.token_ids.tolist())]
+        chosen = zip(self.token_ids.tolist(), self.logits.tolist(), strict=True)
+        return [SampledToken(token_id, self.scores.get(row), logit) for row, (token_id, logit) in enumerate(chosen)]
 
 
 class Sampler:
@@ -56,28 +59,34 @@ class Sampler:
         if masks is not None:
             apply_masks(logits, masks)
         edit_logits(logits, rows, sampled.num_generated, self._eos_token_ids)
-        token_ids = _choose(logits, rows, sampled.num_generated)
+        token_ids, chosen_logits = _choose(logits, rows, sampled.num_generated)
         rows.remember(token_ids)
         scores = _scores(raw_logprobs, token_ids, rows) if raw_logprobs is not None else []
-        return Sample(token_ids, dict(zip(rows.scored, scores, strict=True)))
+        return Sample(token_ids, chosen_logits, dict(zip(rows.scored, scores, strict=True)))
 
 
-def _choose(logits: Tensor, rows: SamplingRows, num_generated: NDArray[np.int64]) -> Tensor:
-    """[R] int64."""
+def _choose(logits: Tensor, rows: SamplingRows, num_generated: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
+    """The tokens, [R] int64, and their logits, [R] float32, as SampledToken has them."""
     num_random = len(rows.plain) + len(rows.filtered)
-    token_ids = logits.argmax(dim=-1) if num_random < len(rows.sequences) else logits.new_empty(0, dtype=torch.int64)
-    if not num_random:
-        return token_ids
-    token_ids = token_ids if len(token_ids) else logits.new_empty(len(rows.sequences), dtype=torch.int64)
+    is_any_greedy = num_random < len(rows.sequences)
+    token_ids = logits.argmax(dim=-1) if is_any_greedy else logits.new_empty(len(logits), dtype=torch.int64)
+    faults = logits.new_zeros(len(logits))
     if len(rows.plain):
-        chosen = draw(_probabilities(logits, rows.plain), rows.plain.noise(num_generated, logits.device))
-        _put(token_ids, rows.plain, chosen)
+        probabilities, noise = _probabilities(logits, rows.plain), rows.plain.noise(num_generated, logits.device)
+        _put(token_ids, rows.plain, draw(probabilities, noise))
+        _put(faults, rows.plain, _faults(probabilities))
     if len(rows.filtered):
         part = rows.filtered
-        noise = part.noise(num_generated, logits.device)
-        chosen = draw_filtered(_probabilities(logits, part), noise, part.top_k, part.top_p, part.min_p)
-        _put(token_ids, part, chosen)
-    return token_ids
+        probabilities, noise = _probabilities(logits, part), part.noise(num_generated, logits.device)
+        _put(token_ids, part, draw_filtered(probabilities, noise, part.top_k, part.top_p, part.min_p))
+        _put(faults, part, _faults(probabilities))
+    chosen = logits.gather(-1, token_ids[:, None])[:, 0]
+    return token_ids, torch.where(chosen > -torch.inf, chosen + faults, chosen)
+
+
+def _faults(probabilities: Tensor) -> Tensor:
+    """[R]: NaN for rows that are no probabilities, else 0. One NaN among the logits makes a row of NaN."""
+    return probabilities[:, 0] * 0
 
 
 def _probabilities(logits: Tensor, part: RandomRows) -> Tensor:

@@ -5,13 +5,16 @@ import os
 import re
 import resource
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from threading import Semaphore
 
 import pytest
 
 from kvasir_protocol.errors import InvalidRequest
 from kvasir_protocol.structured import StructuredOutput, StructureKind
 from kvasir_workers.grammar.compiler import GrammarCompiler
+from kvasir_workers.grammar.source import grammar_source
 from kvasir_workers.grammar.token_table import TokenSource
 from tests.forms import REFUSED_GRAMMARS, REFUSED_SCHEMAS
 
@@ -119,6 +122,78 @@ def test_lost_trial_process_is_started_again(token_source: TokenSource) -> None:
         compiler._idle.put(trial)
     assert compiler.compile(form("regex", "again"))
     compiler.close()
+
+
+class GatedTrial:
+    """Answers once its gate has been passed by somebody, and remembers what it was asked."""
+
+    def __init__(self, asked: list[str]) -> None:
+        self.gate = Semaphore(0)
+        self._asked = asked
+
+    def ask(self, kind: StructureKind, text: str) -> dict[str, object]:
+        self._asked.append(text)
+        assert self.gate.acquire(timeout=60)
+        return {"source": grammar_source(kind, text), "num_bytes": 1}
+
+    def stop(self) -> None:
+        pass
+
+
+@pytest.fixture
+def gated(token_source: TokenSource) -> Iterator[tuple[GrammarCompiler, GatedTrial, list[str]]]:
+    """A compiler with a single trial."""
+    asked: list[str] = []
+    compiler, trial = GrammarCompiler(token_source), GatedTrial(asked)
+    while not compiler._idle.empty():
+        compiler._idle.get()
+    compiler._idle.put(trial)  # type: ignore[arg-type]
+    yield compiler, trial, asked
+    trial.gate.release(1000)
+    compiler.close()
+
+
+def test_tenant_that_floods_the_line_does_not_hold_up_another(
+    gated: tuple[GrammarCompiler, GatedTrial, list[str]],
+) -> None:
+    """Two of loud's may be under way when quiet comes, and one more has its turn before quiet's."""
+    compiler, trial, asked = gated
+    loud = [compiler.submit(form("regex", f"loud{i}"), "loud") for i in range(20)]
+    quiet = compiler.submit(form("regex", "quiet"), "quiet")
+    trial.gate.release(4)
+    assert quiet.result(timeout=60)
+    assert "quiet" in asked[:4]
+    trial.gate.release(17)
+    assert all(future.result(timeout=60) for future in loud)
+
+
+def test_tenant_whose_line_is_full_is_told_to_come_again_and_others_are_taken(
+    gated: tuple[GrammarCompiler, GatedTrial, list[str]],
+) -> None:
+    compiler, trial, _ = gated
+    loud = [compiler.submit(form("regex", f"loud{i}"), "loud") for i in range(40)]
+    refused = [future for future in loud if future.done()]
+    assert 0 < len(refused) <= 8
+    assert all("grammars of yours are in line" in str(future.exception()) for future in refused)
+    quiet = compiler.submit(form("regex", "quiet"), "quiet")
+    assert not quiet.done()
+    trial.gate.release(41)
+    assert quiet.result(timeout=60)
+    assert compiler.submit(form("regex", "loud39"), "loud").result(timeout=60)
+
+
+def test_form_that_another_waits_for_comes_at_the_turn_of_whoever_is_first_and_is_compiled_once(
+    gated: tuple[GrammarCompiler, GatedTrial, list[str]],
+) -> None:
+    compiler, trial, asked = gated
+    loud = [compiler.submit(form("regex", f"loud{i}"), "loud") for i in range(20)]
+    same = compiler.submit(form("regex", "loud15"), "quiet")
+    assert same is loud[15]
+    trial.gate.release(4)
+    assert same.result(timeout=60)
+    trial.gate.release(16)
+    assert all(future.result(timeout=60) for future in loud)
+    assert sorted(asked) == sorted(f"loud{i}" for i in range(20))
 
 
 def test_nothing_is_left_after_close(token_source: TokenSource) -> None:

@@ -2,15 +2,13 @@
 
 import math
 import random
-from typing import cast
+from collections.abc import Callable
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from kvasir_protocol.request import MAX_SEED, GenerationRequest, SamplingParams
-from kvasir_workers.grammar.state import GrammarState
 from kvasir_workers.runner.choice import filter_sorted
 from kvasir_workers.runner.noise import uniform_noise
 from kvasir_workers.runner.sampler import Sampler
@@ -326,27 +324,27 @@ def test_end_token_may_come_once_there_are_min_tokens() -> None:
     assert chosen == [False, False, True, True]
 
 
-class _Only:
-    """A grammar that allows the same tokens at every place."""
+@pytest.mark.parametrize("kind", [{"temperature": 0}, {"temperature": 1.0}, {"top_k": 3}])
+@pytest.mark.parametrize(("bad", "is_fault"), [(math.nan, math.isnan), (-math.inf, math.isfinite)])
+def test_row_that_holds_no_number_is_told_and_its_neighbours_are_as_alone(
+    kind: dict[str, float], bad: float, is_fault: Callable[[float], bool]
+) -> None:
+    """One NaN spoils a row; one token that is forbidden does not."""
+    logits = torch.randn(3, V)
+    sequences = [sequence_of(**kind), sequence_of(**kind), sequence_of(**kind)]
+    alone = sample(logits[[0, 2]].clone(), sequences[:2], NO_EOS)
+    logits[1, 5] = bad
+    tokens = sample(logits.clone(), sequences, NO_EOS)
+    assert is_fault(tokens[1].logit)
+    assert [tokens[0], tokens[2]] == alone
 
-    def __init__(self, *token_ids: int) -> None:
-        self._allowed = np.isin(np.arange(V), token_ids)
 
-    def allowed(self) -> "np.ndarray[tuple[int], np.dtype[np.bool_]]":
-        return self._allowed
-
-
-@pytest.mark.parametrize(("allowed", "chosen"), [((3,), 3), ((3, 4), 4), ((4, 5), 5)])
-def test_grammar_decides_whether_an_end_may_come_before_min_tokens(allowed: tuple[int, ...], chosen: int) -> None:
-    logits = torch.zeros(V)
-    logits[[0, 3, 5]] = torch.tensor([9.0, 8.0, 7.0])
-    structured = sequence_of(min_tokens=2, temperature=0, logprobs=0)
-    structured.grammar = cast(GrammarState, _Only(*allowed))
-    free = sequence_of(min_tokens=2, temperature=0)
-    first, second = sample(logits.repeat(2, 1), (structured, free), frozenset({3}))
-    assert (first.token_id, second.token_id) == (chosen, 0)
-    assert first.logprobs is not None
-    assert first.logprobs.logprob == pytest.approx(float(torch.log_softmax(logits, -1)[chosen]))
+@pytest.mark.parametrize("kind", [{"temperature": 0}, {"temperature": 1.0}, {"top_k": 3}])
+def test_row_in_which_every_token_is_forbidden_is_told(kind: dict[str, float]) -> None:
+    logits = torch.full((2, V), -math.inf)
+    logits[0, 4] = 1.5
+    (one, none) = sample(logits, [sequence_of(**kind), sequence_of(**kind)], NO_EOS)
+    assert (one.token_id, one.logit, none.logit) == (4, 1.5, -math.inf)
 
 
 def test_ignored_end_token_is_not_forbidden() -> None:
