@@ -3,8 +3,9 @@
     python bench/structured_output.py                   the embedded demo model: tokens per second, by form
     python bench/structured_output.py --vocab 151936    no model: the microseconds of a step's masks, by rows
 
-The forms take turns, round after round, so that what else the machine does falls on all of them alike. Tokens per
-second are of all tokens that were generated; CPU time is the process's own, and feels the neighbours less.
+Each form has free text of its own to be compared with: answers of the same lengths, right before or after it, so that
+what else the machine does falls on both alike. Tokens per second are of all tokens that were generated; CPU time is
+the process's own, and feels the neighbours less.
 """
 
 import argparse
@@ -14,7 +15,7 @@ import random
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,30 +56,10 @@ FORMS: dict[str, StructuredOutput] = {
     "regex": structured_output({"regex": r"([A-Z][a-z]*( [a-z]+)*[.!?] )*"}),
     "any JSON": structured_output({"json_object": True}),
 }
-FREE = "free text"
-
 EOS = 1
 """Of the vocabulary that is made up here."""
 
 MAX_PIECES = 3
-
-
-@dataclass(frozen=True, slots=True)
-class Load:
-    """What one form is given in a round: more requests than run at once, since an answer in a form may end early."""
-
-    num_requests: int
-    max_tokens: int
-    num_at_once: int
-
-    def params(self, name: str) -> list[SamplingParams]:
-        """min_tokens keeps forms from ending early where they could go on; free text ignores the end token."""
-        wanted = FORMS.get(name)
-        length: Mapping[str, int | bool] = {"min_tokens": self.max_tokens} if wanted else {"ignore_eos": True}
-        return [
-            SamplingParams(seed=seed, max_tokens=self.max_tokens, structured_outputs=wanted, **length)  # type: ignore[arg-type]
-            for seed in range(self.num_requests)
-        ]
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,38 +70,46 @@ class Speed:
     cpu: float
 
 
-def measure(llm: LLM, load: Load, name: str) -> Speed:
-    prompts = [f"A page of keys and values, number {i}:" for i in range(load.num_requests)]
-    params = load.params(name)
+def answer(llm: LLM, form: StructuredOutput | None, lengths: list[int]) -> tuple[Speed, list[int]]:
+    """How fast a batch was, and how many tokens its answers had: as many as asked for, unless the form ends before."""
+    prompts = [f"A page of keys and values, number {i}:" for i in range(len(lengths))]
+    params = [
+        SamplingParams(
+            seed=seed, max_tokens=length, structured_outputs=form, min_tokens=length, ignore_eos=form is None
+        )
+        for seed, length in enumerate(lengths)
+    ]
     wall, cpu = time.perf_counter(), time.process_time()
     outputs = llm.generate(prompts, params, use_tqdm=False)
     wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
-    num_tokens = sum(len(choice.token_ids) for output in outputs for choice in output.outputs)
-    return Speed(num_tokens / wall, num_tokens / cpu)
+    num_tokens = [len(choice.token_ids) for output in outputs for choice in output.outputs]
+    return Speed(sum(num_tokens) / wall, sum(num_tokens) / cpu), num_tokens
 
 
-def compare_with_free_text(load: Load, num_rounds: int, num_threads: int) -> None:
-    names = [FREE, *FORMS]
-    speeds: dict[str, list[Speed]] = {name: [] for name in names}
-    with LLM(num_threads=num_threads, max_num_seqs=load.num_at_once) as llm:
-        for name in names:
-            measure(llm, load, name)
+def compare_with_free_text(batch_size: int, max_tokens: int, num_rounds: int, num_threads: int) -> None:
+    pairs: dict[str, list[tuple[Speed, Speed]]] = {name: [] for name in FORMS}
+    lengths: dict[str, list[int]] = {}
+    with LLM(num_threads=num_threads) as llm:
+        for name, form in FORMS.items():
+            _, lengths[name] = answer(llm, form, [max_tokens] * batch_size)
+            answer(llm, None, lengths[name])
         for index in range(num_rounds):
-            # Each form stands at each place of a round, so that none always follows the same one.
-            for name in names[index % len(names) :] + names[: index % len(names)]:
-                speeds[name].append(measure(llm, load, name))
-    print(f"demo model, {load.num_requests} answers of up to {load.max_tokens} tokens, {load.num_at_once} at once")
-    print(f"{'':12} {'tokens/s: median (quartiles)':>30} {'loss':>7} {'tokens/CPU s':>30} {'loss':>7}")
-    for name in names:
-        columns = []
-        for kind in ("wall", "cpu"):
-            values = [getattr(speed, kind) for speed in speeds[name]]
-            ratios = [
-                getattr(mine, kind) / getattr(free, kind) for mine, free in zip(speeds[name], speeds[FREE], strict=True)
-            ]
-            low, middle, high = statistics.quantiles(values, n=4)
-            columns.append(f"{f'{middle:.0f} ({low:.0f} to {high:.0f})':>30} {1 - statistics.median(ratios):>7.1%}")
-        print(f"{name:12} {' '.join(columns)}")
+            for name, form in FORMS.items():
+                kinds = [form, None] if index % 2 else [None, form]
+                speeds = {kind is None: answer(llm, kind, lengths[name])[0] for kind in kinds}
+                pairs[name].append((speeds[True], speeds[False]))
+    print(f"demo model, {batch_size} answers of up to {max_tokens} tokens, {num_rounds} rounds; medians (quartiles)")
+    print(f"{'':12} {'tokens':>7} {'free/s':>20} {'in the form/s':>20} {'loss':>20} {'loss of CPU time':>20}")
+    for name, measured in pairs.items():
+        free, formed = ([pair[place].wall for pair in measured] for place in (0, 1))
+        losses = [[1 - getattr(b, kind) / getattr(a, kind) for a, b in measured] for kind in ("wall", "cpu")]
+        columns = [spread(free, ".0f"), spread(formed, ".0f"), *(spread(loss, ".1%") for loss in losses)]
+        print(f"{name:12} {sum(lengths[name]):>7} " + " ".join(f"{column:>20}" for column in columns))
+
+
+def spread(values: list[float], kind: str) -> str:
+    low, middle, high = statistics.quantiles(values, n=4)
+    return f"{middle:{kind}} ({low:{kind}} to {high:{kind}})"
 
 
 def write_vocabulary(directory: Path, size: int) -> None:
@@ -204,7 +193,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--vocab", type=int, metavar="TOKENS", help="measure masks alone, for so large a vocabulary")
     parser.add_argument("--device", default="cpu", help="where --vocab keeps its logits")
-    parser.add_argument("--requests", type=int, default=96, help="in line at the start of a round")
     parser.add_argument("--batch", type=int, default=32, help="answers at once")
     parser.add_argument("--tokens", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=8)
@@ -213,7 +201,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     if options.vocab is None:
-        compare_with_free_text(Load(options.requests, options.tokens, options.batch), options.rounds, options.threads)
+        compare_with_free_text(options.batch, options.tokens, options.rounds, options.threads)
     else:
         measure_masks(options.vocab, options.steps, torch.device(options.device))
 
