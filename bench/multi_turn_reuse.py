@@ -92,7 +92,7 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     config = EngineConfig(kv_cache_bytes=64 * 2**20)
     loaded = load_model(ModelConfig(path=str(arguments.model), served_name="bench"), config)
-    whole_pages = Reuse(min_copied_tokens=config.page_size + 1)
+    whole_pages = Reuse(min_copied_tokens=None)
     with served_events() as log:
         variants: dict[str, Callable[[], Engine]] = {
             "whole pages": lambda: build(loaded, config, whole_pages),
