@@ -13,7 +13,7 @@ from kvasir_protocol.config import EngineConfig
 from kvasir_protocol.ids import PageIndex, RequestId
 from kvasir_workers.admission_policy import PageNeed, make_admission_policy
 from kvasir_workers.fair_share import TokenCounters
-from kvasir_workers.kv.manager import KvManager, PageCopy, pages_for
+from kvasir_workers.kv.manager import KvManager, PageCopy, pages_for, settle_copies
 from kvasir_workers.scheduling_policy import Rank, make_scheduling_policy
 from kvasir_workers.sequence import Sequence
 from kvasir_workers.waiting_line import LineBounds, WaitingLine
@@ -180,7 +180,7 @@ class Scheduler:
         single = [entry for entry in entries if entry.num_new == 1]
         if len(single) < len(entries):
             single += [entry for entry in entries if entry.num_new != 1]
-        return StepPlan(tuple(single), self._kv.settle_copies(entry.sequence for entry in newcomers))
+        return StepPlan(tuple(single), settle_copies(self._kv, [entry.sequence for entry in newcomers]))
 
     def _rank(self, sequence: Sequence) -> tuple[float, Rank]:
         served = self._counters[sequence.request.tenant] if self._counters is not None else 0.0

@@ -61,7 +61,7 @@ class KvManager:
         self.pool = PagePool(num_pages)
         self.tree = PrefixTree(watcher)
         self._reuse = reuse or Reuse()
-        self.in_flight = InFlightPages(self._reuse.min_awaited_pages)
+        self.in_flight = InFlightPages()
 
     @property
     def num_available(self) -> int:
@@ -122,7 +122,9 @@ class KvManager:
         sequence.awaited_page = None
         if self._reuse.enabled and self.in_flight.computers():
             names = sequence.hashes_up_to(sequence.num_reusable, self.page_size)
-            sequence.awaited_page = self.in_flight.last_worth_awaiting(names[len(self.tree.match(names)) :])
+            # All choices but the first know that another one computes their whole prompt: n times is too much.
+            min_pages = 1 if sequence.request.choice_index else self._reuse.min_awaited_pages
+            sequence.awaited_page = self.in_flight.last_worth_awaiting(names[len(self.tree.match(names)) :], min_pages)
         return sequence.awaited_page is not None
 
     def announce(self, sequence: TokenSequence) -> None:
@@ -152,28 +154,6 @@ class KvManager:
             self.pool.recycle(self.tree.evict())
         sequence.pages += self.pool.take(missing, sequence.request_id)
         return True
-
-    def settle_copies(self, sequences: Iterable[TokenSequence]) -> tuple[PageCopy, ...]:
-        """What the step of these sequences has to copy before it computes.
-
-        A sequence that goes on where a page ends which is not full, and which nobody else reads, gets the page itself.
-        """
-        copying = [sequence for sequence in sequences if sequence.copy_source is not None]
-        for sequence in copying:
-            self._take_over_source(sequence)
-        return copies_of(copying)
-
-    def _take_over_source(self, sequence: TokenSequence) -> None:
-        source = sequence.copy_source
-        assert source is not None, f"{sequence.request_id} copies nothing"
-        if self.pool.references(source) > 1 or not self.tree.is_part(source, sequence.num_copied):
-            return
-        index = sequence.num_published_pages
-        self.tree.forget_part(source)
-        self.pool.reopen(source, sequence.request_id)
-        self.release([sequence.pages[index]])
-        sequence.pages[index] = source
-        sequence.copy_source, sequence.num_copied = None, 0
 
     def publish_computed(self, sequence: TokenSequence) -> None:
         """The step has run: make full pages READY and known; where the tree has the same content, use its page."""
@@ -278,3 +258,26 @@ class KvManager:
             page = cached.page
             assert cached.is_read == (self.pool.references(page) > 0), f"cached page {page} miscounts its readers"
             assert self.pool.state(page) is PageState.READY, f"cached page {page} is {self.pool.state(page)}"
+
+
+def settle_copies(kv: KvManager, sequences: Iterable[TokenSequence]) -> tuple[PageCopy, ...]:
+    """What the step of these sequences, which have all their pages, has to copy before it computes.
+
+    A sequence that goes on where a page ends which is not full, and which nobody else reads, gets the page itself.
+    """
+    copying = [sequence for sequence in sequences if sequence.copy_source is not None]
+    for sequence in copying:
+        _take_over_source(kv, sequence)
+    return copies_of(copying)
+
+
+def _take_over_source(kv: KvManager, sequence: TokenSequence) -> None:
+    source = sequence.copy_source
+    assert source is not None, f"{sequence.request_id} copies nothing"
+    if kv.pool.references(source) > 1 or not kv.tree.forget_part(source, sequence.num_copied):
+        return
+    index = sequence.num_published_pages
+    kv.pool.reopen(source, sequence.request_id)
+    sequence.replace_page(index, source)
+    kv.release([sequence.replaced_pages.pop()])
+    sequence.copy_source, sequence.num_copied = None, 0

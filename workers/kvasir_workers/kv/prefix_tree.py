@@ -210,16 +210,17 @@ class PrefixTree:
         self._remove(cached)
         return cached.page
 
-    def is_part(self, page: PageIndex, num_tokens: int) -> bool:
-        """Whether the page is not full and holds just so many tokens."""
-        cached = self._by_page[page]
-        return not cached.is_full and len(cached.content) == num_tokens * _TOKEN_BYTES
+    def forget_part(self, page: PageIndex, num_tokens: int) -> bool:
+        """Forget a page that its one reader will write again, from num_tokens on.
 
-    def forget_part(self, page: PageIndex) -> None:
-        """The page that is not full will be written again: its one reader goes on where it ends."""
-        assert not self._by_page[page].is_full, f"page {page} is full"
+        False (and nothing changed) if it is full or does not end there.
+        """
+        cached = self._by_page[page]
+        if cached.is_full or len(cached.content) != num_tokens * _TOKEN_BYTES:
+            return False
         self.set_idle(page)
-        self._remove(self._by_page[page])
+        self._remove(cached)
+        return True
 
     def clear_idle(self) -> list[PageIndex]:
         """Forget all idle pages; the caller recycles them."""

@@ -7,7 +7,6 @@ from torch import Tensor
 from kvasir_protocol.events import TokenLogprobs
 from kvasir_protocol.request import MAX_LOGPROBS
 
-
 _USUAL_LOGPROBS = 20
 """What nearly all ask for at most: OpenAI's limit, and ours at the HTTP door."""
 

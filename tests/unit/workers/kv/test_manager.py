@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from kvasir_protocol.ids import PageIndex
-from kvasir_workers.kv.manager import KvManager, PageCopy, Reuse, copies_of, pages_for
+from kvasir_workers.kv.manager import KvManager, PageCopy, Reuse, copies_of, pages_for, settle_copies
 from kvasir_workers.kv.page_pool import PageState
 from kvasir_workers.sequence import Sequence
 from tests.unit.workers.fakes import make_request
@@ -201,7 +201,7 @@ def test_who_goes_on_alone_writes_into_the_page_itself() -> None:
     finished(kv, TEXT[:6])
     (page,) = [cached.page for cached in kv.tree.snapshot() if not cached.is_full]
     second = growing(kv, [*TEXT[:5], 9, 9, 9])
-    assert kv.settle_copies([second]) == ()
+    assert settle_copies(kv, [second]) == ()
     assert (second.num_computed, second.pages[1], kv.num_used) == (5, page, 3)
     assert kv.pool.state(second.pages[1]) is PageState.FILLING
     kv.audit(second.held_pages)
@@ -211,7 +211,7 @@ def test_page_that_is_written_again_is_found_when_it_is_full() -> None:
     kv = kv_of(8)
     finished(kv, TEXT[:6])
     second = growing(kv, [*TEXT[:5], 9, 9, 9])
-    kv.settle_copies([second])
+    settle_copies(kv, [second])
     assert near(kv, [*TEXT[:5], 8], "c").num_computed == 3
     second.num_computed = 7
     kv.publish_computed(second)
@@ -222,7 +222,7 @@ def test_those_who_go_on_differently_copy() -> None:
     kv = kv_of(9)
     finished(kv, TEXT[:6])
     both = [growing(kv, [*TEXT[:5], 8, 8], "b"), growing(kv, [*TEXT[:5], 9, 9], "c")]
-    copies = kv.settle_copies(both)
+    copies = settle_copies(kv, both)
     assert [copy.target for copy in copies] == [sequence.pages[1] for sequence in both]
     assert {copy.num_tokens for copy in copies} == {2}
 
@@ -230,13 +230,13 @@ def test_those_who_go_on_differently_copy() -> None:
 def test_page_is_copied_by_who_leaves_it_before_its_end() -> None:
     kv = kv_of(8)
     finished(kv, TEXT[:6])
-    assert len(kv.settle_copies([growing(kv, [*TEXT[:4], 9, 9])])) == 1
+    assert len(settle_copies(kv, [growing(kv, [*TEXT[:4], 9, 9])])) == 1
 
 
 def test_full_page_is_copied_even_by_its_only_reader() -> None:
     kv = kv_of(8)
     kv.detach(computed(kv, TEXT))
-    assert len(kv.settle_copies([growing(kv, [1, 2, 3, 4, 5, 9, 9])])) == 1
+    assert len(settle_copies(kv, [growing(kv, [1, 2, 3, 4, 5, 9, 9])])) == 1
 
 
 def test_another_salt_copies_nothing() -> None:
@@ -481,7 +481,7 @@ class RandomTraffic(RuleBasedStateMachine):
             assert (self.kv.num_available, sequence.pages) == (available, pages)
             return
         self.kv.announce(sequence)
-        for copy in self.kv.settle_copies([sequence]):
+        for copy in settle_copies(self.kv, [sequence]):
             assert self.kv.pool.state(copy.target) is PageState.FILLING
             self.content[copy.target, : copy.num_tokens] = self.content[copy.source, : copy.num_tokens]
         for position in range(sequence.num_computed, end):
