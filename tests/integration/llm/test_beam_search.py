@@ -10,8 +10,7 @@ from transformers import PreTrainedModel
 
 from kvasir import LLM, BeamSearchParams
 from kvasir_protocol.errors import InvalidRequest
-from kvasir_workers.engine import Engine
-from kvasir_workers.runner.sampler import SampledToken
+from kvasir_workers.engine import Engine, StepFlight
 from kvasir_workers.scheduler import StepPlan
 from tests.integration.llm.conftest import EOS, MakeLLM
 
@@ -104,10 +103,10 @@ class WatchedSteps:
         self.num_tokens: list[int] = []
         self.num_used_pages: list[int] = []
 
-    def run(self, plan: StepPlan) -> list[SampledToken]:
+    def launch(self, plan: StepPlan) -> StepFlight:
         self.num_tokens.append(plan.num_tokens)
         self.num_used_pages.append(self._engine.num_used_pages)
-        return self._runner.run(plan)
+        return self._runner.launch(plan)
 
 
 def watch(llm: LLM) -> WatchedSteps:
