@@ -1,45 +1,37 @@
 """What fair shares do for a quiet tenant beside a flood, and what they cost.
 
-    python bench/fairness.py              the embedded demo model, real seconds
-    python bench/fairness.py --simulate   no model: a step's seconds come from a formula
+    python -m bench.fairness              the embedded demo model, real seconds
+    python -m bench.fairness --simulate   no model: a step's seconds come from a formula (bench/engines.py)
 
 Three tenants: `loud` always has 64 requests in line, `steady` always 8 with longer answers, `quiet` sends one small
-request now and then. Printed: quiet's time to first token, and Jain's index of the service (input tokens + 2 * output
-tokens) that loud and steady, who both always have something in line, got: 1 is equal, 0.5 is all for one.
+request every 10 steps. Printed: quiet's time to first token, in steps (1: the step that comes next) and in seconds, and
+Jain's index of the service (input tokens + 2 * output tokens) that loud and steady, who both always have something in
+line, got: 1 is equal, 0.5 is all for one. Then by how much quiet's 99th percentile rises with the flood:
+
+    over an idle engine     quiet alone, whose steps hold nothing but its own tokens
+    over a busy engine      quiet beside steady, who keeps all places taken without any flood
+
+Real seconds are the process's own on one CPU thread, so that neighbours on a shared machine count little. A request
+comes between two steps: the rest of a step that is under way is not in them. The first comes when all places are taken.
 """
 
 import argparse
 import random
-import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-import torch
-
-from kvasir.demo import demo_model_path
-from kvasir_protocol.config import EngineConfig, ModelConfig
+from bench.engines import VOCAB_SIZE, MakeEngine, simulated, with_demo_model
+from bench.figures import percentile
+from kvasir_protocol.config import EngineConfig
 from kvasir_protocol.ids import RequestId
 from kvasir_protocol.request import GenerationRequest, SamplingParams
 from kvasir_workers.engine import Engine
 from kvasir_workers.fair_share import INPUT_WEIGHT, OUTPUT_WEIGHT
-from kvasir_workers.kv.manager import KvManager
-from kvasir_workers.load import build_engine, load_model
-from kvasir_workers.request_check import EngineLimits
-from kvasir_workers.runner.grammar_mask import GrammarMasks
-from kvasir_workers.runner.sampler import SampledToken
-from kvasir_workers.scheduler import StepPlan
 
-STEP_S, TOKEN_S = 5e-3, 2e-5
-"""Of a simulated step: about what a model of 8 billion parameters takes on a large GPU, weights and per token."""
-
-VOCAB_SIZE = 1000
-KV_BYTES = 64 * 2**20
 MAX_NUM_SEQS = 16
 BUDGET_TOKENS = 256
 QUIET_EVERY_STEPS = 10
-
-MakeEngine = Callable[[EngineConfig], tuple[Engine, Callable[[], float]]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,28 +48,6 @@ HABITS = {
     "steady": Habit((16, 64), (16, 48), 8),
     "quiet": Habit((16, 32), (4, 8)),
 }
-
-
-@dataclass(frozen=True, slots=True)
-class StubFlight:
-    sampled: list[SampledToken]
-
-    def allow(self, masks: GrammarMasks | None) -> None:
-        """Nobody asks for a grammar here."""
-
-    def land(self) -> list[SampledToken]:
-        return self.sampled
-
-
-class StubRunner:
-    """Says the same token always, and turns the clock by what the step would have taken."""
-
-    def __init__(self) -> None:
-        self.now = 0.0
-
-    def launch(self, plan: StepPlan) -> StubFlight:
-        self.now += STEP_S + TOKEN_S * plan.num_tokens
-        return StubFlight([SampledToken(1, None) for entry in plan.entries if entry.samples])
 
 
 @dataclass(slots=True)
@@ -114,7 +84,7 @@ class Round:
         """Traffic for so many steps, and on until quiet's last request has its first token."""
         started_at = self._clock()
         while self._num_steps < num_steps or self._num_unbegun["quiet"]:
-            if self._num_steps % QUIET_EVERY_STEPS == 0 and self._num_steps < num_steps:
+            if self._num_steps and self._num_steps % QUIET_EVERY_STEPS == 0 and self._num_steps < num_steps:
                 self._send("quiet")
             for tenant in self._tenants:
                 while self._num_unbegun[tenant] < HABITS[tenant].num_in_line:
@@ -156,35 +126,18 @@ class Round:
                 self.result.ttft_s.append(self._clock() - sent_at)
 
 
-def simulated(config: EngineConfig) -> tuple[Engine, Callable[[], float]]:
-    runner = StubRunner()
-    limits = EngineLimits(max_sequence_tokens=2048, vocab_size=VOCAB_SIZE, eos_token_ids=frozenset())
-    return Engine(runner, KvManager(512, config.page_size), config, limits), lambda: runner.now
-
-
-def with_demo_model() -> MakeEngine:
-    """Engines over one loaded model; each starts with an empty cache."""
-    model = ModelConfig(path=str(demo_model_path()), served_name="demo")
-    loaded = load_model(model, EngineConfig(device="cpu", kv_cache_bytes=KV_BYTES))
-    return lambda config: (build_engine(loaded, config), time.perf_counter)
-
-
 def jain(values: list[float]) -> float:
     """(sum x)^2 / (n * sum x^2): Jain, Chiu and Hawe, 1984."""
     return sum(values) ** 2 / (len(values) * sum(value * value for value in values))
 
 
-def percentile(values: list[float], share: float) -> float:
-    """The smallest value that at least this share of all does not exceed."""
-    ordered = sorted(values)
-    return ordered[max(0, -(-len(ordered) * round(share * 100) // 100) - 1)]
-
-
 ALL = ("loud", "steady")
 CASES: Mapping[str, tuple[tuple[str, ...], bool]] = {
     "quiet alone": ((), False),
-    "fcfs": (ALL, False),
-    "fair share": (ALL, True),
+    "no flood, fcfs": (("steady",), False),
+    "no flood, fair": (("steady",), True),
+    "flood, fcfs": (ALL, False),
+    "flood, fair": (ALL, True),
 }
 """Who sends beside quiet, and whether shares are fair."""
 
@@ -203,27 +156,31 @@ def measure(make_engine: MakeEngine, num_rounds: int, num_steps: int) -> dict[st
 
 
 def show(results: Mapping[str, Result]) -> None:
-    print(f"{'':12} {'n':>4} {'ttft steps':>15} {'ttft ms':>19} {'Jain':>6} {'loud':>8} {'steady':>8} {'tokens/s':>9}")
-    print(f"{'':17} {'p50':>8} {'p99':>6} {'p50':>11} {'p99':>7}")
+    print(f"{'':14} {'n':>4} {'ttft steps':>15} {'ttft ms':>19} {'Jain':>6} {'loud':>8} {'steady':>8} {'tokens/s':>9}")
+    print(f"{'':19} {'p50':>8} {'p99':>6} {'p50':>11} {'p99':>7}")
     for name, result in results.items():
         steps = [percentile(result.ttft_steps, share) for share in (0.5, 0.99)]
         millis = [1000 * percentile(result.ttft_s, share) for share in (0.5, 0.99)]
         shares = [float(result.service[tenant]) for tenant in ALL]
         index = f"{jain(shares):6.3f}" if all(shares) else f"{'-':>6}"
         print(
-            f"{name:12} {len(result.ttft_steps):4} {steps[0]:8.0f} {steps[1]:6.0f} {millis[0]:11.1f} {millis[1]:7.1f} "
+            f"{name:14} {len(result.ttft_steps):4} {steps[0]:8.0f} {steps[1]:6.0f} {millis[0]:11.1f} {millis[1]:7.1f} "
             f"{index} {shares[0]:8.0f} {shares[1]:8.0f} {result.num_tokens / result.seconds:9.0f}"
         )
+    for baseline, name in (("quiet alone", "an idle engine"), ("no flood, fair", "a busy engine")):
+        rises = [
+            percentile(getattr(results["flood, fair"], kind), 0.99) / percentile(getattr(results[baseline], kind), 0.99)
+            for kind in ("ttft_steps", "ttft_s")
+        ]
+        print(f"flood, fair: p99 over {name:15} {rises[0] - 1:+7.0%} in steps {rises[1] - 1:+7.0%} in seconds")
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--simulate", action="store_true", help="no model, seconds by formula")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--steps", type=int, default=300, help="of each round and case")
-    parser.add_argument("--threads", type=int, default=1)
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
+    options = parser.parse_args(arguments)
     make_engine = simulated if options.simulate else with_demo_model()
     show(measure(make_engine, options.rounds, options.steps))
 

@@ -1,23 +1,28 @@
-"""Multi-turn chats: pages reused up to the token against whole pages only, and what page events cost.
+"""Multi-turn chats: pages reused up to the token against whole pages only, against none, and what page events cost.
 
-    python bench/multi_turn_reuse.py --chats 4 --turns 4 --rounds 7
+    python -m bench.multi_turn_reuse
 
-All variants run in one process, one after another in each round, in turning order; the figures are ratios within a
-round, so that a machine that slows down meanwhile slows all of them.
+All chats run at once, turn by turn; each turn's prompt is the whole history and a new question. Printed for each
+variant: prompt tokens that had to be computed (of all that were sent), the mean time to first token of all turns but
+the first, and throughput as a ratio to reuse up to the token. All variants run in one process, one after another in
+each round, in turning order, and the ratios are taken within a round; seconds are the process's own on one CPU thread,
+so that neighbours on a shared machine count little.
 """
 
 import argparse
 import random
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
+from dataclasses import dataclass, field
 
 import torch
 import zmq
 
-from kvasir_protocol.config import EngineConfig, ModelConfig
+from bench.engines import load_demo
+from bench.figures import spread
+from kvasir_protocol.config import EngineConfig
 from kvasir_protocol.ids import RequestId
 from kvasir_protocol.request import GenerationRequest, SamplingParams
 from kvasir_protocol.sockets import bind_publisher, bind_server, start_gatekeeper
@@ -25,10 +30,9 @@ from kvasir_workers.engine import Engine
 from kvasir_workers.kv.event_log import KvEventLog
 from kvasir_workers.kv.event_server import EventSockets, KvEventServer
 from kvasir_workers.kv.manager import KvManager, Reuse
-from kvasir_workers.load import LoadedModel, load_model
+from kvasir_workers.load import LoadedModel
 from kvasir_workers.runner.model_runner import ModelRunner
 
-DEMO_MODEL = Path(__file__).parents[1] / "kvasir" / "demo_model"
 SECRET = b"s" * 32
 
 
@@ -54,9 +58,19 @@ def build(loaded: LoadedModel, config: EngineConfig, reuse: Reuse, log: KvEventL
     return Engine(runner, kv, config, loaded.limits)
 
 
-def chat(engine: Engine, arguments: argparse.Namespace, seed: int) -> None:
+@dataclass(slots=True)
+class Measured:
+    """seconds and num_prompt_tokens of a round; ttft_s of all turns but the first."""
+
+    seconds: float = 0.0
+    num_computed: int = 0
+    num_prompt_tokens: int = 0
+    ttft_s: list[float] = field(default_factory=list)
+
+
+def chat(engine: Engine, arguments: argparse.Namespace, seed: int) -> Measured:
     """All chats at once, turn by turn; each turn adds a question of its own."""
-    draw = random.Random(seed)
+    draw, measured, started_at = random.Random(seed), Measured(), time.process_time()
     histories: list[list[int]] = [[] for _ in range(arguments.chats)]
     for turn in range(arguments.turns):
         for index, history in enumerate(histories):
@@ -64,61 +78,63 @@ def chat(engine: Engine, arguments: argparse.Namespace, seed: int) -> None:
             sampling = SamplingParams(temperature=0, max_tokens=arguments.answer, seed=0, ignore_eos=True)
             name = RequestId(f"{seed}/{turn}/{index}")
             engine.add(GenerationRequest(request_id=name, prompt_token_ids=tuple(history), sampling=sampling))
+        asked_at = time.process_time()
         while engine.has_work:
             for output in engine.step():
                 histories[int(output.request_id.rsplit("/", 1)[1])] += output.token_ids
+                if turn and output.first_index == 0:
+                    measured.ttft_s.append(time.process_time() - asked_at)
+    measured.seconds = time.process_time() - started_at
+    counters = engine.counters()
+    measured.num_computed, measured.num_prompt_tokens = counters.computed_prompt_tokens, counters.prompt_tokens
+    return measured
 
 
-def measure(engine: Engine, arguments: argparse.Namespace, seed: int) -> float:
-    start = time.perf_counter()
-    chat(engine, arguments, seed)
-    return time.perf_counter() - start
+def measure(variants: dict[str, Callable[[], Engine]], arguments: argparse.Namespace) -> dict[str, list[Measured]]:
+    rounds: dict[str, list[Measured]] = {name: [] for name in variants}
+    for round_index in range(arguments.rounds + 1):
+        shift = round_index % len(variants)
+        for name in [*variants][shift:] + [*variants][:shift]:
+            measured = chat(variants[name](), arguments, round_index)
+            if round_index:  # the first round warms up
+                rounds[name].append(measured)
+    return rounds
 
 
-def describe(name: str, ratios: list[float]) -> str:
-    return f"{name:38} {statistics.median(ratios):6.3f}   (from {min(ratios):.3f} to {max(ratios):.3f})"
+def show(rounds: dict[str, list[Measured]]) -> None:
+    print(f"{'':22}{'computed':>10}{'of':>8}{'ttft ms':>28}   throughput / that of tokens")
+    for name, measured in rounds.items():
+        first = measured[0]
+        ttft_ms = spread([1000 * statistics.mean(one.ttft_s) for one in measured], 1)
+        ratios = spread([ours.seconds / one.seconds for ours, one in zip(rounds["tokens"], measured, strict=True)])
+        print(f"{name:22}{first.num_computed:10}{first.num_prompt_tokens:8}{ttft_ms:>28}   {ratios}")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
-    parser.add_argument("--model", type=Path, default=DEMO_MODEL)
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--chats", type=int, default=4)
-    parser.add_argument("--turns", type=int, default=4)
+    parser.add_argument("--turns", type=int, default=6, help="at least 2")
     parser.add_argument("--question", type=int, default=20, help="tokens")
     parser.add_argument("--answer", type=int, default=12, help="tokens")
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--threads", type=int, default=1)
-    arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
-    config = EngineConfig(kv_cache_bytes=64 * 2**20)
-    loaded = load_model(ModelConfig(path=str(arguments.model), served_name="bench"), config)
-    whole_pages = Reuse(min_copied_tokens=config.page_size + 1)
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(1)
+    config, loaded = EngineConfig(), load_demo()
     with served_events() as log:
+
+        def told() -> Engine:
+            log.take()
+            return build(loaded, config, Reuse(), log)
+
         variants: dict[str, Callable[[], Engine]] = {
-            "whole pages": lambda: build(loaded, config, whole_pages),
+            "nothing reused": lambda: build(loaded, config, Reuse(enabled=False)),
+            "whole pages": lambda: build(loaded, config, Reuse(min_copied_tokens=None)),
             "tokens": lambda: build(loaded, config, Reuse()),
-            "tokens, with events": lambda: build(loaded, config, Reuse(), log),
+            "tokens, with events": told,
         }
-        times: dict[str, list[float]] = {name: [] for name in variants}
-        computed: dict[str, int] = {}
-        for round_index in range(arguments.rounds + 1):
-            names = list(variants)
-            shift = round_index % len(names)
-            for name in names[shift:] + names[:shift]:
-                engine = variants[name]()
-                log.take()
-                elapsed_s = measure(engine, arguments, round_index)
-                if round_index:  # the first round warms up
-                    times[name].append(elapsed_s)
-                computed[name] = engine.counters().computed_prompt_tokens
-    print(f"{arguments.chats} chats of {arguments.turns} turns, {arguments.question} tokens asked, {arguments.answer}")
-    for name in variants:
-        print(f"{name:22} {statistics.median(times[name]):.3f} s a round, {computed[name]} prompt tokens computed")
-    by_round = {name: list(zip(times[name], times["tokens"], strict=True)) for name in variants}
-    print(describe("throughput, tokens / whole pages", [whole / ours for whole, ours in by_round["whole pages"]]))
-    print(
-        describe("throughput, with events / without", [ours / told for told, ours in by_round["tokens, with events"]])
-    )
+        rounds = measure(variants, options)
+    print(f"{options.chats} chats of {options.turns} turns, {options.question} tokens asked, {options.answer} answered")
+    show(rounds)
 
 
 if __name__ == "__main__":

@@ -205,9 +205,9 @@ class LLM:
     ) -> list[BeamSearchOutput]:
         """The beam_width best answers to each prompt, as transformers finds them.
 
-        Every round asks the engine for one token of each beam. Beams share all full pages through the prefix cache;
-        each computes its last, partial page anew, on average half a page of tokens a round where one would do. Without
-        the prefix cache each round computes everything anew.
+        Every round computes one token of each beam. Beams share all full pages through the prefix cache; the page that
+        is not full is copied for those who part there, and kept by one that goes on alone. Without the prefix cache
+        each round computes everything anew.
         """
         token_prompts = read_prompts(prompts, self._codec)
         for prompt in token_prompts:

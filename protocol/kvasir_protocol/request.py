@@ -8,7 +8,7 @@ from kvasir_protocol.errors import InvalidRequest
 from kvasir_protocol.ids import RequestId
 from kvasir_protocol.structured import StructuredOutput, structured_output
 
-MAX_LOGPROBS = 20
+MAX_LOGPROBS = 128
 """Alternatives per token that a caller may ask for, as in OpenAI's and vLLM's servers."""
 
 MAX_SEED = 2**63 - 1

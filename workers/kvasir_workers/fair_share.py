@@ -10,8 +10,9 @@ OUTPUT_WEIGHT = 2.0
 class TokenCounters:
     """Weighted tokens per tenant, divided by the tenant's own weight (1 unless weights says more).
 
-    Whoever has least is served next. While two tenants both have requests in line, their service differs by at most
-    2 * max(INPUT_WEIGHT * longest input, OUTPUT_WEIGHT * tokens that the pages hold), whatever either sends.
+    Whoever has least is served next, and at once if it runs nothing (Scheduler). While two tenants both have
+    requests in line, their service differs by at most 2 * max(INPUT_WEIGHT * longest input, OUTPUT_WEIGHT * tokens
+    that the pages hold), whatever either sends.
     """
 
     def __init__(self, weights: Mapping[str, float]) -> None:

@@ -5,7 +5,8 @@ so that it catches up: long prompts in chunks, running answers one token at a ti
 """
 
 from bisect import insort
-from collections.abc import Collection
+from collections import Counter
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from itertools import chain
 from typing import NamedTuple
@@ -14,7 +15,7 @@ from kvasir_protocol.config import EngineConfig
 from kvasir_protocol.ids import PageIndex, RequestId
 from kvasir_workers.admission_policy import PageNeed, make_admission_policy
 from kvasir_workers.fair_share import TokenCounters
-from kvasir_workers.kv.manager import KvManager, PageCopy, copies_of, pages_for
+from kvasir_workers.kv.manager import KvManager, PageCopy, pages_for, settle_copies
 from kvasir_workers.scheduling_policy import Rank, make_scheduling_policy
 from kvasir_workers.sequence import Sequence
 from kvasir_workers.waiting_line import LineBounds, WaitingLine
@@ -63,7 +64,8 @@ class Scheduler:
         self._kv = kv
         self._policy = make_scheduling_policy(config.scheduling_policy, kv.num_cached_tokens)
         self._admission = make_admission_policy(config.admission_policy)
-        self._displaces = self._policy.displaces and config.admission_policy != "no-evict"
+        self._can_preempt = config.admission_policy != "no-evict"
+        self._displaces = self._policy.displaces and self._can_preempt
         weights = {share.tenant: share.weight for share in config.tenant_weights}
         self._counters = TokenCounters(weights) if config.fair_share else None
         self._bounds = LineBounds(max_requests=config.max_waiting_requests, max_tokens=config.max_waiting_tokens)
@@ -71,6 +73,7 @@ class Scheduler:
         self._running: list[Sequence] = []
         self._departing: dict[Sequence, bool] = {}
         self._num_arrived = 0
+        self._was_brief = False
         self.num_preemptions = 0
         self.num_recomputed_tokens = 0
 
@@ -172,17 +175,26 @@ class Scheduler:
             self._running.sort(key=self._rank)
         if self._displaces and not self._make_way(reserved, is_ahead=is_ahead):
             return None
+        guest = self._guest()
+        has_room = guest is not None and self._make_way_for(guest, reserved, is_ahead=is_ahead)
+        if has_room is None:
+            return None
+        # A brief step serves the guest, and others move on by a token; never two in a row: prompts have to go on.
+        is_brief = has_room and bool(self._running) and not self._was_brief
         num_preemptions = self.num_preemptions
-        planned = self._plan_running(is_ahead=is_ahead)
+        planned = self._plan_running(1 if is_brief else self._chunk_tokens(), is_ahead=is_ahead)
         if planned is None:
             return None
         entries, budget = planned
-        newcomers = self._plan_waiting(budget, reserved) if self.num_preemptions == num_preemptions else []
+        guests = [guest] if guest is not None else []
+        turns = iter(guests) if is_brief else chain(guests, self._waiting.in_turn())
+        newcomers = self._plan_waiting(turns, budget, reserved) if self.num_preemptions == num_preemptions else []
         entries += newcomers
+        self._was_brief = is_brief
         single = [entry for entry in entries if entry.num_new == 1]
         if len(single) < len(entries):
             single += [entry for entry in entries if entry.num_new != 1]
-        return StepPlan(tuple(single), copies_of(entry.sequence for entry in newcomers))
+        return StepPlan(tuple(single), settle_copies(self._kv, [entry.sequence for entry in newcomers]))
 
     def _add_running(self, sequence: Sequence) -> None:
         """Where its rank is; with shares of tenants ranks change, and are looked at for each step."""
@@ -204,7 +216,31 @@ class Scheduler:
                 break
             if is_ahead:
                 return False
-            self._preempt_last()
+            self._preempt(self._running[-1])
+        return True
+
+    def _guest(self) -> Sequence | None:
+        """With fair shares: the first in line of a tenant that runs nothing and was served no more than the others."""
+        if self._counters is None:
+            return None
+        guest = self._waiting.first_of_tenant_outside({sequence.request.tenant for sequence in self._running})
+        return guest if guest is not None and not self._kv.awaits_others(guest) else None
+
+    def _make_way_for(self, guest: Sequence, reserved: Collection[Sequence], *, is_ahead: bool) -> bool | None:
+        """Whether the guest has a place and pages, now that others wait for it if need be. None: not now.
+
+        Those first whose tenant was served most; but nobody who is the only one of a tenant.
+        """
+        running = Counter(sequence.request.tenant for sequence in self._running)
+        while not (self._has_place(reserved) and self._would_fit(guest, reserved)):
+            others = (s for s in reversed(self._running) if running[s.request.tenant] > 1)
+            displaced = next(others, None) if self._can_preempt else None
+            if displaced is None:
+                return False
+            if is_ahead:
+                return None
+            running[displaced.request.tenant] -= 1
+            self._preempt(displaced)
         return True
 
     def _first_to_compute(self) -> Sequence | None:
@@ -225,14 +261,14 @@ class Scheduler:
         self._kv.detach(sequence)
         return fits
 
-    def _plan_running(self, *, is_ahead: bool) -> tuple[list[ScheduledSequence], int] | None:
-        """Each gets what it lacks, but leaves a token of the budget for everyone behind it.
+    def _plan_running(self, chunk: int, *, is_ahead: bool) -> tuple[list[ScheduledSequence], int] | None:
+        """Each gets what it lacks, up to chunk tokens, but leaves a token of the budget for everyone behind it.
 
         Returns the part of the step, and what is left of the budget; None if somebody would have to be preempted.
         """
         entries: list[ScheduledSequence] = []
         budget = self._budget_tokens
-        chunk, page_size = self._chunk_tokens(), self._kv.page_size
+        page_size = self._kv.page_size
         index = 0
         while index < len(self._running) and budget > 0:
             sequence = self._running[index]
@@ -246,7 +282,9 @@ class Scheduler:
             while not has_pages and not self._kv.try_grow(sequence, start + num_new):
                 if is_ahead:
                     return None
-                if self._preempt_last() is sequence:
+                last = self._running[-1]
+                self._preempt(last)
+                if last is sequence:
                     return entries, budget
             samples = num_new == num_pending and sequence.request.pooling is None
             entries.append(ScheduledSequence(sequence, start, num_new, samples))
@@ -258,19 +296,19 @@ class Scheduler:
         is_alone = len(self._running) + len(self._waiting) <= 1
         return self._budget_tokens if is_alone else self._max_chunk_tokens
 
-    def _preempt_last(self) -> Sequence:
-        """The running sequence of the highest rank gives up its pages and waits; full ones stay cached for now."""
-        sequence = self._running.pop()
+    def _preempt(self, sequence: Sequence) -> None:
+        """A running sequence gives up its pages and waits; full ones stay cached for now."""
+        self._running.remove(sequence)
         assert not sequence.num_in_flight, f"{sequence.request_id} is preempted in flight"
         sequence.num_lost_tokens = sequence.num_computed
         self._kv.detach(sequence)
         self._waiting.add(sequence)
         self.num_preemptions += 1
-        return sequence
 
-    def _plan_waiting(self, budget: int, reserved: Collection[Sequence]) -> list[ScheduledSequence]:
+    def _plan_waiting(
+        self, turns: Iterator[Sequence], budget: int, reserved: Collection[Sequence]
+    ) -> list[ScheduledSequence]:
         entries: list[ScheduledSequence] = []
-        turns = self._waiting.in_turn()
         while budget > 0 and self._has_place(reserved) and (sequence := next(turns, None)) is not None:
             if self._kv.awaits_others(sequence):
                 continue  # it holds nothing and nobody up: those behind it may go first

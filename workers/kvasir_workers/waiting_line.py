@@ -1,7 +1,7 @@
 """Those that wait to be computed: in whose turn, how many at most, and until when."""
 
 from bisect import insort
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from collections.abc import Sequence as Many
 from dataclasses import dataclass
 
@@ -94,6 +94,13 @@ class WaitingLine:
 
     def first(self) -> Sequence | None:
         return next(self.in_turn(), None)
+
+    def first_of_tenant_outside(self, tenants: Collection[str]) -> Sequence | None:
+        """The first of a tenant that is not one of these, if none in line was served less. Needs counters."""
+        least = min(map(self._served, self._by_tenant), default=None)
+        others = (tenant for tenant in self._by_tenant if tenant not in tenants and self._served(tenant) == least)
+        tenant = next(others, None)
+        return self._policy.order(self._by_tenant[tenant])[0] if tenant is not None else None
 
     def overdue(self, now: float) -> list[Sequence]:
         """Those that should have had their first token by now, in order of arrival."""

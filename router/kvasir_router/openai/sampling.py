@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from kvasir_protocol.errors import ContextTooLong, InvalidRequest
-from kvasir_protocol.request import MAX_CHOICES, MAX_LOGPROBS, SamplingParams, TokenBias
+from kvasir_protocol.request import MAX_CHOICES, SamplingParams, TokenBias
 from kvasir_router.model_files import GenerationDefaults
 from kvasir_router.openai.bodies import ChatBody, CompletionBody, GenerationBody
 from kvasir_router.openai.structured import wanted_form
@@ -12,11 +12,15 @@ from kvasir_router.openai.structured import wanted_form
 DEFAULT_COMPLETION_TOKENS = 16
 """OpenAI's default for /v1/completions; chat goes on to the end of the context."""
 
+MAX_LOGPROBS = 20
+"""OpenAI's limit. An engine gives more to those in its own process, for whom they need not travel."""
+
 
 def completion_sampling(body: CompletionBody, defaults: GenerationDefaults) -> SamplingParams:
     """max_tokens stays None where the caller names none."""
-    if body.logprobs is not None and body.logprobs > MAX_LOGPROBS:
-        raise InvalidRequest(f"logprobs must be at most {MAX_LOGPROBS}, got {body.logprobs}", "logprobs")
+    for field, number in (("logprobs", body.logprobs), ("prompt_logprobs", body.prompt_logprobs)):
+        if number is not None and number > MAX_LOGPROBS:
+            raise InvalidRequest(f"{field} must be at most {MAX_LOGPROBS}, got {number}", field)
     _check_best_of(body)
     if body.stream and body.prompt_logprobs is not None:
         raise InvalidRequest("prompt_logprobs come with a whole answer only; leave stream out", "prompt_logprobs")

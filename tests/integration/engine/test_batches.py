@@ -7,8 +7,7 @@ import pytest
 
 from kvasir_protocol.ids import RequestId
 from kvasir_protocol.request import GenerationRequest, SamplingParams
-from kvasir_workers.kv.manager import MIN_COPIED_TOKENS
-from tests.integration.engine.conftest import FAMILIES, PAGE_SIZE, Answer, MakeModel, Model, run
+from tests.integration.engine.conftest import FAMILIES, Answer, MakeModel, Model, run
 
 NUM_REQUESTS = 32
 MODELS = [*FAMILIES, "demo"]
@@ -89,20 +88,15 @@ def test_preempted_requests_give_the_same_tokens(model: Model, alone: list[Answe
     assert engine.counters().num_preemptions > 0
 
 
-def num_reusable(request: GenerationRequest) -> int:
-    """All but the last token, and but for what is too little of a page to be copied."""
-    num_wanted = len(request.prompt_token_ids) - 1
-    num_copied = num_wanted % PAGE_SIZE
-    return num_wanted if num_copied >= MIN_COPIED_TOKENS else num_wanted - num_copied
-
-
 def test_prefix_hits_give_the_same_tokens(model: Model, alone: list[Answer]) -> None:
     engine = model.engine(num_pages=1024)
     run(engine, REQUESTS)
     again = [dataclasses.replace(request, request_id=RequestId(f"again-{i}")) for i, request in enumerate(REQUESTS)]
     answers = run(engine, again)
     assert_same(answers, alone)
-    assert [answer.num_cached_tokens for answer in answers] == [num_reusable(request) for request in REQUESTS]
+    assert [answer.num_cached_tokens for answer in answers] == [
+        len(request.prompt_token_ids) - 1 for request in REQUESTS
+    ]
 
 
 def test_replays_give_the_rest_of_the_same_stream(model: Model, alone: list[Answer]) -> None:

@@ -10,6 +10,8 @@ from transformers import PreTrainedModel
 
 from kvasir import LLM, BeamSearchParams
 from kvasir_protocol.errors import InvalidRequest
+from kvasir_workers.engine import Engine, StepFlight
+from kvasir_workers.scheduler import StepPlan
 from tests.integration.llm.conftest import EOS, MakeLLM
 
 
@@ -61,6 +63,7 @@ CASES = [
     *itertools.product([2, 4], [1.0], [False]),
     *itertools.product([3], [0.0, 0.6, 2.0, -1.0], [False, True, "never"]),
     (9, 1.0, True),
+    (64, 1.0, False),
 ]
 
 
@@ -92,12 +95,49 @@ def test_end_token_can_be_ignored(llm: LLM, theirs: PreTrainedModel) -> None:
     assert assert_beams(theirs, llm, params, eos=None) == {"length"}
 
 
-def test_beams_share_all_full_pages(make_llm: MakeLLM) -> None:
-    """Of 3 beams of 40 + 8 tokens, only the pending token and the partial page of up to 3 are computed at each step."""
-    with make_llm(max_num_seqs=8) as llm:
-        llm.beam_search([list(range(3, 43))], BeamSearchParams(beam_width=3, max_tokens=9, ignore_eos=True))
-        counters = llm.get_stats().counters
-        assert counters.computed_prompt_tokens <= 40 + 3 * 8 * 4
+class WatchedSteps:
+    """An engine's runner that notes of each step how many tokens it computes and how many pages are in use."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine, self._runner = engine, engine._runner
+        self.num_tokens: list[int] = []
+        self.num_used_pages: list[int] = []
+
+    def launch(self, plan: StepPlan) -> StepFlight:
+        self.num_tokens.append(plan.num_tokens)
+        self.num_used_pages.append(self._engine.num_used_pages)
+        return self._runner.launch(plan)
+
+
+def watch(llm: LLM) -> WatchedSteps:
+    llm._engine._runner = steps = WatchedSteps(llm._engine)
+    return steps
+
+
+@pytest.mark.parametrize("num_prompt_tokens", [1, 37, 40])
+def test_each_round_computes_one_token_of_each_beam(make_llm: MakeLLM, num_prompt_tokens: int) -> None:
+    with make_llm() as llm:
+        steps = watch(llm)
+        prompt = list(range(3, 3 + num_prompt_tokens))
+        llm.beam_search([prompt], BeamSearchParams(beam_width=5, max_tokens=20, ignore_eos=True))
+        assert steps.num_tokens == [num_prompt_tokens] + [5] * 19
+
+
+def test_beams_beyond_a_steps_places_compute_one_token_each_too(make_llm: MakeLLM) -> None:
+    with make_llm(max_num_seqs=3) as llm:
+        steps = watch(llm)
+        llm.beam_search([list(range(3, 43))], BeamSearchParams(beam_width=5, max_tokens=20, ignore_eos=True))
+        assert sum(steps.num_tokens) == 40 + 5 * 19
+
+
+def test_beams_hold_what_they_share_and_a_page_each(make_llm: MakeLLM) -> None:
+    """10 full pages of the prompt are shared; who parts from another holds the page where they part for a step, too.
+    Beams that parted before the page in which they are differ in whole pages: here in 1 page of 4 tokens at most."""
+    width = 8
+    with make_llm() as llm:
+        steps = watch(llm)
+        llm.beam_search([list(range(3, 43))], BeamSearchParams(beam_width=width, max_tokens=5, ignore_eos=True))
+        assert max(steps.num_used_pages) <= 10 + width + width // 2
         assert llm.get_stats().num_used_pages == 0
 
 
@@ -105,7 +145,7 @@ def test_beams_share_all_full_pages(make_llm: MakeLLM) -> None:
     ("options", "field"),
     [
         ({"beam_width": 0}, "beam_width"),
-        ({"beam_width": 20}, "beam_width"),
+        ({"beam_width": 128}, "beam_width"),
         ({"max_tokens": 0}, "max_tokens"),
         ({"temperature": 0.5}, "temperature"),
         ({"early_stopping": "maybe"}, "early_stopping"),

@@ -7,7 +7,7 @@ import pytest
 
 from kvasir import LLM, Increment, SamplingParams
 from kvasir_protocol.errors import InvalidRequest
-from tests.integration.llm.conftest import MakeLLM
+from tests.integration.llm.conftest import PAGE_SIZE, MakeLLM
 
 PROMPT = "The quick brown fox jumps over the lazy dog. " * 2
 GREEDY = SamplingParams(temperature=0, max_tokens=12, ignore_eos=True)
@@ -42,6 +42,18 @@ def test_several_choices_are_told_apart(llm: LLM) -> None:
         assert joined([item for item in increments if item.index == output.index])[1] == output.token_ids
 
 
+@pytest.mark.parametrize("num_prompt_tokens", [3, 10, 16, 47])
+def test_choices_compute_their_prompt_once_but_for_less_than_a_page_each(
+    make_llm: MakeLLM, num_prompt_tokens: int
+) -> None:
+    params = SamplingParams(n=8, seed=5, max_tokens=6, ignore_eos=True)
+    prompt = list(range(3, 3 + num_prompt_tokens))
+    with make_llm() as llm:
+        llm.generate(prompt, params, use_tqdm=False)
+        num_computed = llm.get_stats().counters.computed_prompt_tokens
+    assert num_computed <= num_prompt_tokens + 7 * max(1, num_prompt_tokens % PAGE_SIZE)
+
+
 @pytest.mark.parametrize("num_read", [0, 3])
 @pytest.mark.parametrize("how", ["closed", "dropped"])
 def test_stream_that_is_left_ends_its_request(llm: LLM, num_read: int, how: str) -> None:
@@ -71,8 +83,8 @@ def test_statistics_count_what_was_done(make_llm: MakeLLM) -> None:
         (output,) = llm.generate([[5] * 10], GREEDY, use_tqdm=False)
         (again,) = llm.generate([[5] * 10], GREEDY, use_tqdm=False)
         counters = llm.get_stats().counters
-        assert (output.num_cached_tokens, again.num_cached_tokens) == (0, 8)
-        assert (counters.prompt_tokens, counters.cached_prompt_tokens, counters.generated_tokens) == (20, 8, 24)
+        assert (output.num_cached_tokens, again.num_cached_tokens) == (0, 9)
+        assert (counters.prompt_tokens, counters.cached_prompt_tokens, counters.generated_tokens) == (20, 9, 24)
         assert counters.finished_length == 2
         assert llm.get_stats().num_pages > 0
 

@@ -69,6 +69,17 @@ def test_repeated_long_prompt_is_found_in_the_cache(stack: Stack) -> None:
     assert second["usage"]["prompt_tokens_details"]["cached_tokens"] == num_tokens - 1
 
 
+def test_choices_compute_their_prompt_once_but_for_less_than_a_page_each(own_stack: Stack) -> None:
+    answer = complete(own_stack, QUESTION * 6, n=8, temperature=1.0, max_tokens=2, ignore_eos=True)
+    # Each replica tells its totals twice a second: ask until both know of the answer that is here already.
+    while own_stack.metric("vllm:generation_tokens_total") < 8 * 2:
+        pass
+    num_tokens = answer["usage"]["prompt_tokens"]
+    assert num_tokens > 2 * 16
+    computed = own_stack.metric("kvasir:prefill_tokens_computed_total")
+    assert num_tokens <= computed <= num_tokens + 7 * max(1, num_tokens % 16)
+
+
 def test_mixed_requests_at_once_give_the_tokens_of_one_at_a_time(stack: Stack) -> None:
     def ask(number: int) -> tuple[str, list[float]]:
         options = {"temperature": 0.8, "top_p": 0.9, "seed": number} if number % 2 else {}

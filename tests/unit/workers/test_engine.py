@@ -214,7 +214,7 @@ def test_counters_add_up() -> None:
     house.engine.add(make_request("c", prompt, sampling=greedy()))
     house.engine.abort(RequestId("c"))
     counters = house.engine.counters()
-    assert (counters.prompt_tokens, counters.cached_prompt_tokens, counters.computed_prompt_tokens) == (12, 4, 8)
+    assert (counters.prompt_tokens, counters.cached_prompt_tokens, counters.computed_prompt_tokens) == (12, 5, 7)
     assert (counters.generated_tokens, counters.finished_length, counters.finished_abort) == (12, 2, 1)
 
 

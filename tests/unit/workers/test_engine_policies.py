@@ -5,7 +5,7 @@ import pytest
 from kvasir_protocol.errors import InvalidRequest, ServiceUnavailable
 from kvasir_protocol.request import GenerationRequest
 from kvasir_workers.scheduling_policy import MAX_OVERTAKERS
-from tests.unit.workers.engine_house import House, greedy
+from tests.unit.workers.engine_house import PAGE_SIZE, House, greedy
 from tests.unit.workers.fakes import expected_answer, make_request, make_ticket
 
 
@@ -339,6 +339,69 @@ def test_tenant_that_had_most_is_preempted_first() -> None:
     while not house.engine.counters().num_preemptions:
         house.step()
     assert [s.request_id for s in house.engine._scheduler._waiting] == ["loud"]
+
+
+def loud_house(**changes: object) -> House:
+    """Four places, all of which loud has; more of its requests are in line."""
+    house = House(max_num_seqs=4, budget=64, fair_share=True, **changes)  # type: ignore[arg-type]
+    add(house, *(request(f"loud{n}", 8, tenant="loud") for n in range(6)))
+    house.step()
+    return house
+
+
+def test_tenant_that_runs_nothing_takes_a_place_of_one_that_has_more() -> None:
+    house = loud_house()
+    add(house, request("quiet", tenant="quiet"))
+    assert sorted(planned(house)) == ["loud0", "loud1", "loud2", "quiet"]
+
+
+def test_displaced_request_computes_less_than_a_page_again_and_says_the_same() -> None:
+    house = loud_house()
+    add(house, request("quiet", tenant="quiet"))
+    house.drain()
+    assert house.engine.counters().num_preemptions == 1
+    assert house.engine.counters().recomputed_tokens < PAGE_SIZE
+    displaced = request("loud3", 8, tenant="loud")
+    assert house.tokens("loud3") == expected_answer(displaced)[0]
+
+
+def test_second_request_of_a_tenant_takes_no_place() -> None:
+    house = loud_house()
+    add(house, *(request(f"quiet{n}", tenant="quiet") for n in range(2)))
+    house.step()
+    assert sorted(planned(house)) == ["loud0", "loud1", "loud2", "quiet0"]
+
+
+def test_only_request_of_a_tenant_keeps_its_place() -> None:
+    house = House(max_num_seqs=2, fair_share=True)
+    add(house, *(request(name, tenant=name) for name in ("a", "b", "c")))
+    house.step()
+    assert sorted(planned(house)) == ["a", "b"]
+
+
+def test_tenant_that_runs_nothing_takes_pages_too() -> None:
+    house = House(num_pages=8, max_num_seqs=4, budget=64, fair_share=True)
+    add(house, *(request(f"loud{n}", 9, tenant="loud") for n in range(2)))
+    house.step()
+    add(house, request("quiet", 12, tenant="quiet"))
+    assert sorted(planned(house)) == ["loud0", "quiet"]
+
+
+def test_no_evict_makes_nobody_wait_for_a_tenant_that_runs_nothing() -> None:
+    house = loud_house(admission_policy="no-evict")
+    add(house, request("quiet", tenant="quiet"))
+    assert sorted(planned(house)) == ["loud0", "loud1", "loud2", "loud3"]
+
+
+def test_step_that_takes_in_such_a_tenant_is_brief_but_never_two_in_a_row() -> None:
+    """Others move on by a token, and nobody else is taken in: the step is as short as it can be."""
+    house = House(max_num_seqs=8, budget=8, fair_share=True)
+    add(house, request("loud0", 40, tenant="loud"))
+    house.step()
+    add(house, request("loud1", tenant="loud"), request("a", 3, tenant="a"), request("b", 3, tenant="b"))
+    assert planned(house) == {"loud0": 1, "a": 3}
+    assert planned(house) == {"loud0": 7, "a": 1}
+    assert planned(house) == {"loud0": 1, "a": 1, "b": 3}
 
 
 def test_priority_makes_nobody_of_another_tenant_give_way() -> None:

@@ -101,6 +101,14 @@ def test_short_common_prefix_is_not_waited_for() -> None:
     assert house.engine.num_running == 3
 
 
+def test_choices_of_one_prompt_compute_its_pages_once() -> None:
+    house = House(budget=64)
+    for i in range(4):
+        house.engine.add(make_request(f"r{i}", range(10), sampling=greedy(), choice_index=i))
+    house.drain()
+    assert [house.outputs[f"r{i}"][0].num_cached_tokens for i in range(4)] == [0, 8, 8, 8]
+
+
 def test_page_that_an_aborted_request_was_filling_is_not_copied() -> None:
     house = generous(budget=6, max_num_seqs=1)
     house.engine.add(make_request("a", range(9), sampling=greedy()))

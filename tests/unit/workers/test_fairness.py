@@ -126,8 +126,14 @@ def steps_until_served(dice: random.Random, **config: object) -> int:
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_quiet_tenant_waits_for_a_place_and_not_for_the_line(seed: int) -> None:
-    assert steps_until_served(random.Random(seed), fair_share=True) <= 2 * MAX_ANSWER_TOKENS
+def test_quiet_tenant_is_served_at_once_whatever_the_line(seed: int) -> None:
+    assert steps_until_served(random.Random(seed), fair_share=True) == 1
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_where_nobody_is_displaced_a_quiet_tenant_waits_for_a_place_and_not_for_the_line(seed: int) -> None:
+    num_steps = steps_until_served(random.Random(seed), fair_share=True, admission_policy="no-evict")
+    assert num_steps <= 2 * MAX_ANSWER_TOKENS
 
 
 def test_without_shares_a_quiet_tenant_waits_for_the_line() -> None:

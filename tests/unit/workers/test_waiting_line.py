@@ -53,6 +53,17 @@ def test_tenant_that_was_served_least_comes_first() -> None:
     assert arrivals.names() == ["b1", "a1"]
 
 
+def test_tenant_outside_is_one_that_was_served_no_more_than_the_others() -> None:
+    counters = TokenCounters({})
+    arrivals = Arrivals(counters=counters)
+    first, other, _ = (arrivals.add(name) for name in ("a1", "b1", "b2"))
+    assert arrivals.line.first_of_tenant_outside(()) is first
+    assert arrivals.line.first_of_tenant_outside({"a"}) is other
+    assert arrivals.line.first_of_tenant_outside({"a", "b"}) is None
+    counters.charge("b", num_input=1)
+    assert arrivals.line.first_of_tenant_outside({"a"}) is None
+
+
 def test_charges_count_from_one_turn_to_the_next() -> None:
     counters = TokenCounters({})
     arrivals = Arrivals(counters=counters)

@@ -15,8 +15,7 @@ what a step of a small batch takes in anyway.
 class InFlightPages:
     """Who computes which page; the first to announce a page is its computer."""
 
-    def __init__(self, min_pages: int = MIN_AWAITED_PAGES) -> None:
-        self._min_pages = min_pages
+    def __init__(self) -> None:
         self._computer: dict[PageHash, RequestId] = {}
         self._announced: dict[RequestId, set[PageHash]] = {}
 
@@ -47,9 +46,9 @@ class InFlightPages:
         for name in self._announced.pop(request_id, ()):
             del self._computer[name]
 
-    def last_worth_awaiting(self, names: Sequence[PageHash]) -> PageHash | None:
-        """The last of the pages from the start of names on that others compute; None if they are too few."""
+    def last_worth_awaiting(self, names: Sequence[PageHash], min_pages: int) -> PageHash | None:
+        """The last of the pages from the start of names on that others compute; None if they are under min_pages."""
         count = 0
         while count < len(names) and names[count] in self._computer:
             count += 1
-        return names[count - 1] if count >= self._min_pages else None
+        return names[count - 1] if count >= min_pages else None

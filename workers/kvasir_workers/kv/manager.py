@@ -11,8 +11,9 @@ from kvasir_workers.kv.prefix_tree import CachedPage, PageWatcher, PrefixTree, t
 from kvasir_workers.sequence import Sequence as TokenSequence
 
 MIN_COPIED_TOKENS = 2
-"""A newcomer copies no less. The copy itself pays for a single token (7 us against 800 us, demo model, CPU, one
-thread), but where all prompts begin with a fixed token, each newcomer would hold a page for that one."""
+"""A newcomer copies no less, unless that is all that it could take over. The copy itself pays for a single token (7 us
+against 800 us, demo model, CPU, one thread), but where all prompts begin with a fixed token, each newcomer would hold
+a page for that one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,11 +29,12 @@ class PageCopy:
 class Reuse:
     """What of other sequences' work a newcomer takes over. enabled=False: no page outlives its sequence or is shared.
 
-    min_copied_tokens: of a page that it shares in part; min_awaited_pages: that another one is computing.
+    min_copied_tokens: of a page that it shares in part (None: whole pages only); min_awaited_pages: that another one is
+    computing.
     """
 
     enabled: bool = True
-    min_copied_tokens: int = MIN_COPIED_TOKENS
+    min_copied_tokens: int | None = MIN_COPIED_TOKENS
     min_awaited_pages: int = MIN_AWAITED_PAGES
 
 
@@ -59,7 +61,7 @@ class KvManager:
         self.pool = PagePool(num_pages)
         self.tree = PrefixTree(watcher)
         self._reuse = reuse or Reuse()
-        self.in_flight = InFlightPages(self._reuse.min_awaited_pages)
+        self.in_flight = InFlightPages()
 
     @property
     def num_available(self) -> int:
@@ -98,10 +100,11 @@ class KvManager:
         """The cached page that shares most with what comes after num_whole pages, and how many tokens; or (None, 0)."""
         start = num_whole * self.page_size
         wanted = sequence.token_ids[start : min(start + self.page_size, sequence.num_reusable)]
-        if not self._reuse.enabled or len(wanted) < self._reuse.min_copied_tokens:
+        if not wanted or not self._reuse.enabled or self._reuse.min_copied_tokens is None:
             return None, 0
         source, num_common = self.tree.closest_child(sequence.hash_before(num_whole, self.page_size), wanted)
-        return (source, num_common) if num_common >= self._reuse.min_copied_tokens else (None, 0)
+        is_worth_it = num_common >= min(self._reuse.min_copied_tokens, len(wanted))
+        return (source, num_common) if is_worth_it else (None, 0)
 
     def _read(self, page: PageIndex, sequence: TokenSequence) -> None:
         self.pool.share(page)
@@ -119,7 +122,9 @@ class KvManager:
         sequence.awaited_page = None
         if self._reuse.enabled and self.in_flight.computers():
             names = sequence.hashes_up_to(sequence.num_reusable, self.page_size)
-            sequence.awaited_page = self.in_flight.last_worth_awaiting(names[len(self.tree.match(names)) :])
+            # All choices but the first know that another one computes their whole prompt: n times is too much.
+            min_pages = 1 if sequence.request.choice_index else self._reuse.min_awaited_pages
+            sequence.awaited_page = self.in_flight.last_worth_awaiting(names[len(self.tree.match(names)) :], min_pages)
         return sequence.awaited_page is not None
 
     def announce(self, sequence: TokenSequence) -> None:
@@ -187,7 +192,7 @@ class KvManager:
         """Keep a page that is not full, for copies, unless a known one holds as much."""
         token_ids = sequence.token_ids[index * self.page_size : sequence.num_computed]
         _, num_common = self.tree.closest_child(sequence.hash_before(index, self.page_size), token_ids)
-        if len(token_ids) >= self._reuse.min_copied_tokens and num_common < len(token_ids):
+        if self._reuse.min_copied_tokens is not None and num_common < len(token_ids):
             self._insert(sequence, index, token_ids)
 
     def _insert(self, sequence: TokenSequence, index: int, token_ids: list[int]) -> None:
@@ -253,3 +258,26 @@ class KvManager:
             page = cached.page
             assert cached.is_read == (self.pool.references(page) > 0), f"cached page {page} miscounts its readers"
             assert self.pool.state(page) is PageState.READY, f"cached page {page} is {self.pool.state(page)}"
+
+
+def settle_copies(kv: KvManager, sequences: Iterable[TokenSequence]) -> tuple[PageCopy, ...]:
+    """What the step of these sequences, which have all their pages, has to copy before it computes.
+
+    A sequence that goes on where a page ends which is not full, and which nobody else reads, gets the page itself.
+    """
+    copying = [sequence for sequence in sequences if sequence.copy_source is not None]
+    for sequence in copying:
+        _take_over_source(kv, sequence)
+    return copies_of(copying)
+
+
+def _take_over_source(kv: KvManager, sequence: TokenSequence) -> None:
+    source = sequence.copy_source
+    assert source is not None, f"{sequence.request_id} copies nothing"
+    if kv.pool.references(source) > 1 or not kv.tree.forget_part(source, sequence.num_copied):
+        return
+    index = sequence.num_published_pages
+    kv.pool.reopen(source, sequence.request_id)
+    sequence.replace_page(index, source)
+    kv.release([sequence.replaced_pages.pop()])
+    sequence.copy_source, sequence.num_copied = None, 0

@@ -2,7 +2,7 @@
 
             take(owner)              publish(owner)
     FREE ---------------> FILLING ------------------> READY  (immutable; shared by reference count)
-      ^                      |                          |
+      ^                      | <---- reopen(owner) ---- |    (the only reader writes on where the page ends)
       +---- release, last reference gone (`recycle`) ---+
 
 Only the owner may write into a FILLING page, and only READY pages may be read by others.
@@ -55,6 +55,12 @@ class PagePool:
         assert self._state[page] is PageState.FILLING, f"page {page} published while {self._state[page]}"
         assert self._owner[page] == owner, f"page {page} of {self._owner[page]} published by {owner}"
         self._state[page], self._owner[page] = PageState.READY, None
+
+    def reopen(self, page: PageIndex, owner: str) -> None:
+        """The only reader of a READY page becomes its owner; nobody can find the page any more."""
+        assert self._state[page] is PageState.READY, f"page {page} reopened while {self._state[page]}"
+        assert self._references[page] == 1, f"page {page} reopened with {self._references[page]} references"
+        self._state[page], self._owner[page] = PageState.FILLING, owner
 
     def share(self, page: PageIndex) -> None:
         """One more reader of a READY page; also wakes a cached page that nobody reads."""

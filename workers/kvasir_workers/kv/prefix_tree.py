@@ -210,6 +210,18 @@ class PrefixTree:
         self._remove(cached)
         return cached.page
 
+    def forget_part(self, page: PageIndex, num_tokens: int) -> bool:
+        """Forget a page that its one reader will write again, from num_tokens on.
+
+        False (and nothing changed) if it is full or does not end there.
+        """
+        cached = self._by_page[page]
+        if cached.is_full or len(cached.content) != num_tokens * _TOKEN_BYTES:
+            return False
+        self.set_idle(page)
+        self._remove(cached)
+        return True
+
     def clear_idle(self) -> list[PageIndex]:
         """Forget all idle pages; the caller recycles them."""
         watcher, pages = self._watcher, [cached.page for cached in self._idle]

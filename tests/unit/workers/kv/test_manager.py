@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from kvasir_protocol.ids import PageIndex
-from kvasir_workers.kv.manager import KvManager, PageCopy, Reuse, copies_of, pages_for
+from kvasir_workers.kv.manager import KvManager, PageCopy, Reuse, copies_of, pages_for, settle_copies
 from kvasir_workers.kv.page_pool import PageState
 from kvasir_workers.sequence import Sequence
 from tests.unit.workers.fakes import make_request
@@ -175,6 +175,68 @@ def test_too_few_tokens_are_not_copied() -> None:
     computed(kv, TEXT)
     assert near(kv, [1, 2, 3, 4, 9, 9]).num_computed == 3
     assert near(kv, [1, 2, 3, 4, 5, 9], "c").num_computed == 5
+
+
+def test_all_that_there_is_to_copy_is_never_too_little() -> None:
+    kv = KvManager(8, PAGE_SIZE, Reuse(min_copied_tokens=2))
+    finished(kv, TEXT[:5])
+    assert near(kv, [1, 2, 3, 4, 9]).num_computed == 4
+
+
+def test_without_copies_only_whole_pages_are_found() -> None:
+    kv = KvManager(8, PAGE_SIZE, Reuse(min_copied_tokens=None))
+    finished(kv, TEXT[:6])
+    assert (near(kv, TEXT).num_computed, len(list(kv.tree.pages()))) == (3, 1)
+
+
+def growing(kv: KvManager, tokens: list[int], name: str = "b") -> Sequence:
+    """A newcomer with what it finds, and pages for all."""
+    sequence = near(kv, tokens, name)
+    assert kv.try_grow(sequence, len(tokens))
+    return sequence
+
+
+def test_who_goes_on_alone_writes_into_the_page_itself() -> None:
+    kv = kv_of(8)
+    finished(kv, TEXT[:6])
+    (page,) = [cached.page for cached in kv.tree.snapshot() if not cached.is_full]
+    second = growing(kv, [*TEXT[:5], 9, 9, 9])
+    assert settle_copies(kv, [second]) == ()
+    assert (second.num_computed, second.pages[1], kv.num_used) == (5, page, 3)
+    assert kv.pool.state(second.pages[1]) is PageState.FILLING
+    kv.audit(second.held_pages)
+
+
+def test_page_that_is_written_again_is_found_when_it_is_full() -> None:
+    kv = kv_of(8)
+    finished(kv, TEXT[:6])
+    second = growing(kv, [*TEXT[:5], 9, 9, 9])
+    settle_copies(kv, [second])
+    assert near(kv, [*TEXT[:5], 8], "c").num_computed == 3
+    second.num_computed = 7
+    kv.publish_computed(second)
+    assert near(kv, [*TEXT[:5], 8], "d").num_computed == 5
+
+
+def test_those_who_go_on_differently_copy() -> None:
+    kv = kv_of(9)
+    finished(kv, TEXT[:6])
+    both = [growing(kv, [*TEXT[:5], 8, 8], "b"), growing(kv, [*TEXT[:5], 9, 9], "c")]
+    copies = settle_copies(kv, both)
+    assert [copy.target for copy in copies] == [sequence.pages[1] for sequence in both]
+    assert {copy.num_tokens for copy in copies} == {2}
+
+
+def test_page_is_copied_by_who_leaves_it_before_its_end() -> None:
+    kv = kv_of(8)
+    finished(kv, TEXT[:6])
+    assert len(settle_copies(kv, [growing(kv, [*TEXT[:4], 9, 9])])) == 1
+
+
+def test_full_page_is_copied_even_by_its_only_reader() -> None:
+    kv = kv_of(8)
+    kv.detach(computed(kv, TEXT))
+    assert len(settle_copies(kv, [growing(kv, [1, 2, 3, 4, 5, 9, 9])])) == 1
 
 
 def test_another_salt_copies_nothing() -> None:
@@ -363,7 +425,7 @@ class RandomTraffic(RuleBasedStateMachine):
         reuse=st.builds(
             Reuse,
             enabled=st.sampled_from([True, True, False]),
-            min_copied_tokens=st.integers(1, 3),
+            min_copied_tokens=st.none() | st.integers(1, 3),
             min_awaited_pages=st.integers(1, 2),
         ),
     )
@@ -390,7 +452,8 @@ class RandomTraffic(RuleBasedStateMachine):
         sequence = Sequence(request)
         self.kv.attach_prefix(sequence, can_copy=can_copy)
         assert sequence.num_computed < sequence.num_tokens
-        assert sequence.num_copied == 0 or sequence.num_copied >= self.reuse.min_copied_tokens
+        num_wanted = sequence.num_reusable - len(sequence.pages) * self.kv.page_size
+        assert sequence.num_copied in (0, num_wanted) or sequence.num_copied >= (self.reuse.min_copied_tokens or 0)
         self.sequences.append(sequence)
 
     @rule(tokens=st.lists(st.integers(0, 1), min_size=1, max_size=14))
@@ -418,7 +481,7 @@ class RandomTraffic(RuleBasedStateMachine):
             assert (self.kv.num_available, sequence.pages) == (available, pages)
             return
         self.kv.announce(sequence)
-        for copy in copies_of([sequence]):
+        for copy in settle_copies(self.kv, [sequence]):
             assert self.kv.pool.state(copy.target) is PageState.FILLING
             self.content[copy.target, : copy.num_tokens] = self.content[copy.source, : copy.num_tokens]
         for position in range(sequence.num_computed, end):
@@ -467,7 +530,8 @@ class RandomTraffic(RuleBasedStateMachine):
         probe = Sequence(again)
         self.kv.attach_prefix(probe)
         if self.reuse.enabled:
-            assert num_computed - probe.num_computed < self.reuse.min_copied_tokens
+            num_lost = 0 if self.reuse.min_copied_tokens is not None else num_computed % self.kv.page_size
+            assert probe.num_computed == num_computed - num_lost
         self.kv.detach(probe)
 
     @precondition(lambda self: self.sequences)

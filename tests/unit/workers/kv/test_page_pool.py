@@ -59,6 +59,24 @@ def test_shared_page_is_free_after_the_last_reader() -> None:
     assert [pool.release(page), pool.release(page)] == [False, True]
 
 
+def test_only_reader_may_write_on() -> None:
+    pool = PagePool(1)
+    (page,) = pool.take(1, "a")
+    pool.publish(page, "a")
+    pool.reopen(page, "b")
+    assert pool.state(page) is PageState.FILLING
+    pool.publish(page, "b")
+
+
+def test_page_with_two_readers_is_not_reopened() -> None:
+    pool = PagePool(1)
+    (page,) = pool.take(1, "a")
+    pool.publish(page, "a")
+    pool.share(page)
+    with pytest.raises(AssertionError, match="2 references"):
+        pool.reopen(page, "b")
+
+
 def test_page_is_not_released_more_often_than_held() -> None:
     pool = PagePool(1)
     with pytest.raises(AssertionError, match="released more often"):

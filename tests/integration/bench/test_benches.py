@@ -1,0 +1,43 @@
+"""Every bench runs to its end, at a size that measures nothing, and prints its table."""
+
+import importlib
+from pathlib import Path
+
+import pytest
+
+BENCHES = Path(__file__).parents[3] / "bench"
+
+SMALL = {
+    "continuous_batching": (["--requests", "4", "--batch", "2", "--rounds", "1", "--simulate"], "times as fast"),
+    "fairness": (["--rounds", "1", "--steps", "30", "--simulate"], "over an idle engine"),
+    "kv_memory_waste": (["--requests", "6", "--places", "2"], "pages of 16"),
+    "multi_turn_reuse": (["--chats", "1", "--turns", "2", "--answer", "2", "--rounds", "1"], "whole pages"),
+    "shared_pages": (["--answer", "3", "--widths", "2"], "2 beams"),
+}
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_bench_prints_its_table(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments, expected = SMALL[name]
+    importlib.import_module(f"bench.{name}").main(arguments)
+    assert expected in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["continuous_batching", "fairness"])
+def test_bench_with_a_simulated_step_also_runs_the_demo_model(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments, expected = SMALL[name]
+    importlib.import_module(f"bench.{name}").main([item for item in arguments if item != "--simulate"])
+    assert expected in capsys.readouterr().out
+
+
+def test_every_bench_is_run_here() -> None:
+    benches = {path.stem for path in BENCHES.glob("*.py") if "__main__" in path.read_text()}
+    assert benches == set(SMALL)
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_bench_says_what_it_measures(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    bench = importlib.import_module(f"bench.{name}")
+    with pytest.raises(SystemExit):
+        bench.main(["--help"])
+    assert f"python -m bench.{name}" in capsys.readouterr().out
