@@ -1,7 +1,7 @@
 """What structured answers cost beside free text.
 
-    python bench/structured_output.py                   the embedded demo model: tokens per second, by form
-    python bench/structured_output.py --vocab 151936    no model: the microseconds of a step's masks, by rows
+    python -m bench.structured_output                   the embedded demo model: tokens per second, by form
+    python -m bench.structured_output --vocab 151936    no model: the microseconds of a step's masks, by rows
 
 Each form has free text of its own to be compared with: answers of the same lengths, right before or after it, so that
 what else the machine does falls on both alike. Tokens per second are of all tokens that were generated; CPU time is
@@ -15,7 +15,7 @@ import random
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -189,7 +189,7 @@ def mask_times(
     return making, applying, accepting
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--vocab", type=int, metavar="TOKENS", help="measure masks alone, for so large a vocabulary")
     parser.add_argument("--device", default="cpu", help="where --vocab keeps its logits")
@@ -198,7 +198,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=8)
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--threads", type=int, default=max(1, (os.cpu_count() or 2) // 2), help="of torch")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
     if options.vocab is None:
         compare_with_free_text(options.batch, options.tokens, options.rounds, options.threads)

@@ -5,15 +5,22 @@ from pathlib import Path
 
 import pytest
 
-BENCHES = Path(__file__).parents[3] / "bench"
+ROOT = Path(__file__).parents[3]
 
 SMALL = {
     "continuous_batching": (["--requests", "4", "--batch", "2", "--rounds", "1", "--simulate"], "times as fast"),
     "fairness": (["--rounds", "1", "--steps", "30", "--simulate"], "over an idle engine"),
     "kv_memory_waste": (["--requests", "6", "--places", "2"], "pages of 16"),
     "multi_turn_reuse": (["--chats", "1", "--turns", "2", "--answer", "2", "--rounds", "1"], "whole pages"),
+    "structured_output": (["--batch", "2", "--tokens", "4", "--rounds", "2"], "loss of CPU time"),
     "shared_pages": (["--answer", "3", "--widths", "2"], "2 beams"),
 }
+
+
+@pytest.fixture(autouse=True)
+def benches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are run from the root of the repository, and not installed."""
+    monkeypatch.syspath_prepend(ROOT)
 
 
 @pytest.mark.parametrize("name", SMALL)
@@ -31,7 +38,7 @@ def test_bench_with_a_simulated_step_also_runs_the_demo_model(name: str, capsys:
 
 
 def test_every_bench_is_run_here() -> None:
-    benches = {path.stem for path in BENCHES.glob("*.py") if "__main__" in path.read_text()}
+    benches = {path.stem for path in (ROOT / "bench").glob("*.py") if "__main__" in path.read_text()}
     assert benches == set(SMALL)
 
 
