@@ -39,6 +39,7 @@ def add_serve_options(parser: argparse.ArgumentParser) -> None:
     add("--scheduling-policy", choices=get_args(SchedulingPolicyName), help="who is next (default: fcfs)")
     add("--kv-cache-memory-bytes", metavar="SIZE", help="each replica's KV pages, such as 512MiB")
     add("--enable-prefix-caching", action=argparse.BooleanOptionalAction, default=None)
+    add("--overlap", action=argparse.BooleanOptionalAction, default=None, help="plan a step while the last one runs")
     add("--mixed", nargs="?", type=int, const=1, metavar="N", help="N replicas (default 1) that prefill and decode")
     add("--prefill-replicas", type=int, metavar="N", help="default: 1")
     add("--decode-replicas", type=int, metavar="N", help="default: 1")
@@ -97,6 +98,7 @@ def _flags_tree(options: argparse.Namespace, pools: tuple[PoolConfig, ...]) -> M
             "max_num_batched_tokens": options.max_num_batched_tokens,
             "scheduling_policy": options.scheduling_policy,
             "enable_prefix_caching": options.enable_prefix_caching,
+            "overlap": options.overlap,
         },
         "handover": {"transport": options.handover_transport},
         "router": {
