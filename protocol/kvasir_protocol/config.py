@@ -74,7 +74,8 @@ class EngineConfig:
     max_prefill_chunk_tokens: what one sequence may get of a step that it shares; None is all that others leave.
     fair_share: between tenants whoever had fewest tokens is next; scheduling_policy orders within a tenant.
     max_waiting_requests, max_waiting_tokens: beyond them a replica refuses at once; None is without bound.
-    publish_kv_events: tell routers what the prefix cache holds.
+    publish_kv_events: tell routers what the prefix cache holds. host_cache_bytes: host memory for pages that the device
+    has no room for; disk_cache_bytes: for those that host memory has none for, in a file in disk_cache_path. 0: none.
     overlap: a step is planned while the one before runs; None where the device is not the host's own processor, which
     would have to do both at once (demo model, 2 CPU cores, batch 32: 0.84 of the plain loop's tokens/s).
     """
@@ -95,6 +96,9 @@ class EngineConfig:
     tenant_weights: tuple[TenantWeight, ...] = ()
     max_waiting_requests: int | None = 1024
     max_waiting_tokens: int | None = None
+    host_cache_bytes: int = 0
+    disk_cache_bytes: int = 0
+    disk_cache_path: str | None = None
 
     def __post_init__(self) -> None:
         for name in ("page_size", "max_num_seqs", "max_num_batched_tokens"):
@@ -110,6 +114,24 @@ class EngineConfig:
         )
         tenants = [share.tenant for share in self.tenant_weights]
         _require(len(set(tenants)) == len(tenants), "engine.tenant_weights names a tenant twice")
+        self._check_tiers()
+
+    def _check_tiers(self) -> None:
+        for name in ("host_cache_bytes", "disk_cache_bytes"):
+            value = getattr(self, name)
+            _require(value >= 0, f"engine.{name} must be at least 0, got {value}")
+        _require(
+            self.enable_prefix_caching or not self.host_cache_bytes,
+            "engine.host_cache_bytes keeps pages of the prefix cache, and engine.enable_prefix_caching is off",
+        )
+        _require(
+            not self.disk_cache_bytes or self.host_cache_bytes > 0,
+            "engine.disk_cache_bytes needs engine.host_cache_bytes: pages reach the disk through host memory",
+        )
+        _require(
+            (self.disk_cache_bytes > 0) == (self.disk_cache_path is not None),
+            "engine.disk_cache_bytes and engine.disk_cache_path are to be set together",
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

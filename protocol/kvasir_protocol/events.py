@@ -48,6 +48,9 @@ class EngineCounters:
     """Totals since the engine started.
 
     recomputed_tokens: computed again after a preemption. refused_requests: those that found the line full.
+    host_saved_pages: from the device to host memory; disk_saved_pages: from there to disk; x_restored_pages: back up
+    from x; x_dropped_pages: gone from x for want of room while no tier below had them; disk_corrupt_pages: not read
+    back as they were written.
     """
 
     num_steps: int = 0
@@ -63,6 +66,13 @@ class EngineCounters:
     finished_handed_over: int = 0
     recomputed_tokens: int = 0
     refused_requests: int = 0
+    host_saved_pages: int = 0
+    host_restored_pages: int = 0
+    host_dropped_pages: int = 0
+    disk_saved_pages: int = 0
+    disk_restored_pages: int = 0
+    disk_dropped_pages: int = 0
+    disk_corrupt_pages: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,7 +12,7 @@ Events are written as maps with "type" (vLLM since June 2026); the older positio
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, Final, Literal, cast
 
 import msgpack
 
@@ -27,8 +27,17 @@ ExtraKeys = tuple[tuple[object, ...] | None, ...]
 DUMP_REQUEST = b"dump"
 END_SEQUENCE = (-1).to_bytes(8, "big", signed=True)
 
-MEDIUM_GPU = "GPU"
-"""vLLM's name for the memory that the model computes from, whatever the device."""
+Medium = Literal["GPU", "CPU", "STORAGE"]
+"""Where a page lies, in vLLM's words; a reader may meet others."""
+
+MEDIUM_GPU: Final = "GPU"
+"""The memory that the model computes from, whatever the device."""
+
+MEDIUM_CPU: Final = "CPU"
+"""Host memory below it."""
+
+MEDIUM_STORAGE: Final = "STORAGE"
+"""A disk."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -57,6 +57,30 @@ def test_sizes_may_have_a_unit(tmp_path: Path) -> None:
     assert load(tmp_path, "engine: {kv_cache_bytes: 4096}").engine.kv_cache_bytes == 4096
 
 
+def test_tiers_are_off_until_they_have_a_budget(tmp_path: Path) -> None:
+    assert (load(tmp_path, "").engine.host_cache_bytes, load(tmp_path, "").engine.disk_cache_bytes) == (0, 0)
+    text = "engine: {host_cache_bytes: 10, disk_cache_bytes: 20, disk_cache_path: /cache}\n"
+    engine = load(tmp_path, text).engine
+    assert (engine.host_cache_bytes, engine.disk_cache_bytes, engine.disk_cache_path) == (10, 20, "/cache")
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("host_cache_bytes: -1", "engine.host_cache_bytes must be at least 0"),
+        ("disk_cache_bytes: -1", "engine.disk_cache_bytes must be at least 0"),
+        ("host_cache_bytes: 1, enable_prefix_caching: false", "engine.enable_prefix_caching is off"),
+        ("disk_cache_bytes: 1, disk_cache_path: /cache", "needs engine.host_cache_bytes"),
+        ("host_cache_bytes: 1, disk_cache_bytes: 1", "are to be set together"),
+        ("host_cache_bytes: 1, disk_cache_path: /cache", "are to be set together"),
+        ("host_cache_byte: 1", "did you mean 'host_cache_bytes'"),
+    ],
+)
+def test_tiers_that_can_not_be_are_refused(tmp_path: Path, text: str, complaint: str) -> None:
+    with pytest.raises(ConfigError, match=complaint):
+        load(tmp_path, f"engine: {{{text}}}\n")
+
+
 def test_empty_file_gives_the_defaults(tmp_path: Path) -> None:
     assert load(tmp_path, "# nothing\n") == ClusterConfig(model=ModelConfig(path="/models/llama", served_name="llama"))
 
