@@ -3,7 +3,8 @@
 import time
 from collections.abc import Sequence
 
-from kvasir.outputs import CompletionOutput, Increment, Logprob, RequestMetrics
+from kvasir.outputs import CompletionOutput, Increment, Logprob, RequestMetrics, RequestOutput
+from kvasir.prompts import TokenPrompt
 from kvasir_protocol.events import TokenLogprobs, TokenOutput
 from kvasir_protocol.request import GenerationRequest
 from kvasir_router.pieces import Piece, PieceReader, ScoredToken
@@ -100,3 +101,16 @@ class Choice:
             first_token_s=min(choice._first_token_s for choice in group),
             finished_s=max(choice._finished_s for choice in group),
         )
+
+
+def request_output(prompt: TokenPrompt, group: list[Choice]) -> RequestOutput:
+    """What the choices of one prompt make together."""
+    return RequestOutput(
+        request_id=group[0].request.request_id.split("/")[0],
+        prompt=prompt.text,
+        prompt_token_ids=list(prompt.token_ids),
+        outputs=[choice.completion() for choice in group],
+        num_cached_tokens=max(choice.num_cached_tokens for choice in group),
+        metrics=Choice.metrics(group),
+        prompt_logprobs=group[0].prompt_alternatives(),
+    )

@@ -15,7 +15,7 @@ import torch
 from tqdm import tqdm
 
 from kvasir.beam_search import Beam, BeamSearch, BeamSearchParams, FinishedBeam
-from kvasir.choice import Choice
+from kvasir.choice import Choice, request_output
 from kvasir.demo import DEMO_MODEL_NAME, demo_model_path
 from kvasir.outputs import (
     BeamSearchOutput,
@@ -36,6 +36,7 @@ from kvasir_protocol.structured import StructuredOutput
 from kvasir_router.tokenise import TextCodec
 from kvasir_workers.engine import Engine
 from kvasir_workers.grammar.state import Grammar
+from kvasir_workers.kv.offload.open_tiers import open_tiers
 from kvasir_workers.load import build_engine, grammar_compiler, load_model
 
 Message = Mapping[str, Any]
@@ -61,6 +62,9 @@ class LLM:
         block_size: int = 16,
         kv_cache_memory_bytes: int | None = None,
         enable_prefix_caching: bool = True,
+        host_cache_memory_bytes: int = 0,
+        disk_cache_bytes: int = 0,
+        disk_cache_path: str | None = None,
         scheduling_policy: SchedulingPolicyName = "fcfs",
         num_threads: int | None = None,
     ) -> None:
@@ -73,6 +77,9 @@ class LLM:
             max_num_seqs=max_num_seqs,
             max_num_batched_tokens=max_num_batched_tokens,
             enable_prefix_caching=enable_prefix_caching,
+            host_cache_bytes=host_cache_memory_bytes,
+            disk_cache_bytes=disk_cache_bytes,
+            disk_cache_path=disk_cache_path,
             scheduling_policy=scheduling_policy,
             max_waiting_requests=None,  # the caller, who is here, may hand over as many prompts as it likes
             num_threads=num_threads,
@@ -86,7 +93,8 @@ class LLM:
         self._max_sequence_tokens = loaded.limits.max_sequence_tokens
         self._eos_token_ids = loaded.limits.eos_token_ids
         self._num_pages = loaded.pages.shape[2]
-        self._open_engine: Engine | None = build_engine(loaded, config)
+        self._tiers = open_tiers(loaded.pages, config)
+        self._open_engine: Engine | None = build_engine(loaded, config, opened=self._tiers)
         self._grammars = grammar_compiler(directory, loaded.limits)
         self._request_numbers = count()
         self._choices: dict[RequestId, Choice] = {}
@@ -101,7 +109,9 @@ class LLM:
 
     def close(self) -> None:
         """Give the memory back: weights and pages. Nothing can be asked of this LLM any more."""
-        self._open_engine = None
+        if self._open_engine is not None and self._tiers is not None:
+            self._tiers.tiers.close()
+        self._open_engine = self._tiers = None
         self._choices.clear()
         gc.collect()
         if torch.cuda.is_available():
@@ -294,7 +304,7 @@ class LLM:
             self._run(choices, "Answers", use_tqdm=use_tqdm)
         rest = iter(choices)
         groups = [[next(rest) for _ in group] for group in requests]
-        return [self._request_output(prompt, group) for prompt, group in zip(prompts, groups, strict=True)]
+        return [request_output(prompt, group) for prompt, group in zip(prompts, groups, strict=True)]
 
     def _compile_all(self, params: Iterable[SamplingParams]) -> dict[StructuredOutput, Grammar]:
         """Every form that is asked for, compiled. Raises InvalidRequest or ServiceUnavailable."""
@@ -381,17 +391,6 @@ class LLM:
                 if output.finish_reason is None:
                     self._engine.abort(output.request_id)
         return done
-
-    def _request_output(self, prompt: TokenPrompt, group: list[Choice]) -> RequestOutput:
-        return RequestOutput(
-            request_id=group[0].request.request_id.split("/")[0],
-            prompt=prompt.text,
-            prompt_token_ids=list(prompt.token_ids),
-            outputs=[choice.completion() for choice in group],
-            num_cached_tokens=max(choice.num_cached_tokens for choice in group),
-            metrics=Choice.metrics(group),
-            prompt_logprobs=group[0].prompt_alternatives(),
-        )
 
 
 def _normalized(embedding: Sequence[float]) -> list[float]:

@@ -38,6 +38,7 @@ def add_serve_options(parser: argparse.ArgumentParser) -> None:
     add("--max-num-batched-tokens", type=int, metavar="N", help="tokens in one step of a replica")
     add("--scheduling-policy", choices=get_args(SchedulingPolicyName), help="who is next (default: fcfs)")
     add("--kv-cache-memory-bytes", metavar="SIZE", help="each replica's KV pages, such as 512MiB")
+    add("--host-cache-memory-bytes", metavar="SIZE", help="each replica's pages in host memory, too")
     add("--enable-prefix-caching", action=argparse.BooleanOptionalAction, default=None)
     add("--overlap", action=argparse.BooleanOptionalAction, default=None, help="plan a step while the last one runs")
     add("--mixed", nargs="?", type=int, const=1, metavar="N", help="N replicas (default 1) that prefill and decode")
@@ -94,6 +95,7 @@ def _flags_tree(options: argparse.Namespace, pools: tuple[PoolConfig, ...]) -> M
         "engine": {
             "device": options.device,
             "kv_cache_bytes": options.kv_cache_memory_bytes,
+            "host_cache_bytes": options.host_cache_memory_bytes,
             "max_num_seqs": options.max_num_seqs,
             "max_num_batched_tokens": options.max_num_batched_tokens,
             "scheduling_policy": options.scheduling_policy,

@@ -90,7 +90,9 @@ class Engine:
 
     def counters(self) -> EngineCounters:
         preempted, recomputed = self._scheduler.num_preemptions, self._scheduler.num_recomputed_tokens
-        return EngineCounters(**{**self._counts, "num_preemptions": preempted, "recomputed_tokens": recomputed})
+        tiers = self._kv.tiers.log.counts if self._kv.tiers is not None else {}
+        totals = {**self._counts, **tiers, "num_preemptions": preempted, "recomputed_tokens": recomputed}
+        return EngineCounters(**totals)
 
     @property
     def num_steps(self) -> int:
@@ -211,6 +213,8 @@ class Engine:
     def _land(self, flight: "_Flight") -> list[TokenOutput]:
         sampled = iter(flight.step.land())
         self._counts["num_steps"] += 1
+        if self._kv.tiers is not None and flight.plan.moves is not None:
+            self._kv.tiers.settle(flight.plan.moves)
         outputs = []
         for entry in flight.plan.entries:
             sequence = entry.sequence
@@ -330,7 +334,7 @@ class Engine:
         self._kv.attach_prefix(sequence, can_copy=False)
         num_missing = self._kv.num_missing(sequence)
         num_free = self._kv.num_available - self._scheduler.num_awaited_pages
-        if num_missing > num_free or not self._kv.try_grow(sequence, sequence.num_tokens):
+        if num_missing > num_free or not self._kv.try_grow(sequence, sequence.num_tokens, fills_in_step=False):
             self._kv.detach(sequence)
             raise ServiceUnavailable(f"{max(0, num_free)} pages are free, the request needs {num_missing}")
         if not self._scheduler.has_room(sequence, self._reserved):

@@ -17,9 +17,10 @@ from kvasir_workers.grammar.compiler import GrammarCompiler
 from kvasir_workers.grammar.token_table import TokenSource
 from kvasir_workers.kv.exports import PageExporter
 from kvasir_workers.kv.manager import KvManager, Reuse
+from kvasir_workers.kv.offload.open_tiers import OpenTiers
 from kvasir_workers.kv.page_memory import PageShape, SharedSegment
 from kvasir_workers.kv.prefix_tree import PageWatcher
-from kvasir_workers.memory import Footprint, free_memory, page_bytes, plan_memory
+from kvasir_workers.memory import Footprint, check_host_cache, free_memory, page_bytes, plan_memory
 from kvasir_workers.model.checkpoint import read_eos_token_ids
 from kvasir_workers.model.decoder import Decoder
 from kvasir_workers.model.loader import load_decoder, load_spec, weight_bytes
@@ -71,6 +72,8 @@ def load_model(model: ModelConfig, engine: EngineConfig, segment_wish: SegmentWi
         max_positions=spec.max_position_embeddings,
     )
     plan = plan_memory(footprint, engine, model.max_model_len, free_memory(device))
+    if device.type == "cuda":
+        check_host_cache(engine, free_memory(torch.device("cpu")))
     layout = page_layout(spec, engine.page_size, dtype, fingerprint(directory))
     limits = EngineLimits(
         max_sequence_tokens=plan.max_sequence_tokens,
@@ -105,11 +108,15 @@ def build_engine(
     config: EngineConfig,
     exporter: PageExporter | None = None,
     watcher: PageWatcher | None = None,
+    opened: OpenTiers | None = None,
 ) -> Engine:
+    """opened: what lies below the pages; the caller closes it when the engine is no more."""
+    mover, tiers = (opened.mover, opened.tiers) if opened is not None else (None, None)
     overlaps = loaded.pages.is_cuda if config.overlap is None else config.overlap
     thread = DeviceThread[list[SampledToken]]() if overlaps else None
-    runner = ModelRunner(loaded.decoder, loaded.pages, loaded.limits.eos_token_ids, thread)
-    kv = KvManager(loaded.pages.shape[2], config.page_size, Reuse(enabled=config.enable_prefix_caching), watcher)
+    runner = ModelRunner(loaded.decoder, loaded.pages, loaded.limits.eos_token_ids, thread, mover)
+    reuse = Reuse(enabled=config.enable_prefix_caching)
+    kv = KvManager(loaded.pages.shape[2], config.page_size, reuse, watcher, tiers)
     return Engine(runner, kv, replace(config, overlap=overlaps), loaded.limits, exporter)
 
 

@@ -78,7 +78,9 @@ def plan_memory(footprint: Footprint, config: EngineConfig, max_model_len: int |
     check_max_model_len(max_model_len, footprint.max_positions)
     longest = max_model_len or footprint.max_positions
     longest_pages = pages_for(longest, config.page_size)
-    room = free.num_bytes - footprint.weight_bytes
+    # A GPU's pages lie elsewhere than its host tier.
+    host_bytes = config.host_cache_bytes if free.device_type == "cpu" else 0
+    room = free.num_bytes - footprint.weight_bytes - host_bytes
     if config.kv_cache_bytes is None:
         budget = int(max(0, room) * DEFAULT_MEMORY_SHARE[free.device_type])
         num_pages = min(budget // footprint.page_bytes, longest_pages * DEFAULT_FULL_SEQUENCES)
@@ -88,11 +90,24 @@ def plan_memory(footprint: Footprint, config: EngineConfig, max_model_len: int |
     least_pages = longest_pages if max_model_len is not None else 1
     if num_pages < least_pages or num_pages * footprint.page_bytes > room:
         raise OutOfMemory(
-            f"weights of {_mib(footprint.weight_bytes)} and {max(num_pages, least_pages)} pages of "
-            f"{_mib(footprint.page_bytes)} each do not fit: {_mib(free.num_bytes)} are free, of which pages may take "
-            f"{_mib(budget)}; lower max_model_len, set another KV cache size, use a smaller dtype, or free memory"
+            f"weights of {_mib(footprint.weight_bytes)}{_and_host(host_bytes)} and {max(num_pages, least_pages)} pages "
+            f"of {_mib(footprint.page_bytes)} each do not fit: {_mib(free.num_bytes)} are free, of which pages may "
+            f"take {_mib(budget)}; lower max_model_len, set another KV cache size, use a smaller dtype, or free memory"
         )
     return MemoryPlan(num_pages=num_pages, max_sequence_tokens=min(longest, num_pages * config.page_size))
+
+
+def check_host_cache(config: EngineConfig, free: FreeMemory) -> None:
+    """Raise OutOfMemory if a GPU's host tier is larger than the host's free memory."""
+    if config.host_cache_bytes > free.num_bytes:
+        raise OutOfMemory(
+            f"engine.host_cache_bytes asks for {_mib(config.host_cache_bytes)} of host memory, "
+            f"{_mib(free.num_bytes)} are free; lower it"
+        )
+
+
+def _and_host(num_bytes: int) -> str:
+    return f", a host cache of {_mib(num_bytes)}" if num_bytes else ""
 
 
 def _mib(size: int) -> str:

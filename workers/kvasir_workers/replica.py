@@ -25,6 +25,7 @@ from kvasir_protocol.sockets import bind_publisher, bind_server, load_or_create_
 from kvasir_protocol.view import ReplicaInfo
 from kvasir_workers.kv.event_log import KvEventLog
 from kvasir_workers.kv.event_server import EventSockets, KvEventServer
+from kvasir_workers.kv.offload.open_tiers import open_tiers
 from kvasir_workers.kv.transfer.pusher import PagePusher
 from kvasir_workers.kv.transfer.writers import WriterFactory
 from kvasir_workers.load import LoadedModel, SegmentWish, build_engine, grammar_compiler, load_model
@@ -48,8 +49,10 @@ class Replica:
         try:
             socket, self.endpoint = bind_server(self._context, secret, config.host, config.port)
             self._events = _EventsDesk(self._context, config, secret) if config.engine.publish_kv_events else None
+            self._watcher = self._events.log if self._events is not None else None
             self.info = _info(config, self._loaded, self._events)
             self.layout = self._loaded.layout
+            self._tiers = open_tiers(self._loaded.pages, config.engine, self._watcher)
             self._assemble(socket, secret)
         except BaseException:
             self._close()
@@ -74,8 +77,7 @@ class Replica:
             secret,
             release=lambda pages: self._server.loop.post(lambda engine: engine.release_exported(pages)),
         )
-        watcher = self._events.log if self._events is not None else None
-        engine = build_engine(loaded, self._config.engine, exporter=self._pusher, watcher=watcher)
+        engine = build_engine(loaded, self._config.engine, self._pusher, self._watcher, self._tiers)
         segment = loaded.segment.name if loaded.segment is not None else ""
         binding = Binding(context=self._context, socket=socket, endpoint=self.endpoint, segment=segment)
         self._grammars = grammar_compiler(Path(self._config.model.path), loaded.limits)
@@ -110,6 +112,8 @@ class Replica:
                 self._events.server.stop()
         self._pusher.stop()
         self._grammars.close()
+        if self._tiers is not None:
+            self._tiers.tiers.close()
         self._close()
 
     def _close(self) -> None:

@@ -15,7 +15,8 @@ from kvasir_protocol.config import EngineConfig
 from kvasir_protocol.ids import PageIndex, RequestId
 from kvasir_workers.admission_policy import PageNeed, make_admission_policy
 from kvasir_workers.fair_share import TokenCounters
-from kvasir_workers.kv.manager import KvManager, PageCopy, pages_for, settle_copies
+from kvasir_workers.kv.manager import KvManager, PageCopy, pages_for, settle_copies, take_restores
+from kvasir_workers.kv.offload.moves import Moves
 from kvasir_workers.scheduling_policy import Rank, make_scheduling_policy
 from kvasir_workers.sequence import Sequence
 from kvasir_workers.waiting_line import LineBounds, WaitingLine
@@ -43,11 +44,12 @@ class ScheduledSequence(NamedTuple):
 class StepPlan:
     """One step. Sequences with a single new token come first (the attention kernels count on it).
 
-    copies are made before anything is computed.
+    moves and then copies are made before anything is computed.
     """
 
     entries: tuple[ScheduledSequence, ...]
     copies: tuple[PageCopy, ...] = ()
+    moves: Moves | None = None
 
     @property
     def num_tokens(self) -> int:
@@ -194,7 +196,14 @@ class Scheduler:
         single = [entry for entry in entries if entry.num_new == 1]
         if len(single) < len(entries):
             single += [entry for entry in entries if entry.num_new != 1]
-        return StepPlan(tuple(single), settle_copies(self._kv, [entry.sequence for entry in newcomers]))
+        copies = settle_copies(self._kv, [entry.sequence for entry in newcomers])
+        return StepPlan(tuple(single), copies, self._moves(entries))
+
+    def _moves(self, entries: list[ScheduledSequence]) -> Moves | None:
+        tiers = self._kv.tiers
+        if tiers is None or not entries:
+            return None
+        return tiers.issue(take_restores(entry.sequence for entry in entries), [entry.num_new for entry in entries])
 
     def _add_running(self, sequence: Sequence) -> None:
         """Where its rank is; with shares of tenants ranks change, and are looked at for each step."""
@@ -327,7 +336,7 @@ class Scheduler:
         A copied page costs room twice for a step: if that is too much, it is computed after all.
         """
         for can_copy in (True, False):
-            self._kv.attach_prefix(sequence, can_copy=can_copy)
+            self._kv.attach_prefix(sequence, can_copy=can_copy, can_restore=True)
             num_new = min(sequence.num_pending, budget, self._chunk_tokens())
             if self._fits(sequence, num_new, reserved):
                 self._kv.announce(sequence)
@@ -371,6 +380,7 @@ class Scheduler:
             assert not sequence.num_in_flight, f"{sequence.request_id} waits in flight"
             assert not sequence.pages, f"{sequence.request_id} waits but holds pages"
             assert sequence.copy_source is None, f"{sequence.request_id} waits but holds a page to copy"
+            assert not sequence.restored_from, f"{sequence.request_id} waits but holds pages to restore"
         for sequence in sequences:
             has_left = sequence.num_computed < sequence.num_tokens or sequence.has_ended
             assert has_left, f"{sequence.request_id}: nothing left to compute"

@@ -10,6 +10,8 @@ from kvasir_protocol.messages import HandoverTicket
 from kvasir_protocol.page_hash import child_hash, root_hash
 from kvasir_protocol.request import GenerationRequest
 from kvasir_workers.grammar.state import GrammarState
+from kvasir_workers.kv.offload.disk_tier import DiskWait
+from kvasir_workers.kv.offload.tier_slots import StoredPage
 from kvasir_workers.prompt_reader import PromptReader, prompt_reader
 
 
@@ -27,6 +29,8 @@ class Sequence:
     copy_source: the page that comes after pages and holds num_copied of the computed tokens begins as its copy; the
     source stays held until the step has run. replaced_pages: its own, of content that the tree had already, held until
     no step reads them. awaited_page: another sequence computes it, this one waits for it.
+    restored_from: where the pages that come after pages, and count as computed, lie until the next step brings them.
+    disk_wait: pages of it were read from disk while it stood in line; once in its life.
     ticket: the pages go to another replica when the prompt is computed; num_exported_pages have been offered to it.
     prompt_reader: sees the prompt's hidden states. arrival_index orders by arrival; arrived_at, started_at: by the
     engine's clock, in seconds; give_up_at: by the same, when a first token is of no use any more.
@@ -61,6 +65,8 @@ class Sequence:
     num_copied: int = 0
     replaced_pages: list[PageIndex] = field(default_factory=list)
     awaited_page: PageHash | None = None
+    restored_from: list[StoredPage] = field(default_factory=list)
+    disk_wait: DiskWait | None = None
     _page_row: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, dtype=np.int64))
     _num_in_row: int = 0
 

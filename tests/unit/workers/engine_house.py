@@ -8,6 +8,7 @@ from kvasir_workers.kv.manager import KvManager, Reuse
 from kvasir_workers.kv.prefix_tree import PageWatcher
 from kvasir_workers.request_check import EngineLimits
 from kvasir_workers.sequence import Sequence
+from tests.unit.workers.fake_tiers import FakeTiers
 from tests.unit.workers.fakes import (
     EOS,
     VOCAB_SIZE,
@@ -32,6 +33,7 @@ class House:
         caches: bool = True,
         reuse: Reuse | None = None,
         watcher: PageWatcher | None = None,
+        below: FakeTiers | None = None,
         overlap: bool = False,
         is_prompt: bool = True,
         **settings: object,
@@ -47,8 +49,9 @@ class House:
         )
         self.clock = Clock()
         self.max_num_seqs, self.budget, self.capacity = max_num_seqs, budget, num_pages * page_size
-        self.kv = KvManager(num_pages, page_size, reuse or Reuse(enabled=caches), watcher)
-        self.runner = FakeRunner(self.kv, is_prompt=is_prompt)
+        tiers = below.tiers if below is not None else None
+        self.kv = KvManager(num_pages, page_size, reuse or Reuse(enabled=caches), watcher, tiers)
+        self.runner = FakeRunner(self.kv, below, is_prompt=is_prompt)
         self.exporter = RecordingExporter()
         limits = EngineLimits(max_sequence_tokens=self.capacity, vocab_size=VOCAB_SIZE, eos_token_ids=frozenset({EOS}))
         self.engine = Engine(self.runner, self.kv, config, limits, self.exporter, self.clock)

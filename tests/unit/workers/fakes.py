@@ -13,12 +13,14 @@ from kvasir_protocol.ids import Generation, PageIndex, RequestId
 from kvasir_protocol.messages import HandoverTicket
 from kvasir_protocol.request import FinishReason, GenerationRequest, SamplingParams
 from kvasir_workers.kv.manager import KvManager, PageCopy
+from kvasir_workers.kv.offload.moves import Moves
 from kvasir_workers.kv.page_pool import PageState
 from kvasir_workers.runner.batch import BatchBuilder, StepBatch
 from kvasir_workers.runner.grammar_mask import GrammarMasks
 from kvasir_workers.runner.sampler import SampledToken
 from kvasir_workers.scheduler import ScheduledSequence, StepPlan
 from kvasir_workers.sequence import Sequence
+from tests.unit.workers.fake_tiers import FakeTiers
 
 VOCAB_SIZE = 16
 EOS = 0
@@ -105,8 +107,9 @@ class FakeRunner:
     is_prompt: steps run as early as they may.
     """
 
-    def __init__(self, kv: KvManager, *, is_prompt: bool = True) -> None:
+    def __init__(self, kv: KvManager, below: FakeTiers | None = None, *, is_prompt: bool = True) -> None:
         self._kv = kv
+        self._below = below
         self._is_prompt = is_prompt
         self._builder = BatchBuilder(kv.page_size, torch.device("cpu"))
         self._sampled_before: list[SampledToken] = []
@@ -122,6 +125,9 @@ class FakeRunner:
         return FakeFlight(lambda: sampled)
 
     def _run(self, plan: StepPlan, batch: StepBatch) -> list[SampledToken]:
+        if self._below is not None and plan.moves is not None:
+            self._check_restores(plan.moves)
+            self._below.move(plan.moves, self.slots)
         for copy in plan.copies:
             self._copy(copy)
         if batch.coming is not None:
@@ -137,6 +143,11 @@ class FakeRunner:
             self._sample(row, entry, batch) for row, entry in enumerate(plan.entries) if entry.samples
         ]
         return self._sampled_before
+
+    def _check_restores(self, moves: Moves) -> None:
+        for restore in moves.restores:
+            assert self._kv.pool.state(restore.page) is PageState.FILLING, f"page {restore.page} is written while READY"
+            assert self._kv.pool.references(restore.page) == 1, f"page {restore.page} is written while shared"
 
     def _copy(self, copy: PageCopy) -> None:
         size = self._kv.page_size

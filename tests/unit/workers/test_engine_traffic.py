@@ -15,6 +15,7 @@ from kvasir_protocol.request import GenerationRequest
 from kvasir_workers.kv.manager import Reuse
 from kvasir_workers.sequence import Sequence
 from tests.unit.workers.engine_house import House, greedy
+from tests.unit.workers.fake_tiers import FakeTiers
 from tests.unit.workers.fakes import (
     VOCAB_SIZE,
     ExportedPages,
@@ -62,6 +63,10 @@ class Traffic(RuleBasedStateMachine):
         policies=policies,
         overlap=st.booleans(),
         is_prompt=st.booleans(),
+        num_host_slots=st.sampled_from([0, 1, 4, 12]),
+        num_disk_slots=st.sampled_from([0, 3, 20]),
+        is_cheap=st.sampled_from([True, True, False]),
+        disk_is_quick=st.booleans(),
     )
     def start(
         self,
@@ -73,7 +78,15 @@ class Traffic(RuleBasedStateMachine):
         policies: dict[str, object],
         overlap: bool,
         is_prompt: bool,
+        num_host_slots: int,
+        num_disk_slots: int,
+        is_cheap: bool,
+        disk_is_quick: bool,
     ) -> None:
+        self.disk_is_quick = disk_is_quick
+        self.below = None
+        if num_host_slots and reuse.enabled:
+            self.below = FakeTiers(num_host_slots, page_size, num_disk_slots=num_disk_slots, is_cheap=is_cheap)
         self.house = House(
             num_pages=num_pages,
             page_size=page_size,
@@ -82,6 +95,7 @@ class Traffic(RuleBasedStateMachine):
             reuse=reuse,
             overlap=overlap,
             is_prompt=is_prompt,
+            below=self.below,
             **policies,
         )
         self.never_evicts = policies["admission_policy"] == "no-evict"
@@ -156,6 +170,20 @@ class Traffic(RuleBasedStateMachine):
     def turn_the_clock(self, seconds: float) -> None:
         self.house.clock.now += seconds
 
+    @precondition(lambda self: self.below is not None)
+    @rule(num_jobs=st.integers(1, 9))
+    def let_the_disk_work(self, num_jobs: int) -> None:
+        assert self.below is not None
+        self.below.disk.work(num_jobs)
+        self.house.engine.audit()
+
+    @precondition(lambda self: self.below is not None)
+    @rule(breaks=st.booleans())
+    def spoil_the_disk(self, breaks: bool) -> None:
+        assert self.below is not None
+        self.below.disk.spoil()
+        self.below.disk.is_broken = self.below.disk.is_broken or breaks
+
     @rule()
     def clear_cache(self) -> None:
         self.house.kv.clear_cache()
@@ -165,6 +193,8 @@ class Traffic(RuleBasedStateMachine):
     def step(self, num_steps: int) -> None:
         for _ in range(num_steps):
             self.house.step()
+            if self.below is not None and self.disk_is_quick:
+                self.below.disk.work()
             self.note_exports()
 
     def note_exports(self) -> None:

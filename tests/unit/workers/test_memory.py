@@ -10,6 +10,7 @@ from kvasir_workers.memory import (
     Footprint,
     FreeMemory,
     MemoryPlan,
+    check_host_cache,
     free_memory,
     plan_memory,
 )
@@ -26,9 +27,10 @@ def plan(
     max_model_len: int | None = None,
     kv_cache_bytes: int | None = None,
     device_type: str = "cpu",
+    host_cache_bytes: int = 0,
 ) -> MemoryPlan:
     footprint = Footprint(weight_bytes=weight_bytes, page_bytes=page_bytes, max_positions=max_positions)
-    config = EngineConfig(page_size=16, kv_cache_bytes=kv_cache_bytes)
+    config = EngineConfig(page_size=16, kv_cache_bytes=kv_cache_bytes, host_cache_bytes=host_cache_bytes)
     return plan_memory(footprint, config, max_model_len, FreeMemory(device_type=device_type, num_bytes=free_bytes))
 
 
@@ -42,6 +44,23 @@ def test_cpu_pages_take_a_quarter_of_what_the_weights_leave() -> None:
 
 def test_gpu_pages_take_most_of_what_the_weights_leave() -> None:
     assert plan(50 * MIB, device_type="cuda").num_pages == 34
+
+
+def test_host_cache_takes_its_part_of_a_cpus_memory_but_not_of_a_gpus() -> None:
+    assert plan(50 * MIB, host_cache_bytes=20 * MIB).num_pages == 5
+    assert plan(50 * MIB, host_cache_bytes=20 * MIB, device_type="cuda").num_pages == 34
+
+
+def test_host_cache_that_leaves_no_room_is_named() -> None:
+    with pytest.raises(OutOfMemory, match=r"a host cache of 40\.0 MiB"):
+        plan(50 * MIB, host_cache_bytes=40 * MIB)
+
+
+def test_host_cache_beside_a_gpu_must_fit_into_the_hosts_memory() -> None:
+    free = FreeMemory(device_type="cpu", num_bytes=10 * MIB)
+    check_host_cache(EngineConfig(host_cache_bytes=10 * MIB), free)
+    with pytest.raises(OutOfMemory, match=r"asks for 11\.0 MiB of host memory, 10\.0 MiB are free"):
+        check_host_cache(EngineConfig(host_cache_bytes=11 * MIB), free)
 
 
 def test_budget_in_bytes_is_taken_as_it_is() -> None:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from threading import Lock
 
 from kvasir_protocol.ids import PageHash
-from kvasir_protocol.kv_events import AllBlocksCleared, BlockRemoved, BlockStored, KvEvent
+from kvasir_protocol.kv_events import MEDIUM_GPU, AllBlocksCleared, BlockRemoved, BlockStored, KvEvent, Medium
 from kvasir_workers.kv.prefix_tree import CachedPage
 
 CAPACITY = 50_000
@@ -14,19 +14,21 @@ CAPACITY = 50_000
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """A page that came or went; None: all went."""
+    """A page that came to a medium or went from it; None: all went, from everywhere."""
 
     page: CachedPage | None
     is_stored: bool
+    medium: Medium = MEDIUM_GPU
 
 
 @dataclass(frozen=True, slots=True)
 class Taken:
-    """All changes since the last time; is_lossy: more happened after them. pages: all that there are now, if asked."""
+    """All changes since the last time; is_lossy: more happened after them. pages: what made all that there are now
+    come, if asked."""
 
     changes: list[Change]
     is_lossy: bool
-    pages: list[CachedPage]
+    pages: list[Change]
 
 
 class KvEventLog:
@@ -38,20 +40,21 @@ class KvEventLog:
         self._lock = Lock()
         self._changes: list[Change] = []
         self._is_lossy = False
-        # Children come after their parents, since they are stored later.
-        self._pages: dict[PageHash, CachedPage] = {}
+        # In a tree children come after their parents, since they are stored later.
+        self._pages: dict[tuple[PageHash, Medium], Change] = {}
 
-    def page_stored(self, page: CachedPage) -> None:
+    def page_stored(self, page: CachedPage, medium: Medium) -> None:
+        change = Change(page, is_stored=True, medium=medium)
         with self._lock:
-            self._pages[page.name] = page
-            is_first = self._append(Change(page, is_stored=True))
+            self._pages[page.name, medium] = change
+            is_first = self._append(change)
         if is_first:
             self.bell()
 
-    def page_removed(self, page: CachedPage) -> None:
+    def page_removed(self, page: CachedPage, medium: Medium) -> None:
         with self._lock:
-            del self._pages[page.name]
-            is_first = self._append(Change(page, is_stored=False))
+            del self._pages[page.name, medium]
+            is_first = self._append(Change(page, is_stored=False, medium=medium))
         if is_first:
             self.bell()
 
@@ -82,31 +85,33 @@ def events_of(changes: Iterable[Change]) -> list[KvEvent]:
     """Changes as events, a chain of pages in one."""
     events: list[KvEvent] = []
     run: list[CachedPage] = []
-    is_stored = True
+    last = Change(None, is_stored=True)
     for change in changes:
         follows = not change.is_stored or (run and change.page is not None and change.page.parent == run[-1].name)
-        if run and (change.page is None or change.is_stored != is_stored or not follows):
-            events.append(_event_of(run, is_stored=is_stored))
+        is_alike = (change.is_stored, change.medium) == (last.is_stored, last.medium)
+        if run and (change.page is None or not is_alike or not follows):
+            events.append(_event_of(run, last))
             run = []
         if change.page is None:
             events.append(AllBlocksCleared())
         else:
             run.append(change.page)
-            is_stored = change.is_stored
+            last = change
     if run:
-        events.append(_event_of(run, is_stored=is_stored))
+        events.append(_event_of(run, last))
     return events
 
 
-def _event_of(run: list[CachedPage], *, is_stored: bool) -> KvEvent:
+def _event_of(run: list[CachedPage], last: Change) -> KvEvent:
     names = tuple(page.name for page in run)
-    if not is_stored:
-        return BlockRemoved(block_hashes=names)
+    if not last.is_stored:
+        return BlockRemoved(block_hashes=names, medium=last.medium)
     first = run[0]
     return BlockStored(
         block_hashes=names,
         parent_block_hash=first.parent if first.salt is None else None,
         token_ids=tuple(token_id for page in run for token_id in page.token_ids),
         block_size=len(first.token_ids),
+        medium=last.medium,
         extra_keys=((first.salt,), *(None for _ in run[1:])) if first.salt else None,
     )

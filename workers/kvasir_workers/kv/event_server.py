@@ -175,7 +175,7 @@ class KvEventServer:
         """The tree at this moment, whose last change is published first: a dump is never behind its number."""
         taken = self._log.take(with_pages=True)
         self._publish(taken.changes, is_lossy=taken.is_lossy)
-        changes = [Change(None, is_stored=False), *(Change(page, is_stored=True) for page in taken.pages)]
+        changes = [Change(None, is_stored=False), *taken.pages]
         return [(self._next_number - 1, self._encode(events_of(some))) for some in _chunks(changes)]
 
 

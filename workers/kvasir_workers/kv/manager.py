@@ -3,9 +3,11 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from kvasir_protocol.ids import PageIndex
+from kvasir_protocol.ids import PageHash, PageIndex
 from kvasir_protocol.page_hash import child_hash
 from kvasir_workers.kv.in_flight import MIN_AWAITED_PAGES, InFlightPages
+from kvasir_workers.kv.offload.tier_slots import StoredPage
+from kvasir_workers.kv.offload.tiers import KvTiers
 from kvasir_workers.kv.page_pool import PagePool, PageState
 from kvasir_workers.kv.prefix_tree import CachedPage, PageWatcher, PrefixTree, token_bytes
 from kvasir_workers.sequence import Sequence as TokenSequence
@@ -51,16 +53,33 @@ def copies_of(sequences: Iterable[TokenSequence]) -> tuple[PageCopy, ...]:
     )
 
 
+def take_restores(sequences: Iterable[TokenSequence]) -> list[tuple[StoredPage, PageIndex]]:
+    """What the next step has to restore before these sequences can go on: from then on that is the step's affair."""
+    restores: list[tuple[StoredPage, PageIndex]] = []
+    for sequence in sequences:
+        if sequence.restored_from:
+            pages = sequence.pages[sequence.num_published_pages :]
+            restores += zip(sequence.restored_from, pages, strict=False)
+            sequence.restored_from = []
+    return restores
+
+
 class KvManager:
-    """Pool and prefix tree as one. watcher is told what the tree holds."""
+    """Pool and prefix tree as one, and what lies below them. watcher is told what the tree holds."""
 
     def __init__(
-        self, num_pages: int, page_size: int, reuse: Reuse | None = None, watcher: PageWatcher | None = None
+        self,
+        num_pages: int,
+        page_size: int,
+        reuse: Reuse | None = None,
+        watcher: PageWatcher | None = None,
+        tiers: KvTiers | None = None,
     ) -> None:
         self.page_size = page_size
         self.pool = PagePool(num_pages)
         self.tree = PrefixTree(watcher)
         self._reuse = reuse or Reuse()
+        self.tiers = tiers
         self.in_flight = InFlightPages()
 
     @property
@@ -72,10 +91,11 @@ class KvManager:
     def num_used(self) -> int:
         return self.pool.num_pages - self.num_available
 
-    def attach_prefix(self, sequence: TokenSequence, *, can_copy: bool = True) -> None:
+    def attach_prefix(self, sequence: TokenSequence, *, can_copy: bool = True, can_restore: bool = False) -> None:
         """Give a sequence without pages the cached pages of its prefix; at least its last token stays to compute.
 
         can_copy: of the page in which it leaves all that is cached, it gets a copy (made by the next step).
+        can_restore: pages that lie in host memory count as computed, and the next step restores them.
         """
         assert not sequence.held_pages, f"{sequence.request_id} has pages already"
         pages = self._whole_pages(sequence)
@@ -84,6 +104,11 @@ class KvManager:
         sequence.pages = pages
         sequence.num_published_pages = len(pages)
         sequence.num_computed = len(pages) * self.page_size
+        if can_restore and self.tiers is not None:
+            sequence.restored_from = self.tiers.hold(self._names_after(sequence, len(pages)))
+            sequence.num_computed += len(sequence.restored_from) * self.page_size
+            # Nothing in the tree follows a page that is not there.
+            can_copy = can_copy and not sequence.restored_from
         source, num_common = self._page_to_copy(sequence, len(pages)) if can_copy else (None, 0)
         if source is not None:
             self._read(source, sequence)
@@ -95,6 +120,10 @@ class KvManager:
         if not self._reuse.enabled:
             return []
         return self.tree.match(sequence.hashes_up_to(sequence.num_reusable, self.page_size))
+
+    def _names_after(self, sequence: TokenSequence, num_pages: int) -> list[PageHash]:
+        """Names of the pages that come after num_pages and that cached pages may stand in for."""
+        return sequence.hashes_up_to(sequence.num_reusable, self.page_size)[num_pages:]
 
     def _page_to_copy(self, sequence: TokenSequence, num_whole: int) -> tuple[PageIndex | None, int]:
         """The cached page that shares most with what comes after num_whole pages, and how many tokens; or (None, 0)."""
@@ -116,22 +145,28 @@ class KvManager:
             self.release([source])
 
     def awaits_others(self, sequence: TokenSequence) -> bool:
-        """A running sequence computes enough of what this one needs next: better to wait until it has."""
+        """A running sequence computes enough of what this one needs next, or the disk reads it: better to wait."""
         if sequence.awaited_page is not None and sequence.awaited_page in self.in_flight:
             return True
         sequence.awaited_page = None
         if self._reuse.enabled and self.in_flight.computers():
-            names = sequence.hashes_up_to(sequence.num_reusable, self.page_size)
+            missing = self._names_after(sequence, len(self._whole_pages(sequence)))
             # All choices but the first know that another one computes their whole prompt: n times is too much.
             min_pages = 1 if sequence.request.choice_index else self._reuse.min_awaited_pages
-            sequence.awaited_page = self.in_flight.last_worth_awaiting(names[len(self.tree.match(names)) :], min_pages)
-        return sequence.awaited_page is not None
+            sequence.awaited_page = self.in_flight.last_worth_awaiting(missing, min_pages)
+        return sequence.awaited_page is not None or (self.tiers is not None and self._awaits_disk(sequence, self.tiers))
+
+    def _awaits_disk(self, sequence: TokenSequence, tiers: KvTiers) -> bool:
+        if sequence.disk_wait is None:
+            sequence.disk_wait = tiers.fetch(self._names_after(sequence, len(self._whole_pages(sequence))))
+        return sequence.disk_wait is not None and tiers.is_waiting(sequence.disk_wait)
 
     def announce(self, sequence: TokenSequence) -> None:
         """The sequence runs from now on: others may wait for its pages."""
         if self._reuse.enabled:
             names = sequence.hashes_up_to(sequence.num_tokens, self.page_size)
-            self.in_flight.announce(sequence.request_id, names[sequence.num_published_pages :])
+            names = names[sequence.num_published_pages :]
+            self.in_flight.announce(sequence.request_id, names, num_next=len(sequence.restored_from))
 
     def num_cached_tokens(self, sequence: TokenSequence) -> int:
         """What attach_prefix would find now for a sequence without pages."""
@@ -143,16 +178,25 @@ class KvManager:
         """Pages that the sequence lacks for all its tokens."""
         return pages_for(sequence.num_tokens + sequence.num_coming, self.page_size) - len(sequence.pages)
 
-    def try_grow(self, sequence: TokenSequence, num_tokens: int) -> bool:
-        """Give the sequence pages for num_tokens tokens in all. False (and nothing changed) if there are too few."""
+    def try_grow(self, sequence: TokenSequence, num_tokens: int, *, fills_in_step: bool = True) -> bool:
+        """Give the sequence pages for num_tokens tokens in all. False (and nothing changed) if there are too few.
+
+        fills_in_step: only steps write into them. Else nothing can be saved of what they held before.
+        """
         missing = pages_for(num_tokens, self.page_size) - len(sequence.pages)
         if missing <= 0:
             return True
         if missing > self.num_available:
             return False
         while self.pool.num_free < missing:
-            self.pool.recycle(self.tree.evict())
-        sequence.pages += self.pool.take(missing, sequence.request_id)
+            evicted = self.tree.evict()
+            self.pool.recycle(evicted.page)
+            if self.tiers is not None:
+                self.tiers.save(evicted)
+        pages = self.pool.take(missing, sequence.request_id)
+        sequence.pages += pages
+        if self.tiers is not None and not fills_in_step:
+            self.tiers.cancel_saves(pages)
         return True
 
     def publish_computed(self, sequence: TokenSequence) -> None:
@@ -224,6 +268,9 @@ class KvManager:
 
     def detach(self, sequence: TokenSequence) -> None:
         """Take all pages from a sequence. What is complete stays cached while nobody needs the room."""
+        if sequence.restored_from and self.tiers is not None:
+            self.tiers.release(sequence.restored_from)
+            sequence.restored_from = []
         self.in_flight.forget(sequence.request_id)
         assert not sequence.num_in_flight, f"{sequence.request_id} loses its pages in flight"
         self._release_copied(sequence)
@@ -232,7 +279,9 @@ class KvManager:
         sequence.drop_pages()
 
     def clear_cache(self) -> None:
-        """Forget every page that nobody reads."""
+        """Forget every page that nobody reads, and all that lies below."""
+        if self.tiers is not None:
+            self.tiers.clear()
         for page in self.tree.clear_idle():
             self.pool.recycle(page)
 
@@ -254,6 +303,8 @@ class KvManager:
         """Check pool and tree against all holders (a page once per holder). Raises AssertionError."""
         self.pool.audit(held, self.tree.pages())
         self.tree.audit()
+        if self.tiers is not None:
+            self.tiers.audit()
         for cached in self.tree.snapshot():
             page = cached.page
             assert cached.is_read == (self.pool.references(page) > 0), f"cached page {page} miscounts its readers"
@@ -279,5 +330,6 @@ def _take_over_source(kv: KvManager, sequence: TokenSequence) -> None:
     index = sequence.num_published_pages
     kv.pool.reopen(source, sequence.request_id)
     sequence.replace_page(index, source)
-    kv.release([sequence.replaced_pages.pop()])
+    if kv.tiers is None:  # else the step may have to save what the page held, and nobody else may have it before
+        kv.release([sequence.replaced_pages.pop()])
     sequence.copy_source, sequence.num_copied = None, 0

@@ -10,12 +10,13 @@ ever in it. Of two pages the child stands before its parent, since it became idl
 
 from array import array
 from bisect import bisect_left
-from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from kvasir_protocol.ids import PageHash, PageIndex
+from kvasir_protocol.kv_events import MEDIUM_GPU, Medium
+from kvasir_workers.kv.eviction_line import EvictionLine
 
 
 def token_bytes(token_ids: Sequence[int]) -> bytes:
@@ -62,43 +63,14 @@ class CachedPage:
 
 
 class PageWatcher(Protocol):
-    """Is told what the tree holds, full pages only. Called by the engine's thread, so it must not wait."""
+    """Is told what the tree and the tiers below it hold, full pages only. Called by the engine's thread, so it must
+    not wait."""
 
-    def page_stored(self, page: CachedPage) -> None: ...
+    def page_stored(self, page: CachedPage, medium: Medium) -> None: ...
 
-    def page_removed(self, page: CachedPage) -> None: ...
+    def page_removed(self, page: CachedPage, medium: Medium) -> None: ...
 
     def all_removed(self) -> None: ...
-
-
-class EvictionLine:
-    """Idle pages: the lowest priority first, then those that idle longest."""
-
-    def __init__(self) -> None:
-        self._lines: dict[int, OrderedDict[PageIndex, CachedPage]] = {}
-        self._size = 0
-
-    def __len__(self) -> int:
-        return self._size
-
-    def __iter__(self) -> Iterator[CachedPage]:
-        """In the order of eviction."""
-        for priority in sorted(self._lines):
-            yield from self._lines[priority].values()
-
-    def append(self, page: CachedPage) -> None:
-        self._lines.setdefault(page.priority, OrderedDict())[page.page] = page
-        self._size += 1
-
-    def remove(self, page: CachedPage) -> None:
-        line = self._lines[page.priority]
-        del line[page.page]
-        if not line:
-            del self._lines[page.priority]
-        self._size -= 1
-
-    def first(self) -> CachedPage:
-        return next(iter(self._lines[min(self._lines)].values()))
 
 
 class PrefixTree:
@@ -110,7 +82,7 @@ class PrefixTree:
         self._by_page: dict[PageIndex, CachedPage] = {}
         # Sorted by content, so that the pages with most tokens in common are neighbours.
         self._children: dict[PageHash, list[CachedPage]] = {}
-        self._idle = EvictionLine()
+        self._idle: EvictionLine[CachedPage] = EvictionLine()
 
     def __contains__(self, page: PageIndex) -> bool:
         return page in self._by_page
@@ -159,7 +131,7 @@ class PrefixTree:
         self._by_name[cached.name] = self._by_page[cached.page] = cached
         self._count_busy_child(cached.parent, 1)
         if self._watcher is not None and cached.is_full:
-            self._watcher.page_stored(cached)
+            self._watcher.page_stored(cached, MEDIUM_GPU)
         return self._remove_superseded(siblings[place - 1] if place else None, cached)
 
     def _remove_superseded(self, before: CachedPage | None, cached: CachedPage) -> PageIndex | None:
@@ -204,11 +176,11 @@ class PrefixTree:
                 self._idle.append(parent)
             parent = self._by_name.get(parent.parent)
 
-    def evict(self) -> PageIndex:
+    def evict(self) -> CachedPage:
         """Forget the idle page that is needed least; the caller recycles it."""
         cached = self._idle.first()
         self._remove(cached)
-        return cached.page
+        return cached
 
     def forget_part(self, page: PageIndex, num_tokens: int) -> bool:
         """Forget a page that its one reader will write again, from num_tokens on.
@@ -243,7 +215,7 @@ class PrefixTree:
         if not siblings:
             del self._children[cached.parent]
         if self._watcher is not None and cached.is_full:
-            self._watcher.page_removed(cached)
+            self._watcher.page_removed(cached, MEDIUM_GPU)
 
     def pages(self) -> Iterator[PageIndex]:
         return iter(self._by_page)

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from kvasir_kernels.paged_cache import LayerCache
 from kvasir_workers.kv.manager import PageCopy
+from kvasir_workers.kv.offload.page_mover import PageMover
 from kvasir_workers.model.decoder import Decoder
 from kvasir_workers.runner.batch import BatchBuilder, StepBatch
 from kvasir_workers.runner.executor import DeviceThread, Masks, StepInPlace, StepInThread
@@ -21,6 +22,7 @@ class ModelRunner:
 
     pages: [L, 2, N, P, K, D], keys (0) and values (1) of every layer; the caller owns the memory.
     thread: where steps run from the moment they are launched; None: when they are landed, in the caller's thread.
+    mover: brings pages to host memory and back, if plans say so.
     """
 
     def __init__(
@@ -29,11 +31,13 @@ class ModelRunner:
         pages: Tensor,
         eos_token_ids: frozenset[int],
         thread: DeviceThread[list[SampledToken]] | None = None,
+        mover: PageMover | None = None,
     ) -> None:
         self._decoder = decoder
         self._pages = pages
         self._caches = [LayerCache(layer[0], layer[1]) for layer in pages]
         self._builder = BatchBuilder(pages.shape[3], pages.device)
+        self._mover = mover
         self._sampler = Sampler(eos_token_ids)
         self._thread = thread
         self._sampled_before = torch.empty(0, dtype=torch.int64, device=pages.device)
@@ -45,6 +49,8 @@ class ModelRunner:
 
     @torch.inference_mode()
     def _run(self, plan: StepPlan, batch: StepBatch, masks: Masks) -> list[SampledToken]:
+        if self._mover is not None and plan.moves is not None:
+            self._mover.move(plan.moves)
         for copy in plan.copies:
             self._copy_tokens(copy)
         if batch.coming is not None:

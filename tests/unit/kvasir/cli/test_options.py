@@ -52,13 +52,15 @@ def test_flags_reach_their_settings():
     config = configure(
         "m", "--host", "0.0.0.0", "--port", 9, "--served-model-name", "n", "--dtype", "bfloat16", "--device", "cpu",
         "--max-model-len", 100, "--max-num-seqs", 7, "--max-num-batched-tokens", 70, "--kv-cache-memory-bytes", "1MiB",
-        "--no-enable-prefix-caching", "--handover-transport", "tcp", "--api-key", "a", "--api-key", "b",
+        "--handover-transport", "tcp", "--api-key", "a", "--api-key", "b",
+        "--host-cache-memory-bytes", "2MiB", "--enable-prefix-caching",
     )  # fmt: skip
     assert (config.router.host, config.router.port, config.router.api_keys) == ("0.0.0.0", 9, ("a", "b"))
     assert (config.model.served_name, config.model.dtype, config.model.max_model_len) == ("n", "bfloat16", 100)
     assert (config.engine.device, config.engine.max_num_seqs, config.engine.max_num_batched_tokens) == ("cpu", 7, 70)
     assert config.engine.kv_cache_bytes == 2**20
-    assert not config.engine.enable_prefix_caching
+    assert config.engine.host_cache_bytes == 2**21
+    assert not configure("m", "--no-enable-prefix-caching").engine.enable_prefix_caching
     assert config.handover.transport == "tcp"
 
 

@@ -5,14 +5,25 @@ import random
 import pytest
 
 from kvasir_protocol.ids import PageHash, PageIndex
-from kvasir_protocol.kv_events import AllBlocksCleared, BlockRemoved, BlockStored, KvEvent
+from kvasir_protocol.kv_events import (
+    MEDIUM_CPU,
+    MEDIUM_GPU,
+    MEDIUM_STORAGE,
+    AllBlocksCleared,
+    BlockHash,
+    BlockRemoved,
+    BlockStored,
+    KvEvent,
+    Medium,
+)
 from kvasir_protocol.page_hash import child_hash, root_hash
 from kvasir_workers.kv.event_log import Change, KvEventLog, events_of
 from kvasir_workers.kv.manager import Reuse
 from kvasir_workers.kv.prefix_tree import CachedPage, token_bytes
-from tests.unit.workers.engine_house import House, greedy
+from tests.unit.workers.engine_house import PAGE_SIZE, House, greedy
+from tests.unit.workers.fake_tiers import FakeTiers
 from tests.unit.workers.fakes import make_request
-from tests.unit.workers.kv.event_reader import Reader
+from tests.unit.workers.kv.event_reader import LowerReader, Reader
 
 ROOT = root_hash(2)
 
@@ -62,6 +73,13 @@ def test_what_does_not_follow_is_an_event_of_its_own() -> None:
     assert events[2] == BlockRemoved(block_hashes=(THIRD.name, OTHER.name))
 
 
+def test_each_medium_has_events_of_its_own() -> None:
+    changes = [Change(FIRST, is_stored=True), Change(SECOND, is_stored=True, medium=MEDIUM_CPU)]
+    changes += [Change(FIRST, is_stored=False), Change(SECOND, is_stored=False, medium=MEDIUM_CPU)]
+    media = [event.medium for event in events_of(changes) if isinstance(event, BlockStored | BlockRemoved)]
+    assert media == [MEDIUM_GPU, MEDIUM_CPU, MEDIUM_GPU, MEDIUM_CPU]
+
+
 def test_salt_is_told_for_first_pages() -> None:
     salted = page(0, [1, 2], root_hash(2, "x"), "x")
     (event,) = events_of(stored(salted, page(1, [3, 4], salted.name)))
@@ -72,28 +90,38 @@ def test_salt_is_told_for_first_pages() -> None:
 def test_bell_rings_once_until_somebody_takes() -> None:
     rings: list[int] = []
     log = KvEventLog(bell=lambda: rings.append(1))
-    log.page_stored(FIRST)
-    log.page_stored(SECOND)
+    log.page_stored(FIRST, MEDIUM_GPU)
+    log.page_stored(SECOND, MEDIUM_GPU)
     log.take()
-    log.page_removed(SECOND)
+    log.page_removed(SECOND, MEDIUM_GPU)
     assert len(rings) == 2
 
 
 def test_full_log_drops_what_comes_and_says_so_once() -> None:
     log = KvEventLog(capacity=2)
     for item in (FIRST, SECOND, THIRD):
-        log.page_stored(item)
+        log.page_stored(item, MEDIUM_GPU)
     taken = log.take(with_pages=True)
-    assert (taken.changes, taken.is_lossy, taken.pages) == (stored(FIRST, SECOND), True, [FIRST, SECOND, THIRD])
+    assert (taken.changes, taken.is_lossy, taken.pages) == (stored(FIRST, SECOND), True, stored(FIRST, SECOND, THIRD))
     assert not log.take().is_lossy
+
+
+def ready_pages(below: FakeTiers, medium: Medium) -> dict[tuple[BlockHash, str | None], tuple[int, ...]]:
+    """What a tier below holds."""
+    assert below.tiers.disk is not None
+    slots = below.tiers.host.slots if medium == MEDIUM_CPU else below.tiers.disk.slots
+    pages = [stored for stored in slots.pages() if stored.is_ready]
+    return {(stored.name, medium): tuple(stored.identity.token_ids) for stored in pages}
 
 
 @pytest.mark.parametrize("seed", range(8))
 def test_replayed_events_give_the_dump_and_the_tree(seed: int) -> None:
-    """At any moment: the events so far, the dump, and the full pages of the engine's tree are the same."""
+    """At any moment: the events so far, the dump, and the full pages of the engine's tree and tiers are the same."""
     draw, log = random.Random(seed), KvEventLog()
-    house = House(num_pages=14, reuse=Reuse(min_copied_tokens=1, min_awaited_pages=1), watcher=log)
+    below = FakeTiers(6, PAGE_SIZE, num_disk_slots=6, watcher=log)
+    house = House(num_pages=14, reuse=Reuse(min_copied_tokens=1, min_awaited_pages=1), watcher=log, below=below)
     reader, events = Reader(), list[KvEvent]()
+    lower = LowerReader()
     for number in range(150):
         prompt = [draw.choice([1, 1, 1, 2]) for _ in range(draw.randint(1, 20))]
         request = make_request(f"r{number}", prompt, sampling=greedy(), salt=draw.choice(["", "x"]))
@@ -107,9 +135,18 @@ def test_replayed_events_give_the_dump_and_the_tree(seed: int) -> None:
         taken = log.take(with_pages=True)
         events = events_of(taken.changes)
         reader.apply(events)
+        lower.apply(events)
+        below.disk.work(draw.randint(0, 4))
         dump = Reader()
-        dump.apply(events_of(stored(*taken.pages)))
+        dump.apply(events_of(taken.pages))
+        lower_dump = LowerReader()
+        lower_dump.apply(events_of(taken.pages))
         tree = {item.name: tuple(item.token_ids) for item in house.kv.tree.snapshot() if item.is_full}
         assert reader.tokens == dump.tokens == tree
         assert reader.parents == dump.parents
+        assert (
+            lower.tokens
+            == lower_dump.tokens
+            == {**ready_pages(below, MEDIUM_CPU), **ready_pages(below, MEDIUM_STORAGE)}
+        )
     house.drain()

@@ -9,6 +9,7 @@ import zmq
 from kvasir_protocol.ids import PageIndex
 from kvasir_protocol.kv_events import (
     DUMP_REQUEST,
+    MEDIUM_GPU,
     AllBlocksCleared,
     BlockStored,
     KvEventBatch,
@@ -72,8 +73,8 @@ class Publisher:
         """Until the subscription has reached the publisher: pages that nobody misses come and go."""
         probe = first_page(999_999)
         while not self.subscriber.poll(50):
-            self.log.page_stored(probe)
-            self.log.page_removed(probe)
+            self.log.page_stored(probe, MEDIUM_GPU)
+            self.log.page_removed(probe, MEDIUM_GPU)
         self.ask(DUMP_REQUEST)  # all that was written is published after this
         while self.subscriber.poll(100):
             self.subscriber.recv_multipart()
@@ -98,7 +99,7 @@ def test_subscriber_hears_batches_numbered_without_gaps(publisher: Publisher) ->
     publisher.settle()
     numbers = []
     for token_id in range(3):
-        publisher.log.page_stored(first_page(token_id))
+        publisher.log.page_stored(first_page(token_id), MEDIUM_GPU)
         number, batch = publisher.hear()
         numbers.append(number)
         assert [event.token_ids for event in batch.events if isinstance(event, BlockStored)] == [(token_id,)]
@@ -107,7 +108,7 @@ def test_subscriber_hears_batches_numbered_without_gaps(publisher: Publisher) ->
 
 
 def test_first_batch_says_that_nothing_is_cached(publisher: Publisher) -> None:
-    publisher.log.page_stored(first_page(1))
+    publisher.log.page_stored(first_page(1), MEDIUM_GPU)
     publisher.ask(DUMP_REQUEST)
     replayed = publisher.ask(sequence_bytes(0))
     assert (replayed[0][0], replayed[0][1].events) == (0, (AllBlocksCleared(),))
@@ -115,7 +116,7 @@ def test_first_batch_says_that_nothing_is_cached(publisher: Publisher) -> None:
 
 def test_replay_begins_where_it_is_asked_to(publisher: Publisher) -> None:
     for token_id in range(4):
-        publisher.log.page_stored(first_page(token_id))
+        publisher.log.page_stored(first_page(token_id), MEDIUM_GPU)
         publisher.ask(DUMP_REQUEST)
     assert [number for number, _ in publisher.ask(sequence_bytes(3))] == [3, 4]
     assert publisher.ask(sequence_bytes(99)) == []
@@ -124,9 +125,9 @@ def test_replay_begins_where_it_is_asked_to(publisher: Publisher) -> None:
 def test_newcomer_has_everything_after_a_dump_and_what_follows(publisher: Publisher) -> None:
     publisher.settle()
     for token_id in range(2500):
-        publisher.log.page_stored(first_page(token_id))
+        publisher.log.page_stored(first_page(token_id), MEDIUM_GPU)
         if token_id % 3 == 0:
-            publisher.log.page_removed(first_page(token_id))
+            publisher.log.page_removed(first_page(token_id), MEDIUM_GPU)
         if token_id == 1500:
             dump = publisher.ask(DUMP_REQUEST)
     reader, known = Reader(), dump[-1][0]
@@ -145,7 +146,7 @@ def test_newcomer_has_everything_after_a_dump_and_what_follows(publisher: Publis
 def test_what_was_dropped_is_seen_as_a_gap() -> None:
     publisher = Publisher(capacity=2)
     for token_id in range(5):
-        publisher.log.page_stored(first_page(token_id))
+        publisher.log.page_stored(first_page(token_id), MEDIUM_GPU)
     publisher.server.start()
     dump = publisher.ask(DUMP_REQUEST)
     assert [number for number, _ in publisher.ask(sequence_bytes(0))] == [0, 1, 3]
@@ -164,7 +165,7 @@ def test_bad_request_is_dropped_and_harms_nobody(publisher: Publisher, frames: l
 def test_stranger_hears_nothing(publisher: Publisher) -> None:
     stranger = connect_subscriber(publisher.client_context, b"x" * 32, publisher.endpoint)
     publisher.settle()
-    publisher.log.page_stored(first_page(1))
+    publisher.log.page_stored(first_page(1), MEDIUM_GPU)
     publisher.hear()
     assert not stranger.poll(100)
 

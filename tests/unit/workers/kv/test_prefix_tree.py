@@ -3,6 +3,7 @@
 import pytest
 
 from kvasir_protocol.ids import PageHash, PageIndex
+from kvasir_protocol.kv_events import Medium
 from kvasir_protocol.page_hash import child_hash, page_hashes, root_hash
 from kvasir_workers.kv.prefix_tree import CachedPage, PrefixTree, token_bytes
 
@@ -50,7 +51,7 @@ def set_idle(tree: PrefixTree, *pages: int) -> None:
 def evict_all(tree: PrefixTree) -> list[int]:
     evicted = []
     while tree.num_idle:
-        evicted.append(int(tree.evict()))
+        evicted.append(int(tree.evict().page))
         tree.audit()
     return evicted
 
@@ -201,10 +202,10 @@ class Recorder:
     def __init__(self) -> None:
         self.heard: list[str] = []
 
-    def page_stored(self, page: CachedPage) -> None:
+    def page_stored(self, page: CachedPage, medium: Medium) -> None:
         self.heard.append(f"+{page.page}")
 
-    def page_removed(self, page: CachedPage) -> None:
+    def page_removed(self, page: CachedPage, medium: Medium) -> None:
         self.heard.append(f"-{page.page}")
 
     def all_removed(self) -> None:
