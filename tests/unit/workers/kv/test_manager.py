@@ -7,9 +7,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from kvasir_protocol.ids import PageIndex
-from kvasir_workers.kv.manager import KvManager, PageCopy, Reuse, copies_of, pages_for, settle_copies
+from kvasir_workers.kv.manager import KvManager, PageCopy, Reuse, copies_of, pages_for, settle_copies, take_restores
 from kvasir_workers.kv.page_pool import PageState
 from kvasir_workers.sequence import Sequence
+from tests.unit.workers.fake_tiers import FakeTiers
 from tests.unit.workers.fakes import make_request
 
 PAGE_SIZE = 3
@@ -207,6 +208,19 @@ def test_who_goes_on_alone_writes_into_the_page_itself() -> None:
     kv.audit(second.held_pages)
 
 
+def test_page_that_is_not_needed_after_all_stays_held_while_a_step_may_have_to_save_it() -> None:
+    kv = KvManager(8, PAGE_SIZE, Reuse(min_copied_tokens=1), tiers=FakeTiers(8, PAGE_SIZE).tiers)
+    finished(kv, TEXT[:6])
+    second = growing(kv, [*TEXT[:5], 9, 9, 9])
+    (_, taken, _) = second.pages
+    assert settle_copies(kv, [second]) == ()
+    assert second.replaced_pages == [taken]
+    kv.audit(second.held_pages)
+    second.num_computed = 6
+    kv.publish_computed(second)
+    assert (second.replaced_pages, kv.pool.state(taken)) == ([], PageState.FREE)
+
+
 def test_page_that_is_written_again_is_found_when_it_is_full() -> None:
     kv = kv_of(8)
     finished(kv, TEXT[:6])
@@ -338,6 +352,59 @@ def test_nobody_waits_without_caching() -> None:
     kv = KvManager(20, PAGE_SIZE, Reuse(enabled=False, min_awaited_pages=1))
     running(kv, TEXT)
     assert not kv.awaits_others(sequence_of(TEXT, "b"))
+
+
+# What lies below
+
+
+def with_evicted_text(num_host_slots: int = 8) -> tuple[KvManager, FakeTiers]:
+    """The full pages of TEXT are in host memory, and not on the device."""
+    below = FakeTiers(num_host_slots, PAGE_SIZE)
+    kv = KvManager(4, PAGE_SIZE, Reuse(min_copied_tokens=None), tiers=below.tiers)
+    finished(kv, TEXT)
+    other = sequence_of([9] * 12, "other")
+    assert kv.try_grow(other, 12)
+    below.tiers.settle(below.tiers.issue([], [12]))
+    kv.detach(other)
+    return kv, below
+
+
+def test_newcomer_restores_only_when_it_may() -> None:
+    kv, _ = with_evicted_text()
+    second = sequence_of(TEXT, "b")
+    kv.attach_prefix(second)
+    assert (second.num_computed, second.restored_from) == (0, [])
+    kv.attach_prefix(second, can_restore=True)
+    assert (second.num_computed, len(second.restored_from), second.pages) == (6, 2, [])
+    kv.detach(second)
+    assert (second.num_computed, second.restored_from) == (0, [])
+    kv.audit([])
+
+
+def test_restores_go_to_the_pages_after_those_that_are_shared() -> None:
+    kv, _ = with_evicted_text()
+    first = computed(kv, TEXT[:4], "first")
+    second = sequence_of(TEXT, "b")
+    kv.attach_prefix(second, can_restore=True)
+    assert (second.pages, second.num_computed) == (first.pages[:1], 6)
+    assert kv.try_grow(second, 7)
+    ((stored, page),) = take_restores([second])
+    assert (stored.identity.token_ids, page, second.restored_from) == (TEXT[3:6], second.pages[1], [])
+
+
+def test_pages_that_others_fill_are_not_saved() -> None:
+    below = FakeTiers(8, PAGE_SIZE)
+    kv = KvManager(4, PAGE_SIZE, tiers=below.tiers)
+    finished(kv, TEXT)
+    reserved = sequence_of([9] * 12, "reserved")
+    assert kv.try_grow(reserved, 12, fills_in_step=False)
+    assert below.tiers.issue([], [1]).saves == ()
+
+
+def test_clearing_forgets_what_lies_below() -> None:
+    kv, below = with_evicted_text()
+    kv.clear_cache()
+    assert len(below.tiers.host.slots) == 0
 
 
 # Room
