@@ -25,7 +25,7 @@ from kvasir_protocol.sockets import bind_publisher, bind_server, load_or_create_
 from kvasir_protocol.view import ReplicaInfo
 from kvasir_workers.kv.event_log import KvEventLog
 from kvasir_workers.kv.event_server import EventSockets, KvEventServer
-from kvasir_workers.kv.offload.open_tiers import open_tiers
+from kvasir_workers.kv.offload.open_tiers import OpenTiers, open_tiers
 from kvasir_workers.kv.transfer.pusher import PagePusher
 from kvasir_workers.kv.transfer.writers import WriterFactory
 from kvasir_workers.load import LoadedModel, SegmentWish, build_engine, grammar_compiler, load_model
@@ -43,6 +43,7 @@ class Replica:
             torch.set_num_threads(config.engine.num_threads)
         self._config = config
         self._is_serving = False
+        self._tiers: OpenTiers | None = None
         self._loaded = load_model(config.model, config.engine, self._segment_wish())
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._gatekeeper = start_gatekeeper(self._context, secret)
@@ -112,11 +113,11 @@ class Replica:
                 self._events.server.stop()
         self._pusher.stop()
         self._grammars.close()
-        if self._tiers is not None:
-            self._tiers.tiers.close()
         self._close()
 
     def _close(self) -> None:
+        if self._tiers is not None:
+            self._tiers.tiers.close()
         if not self._context.closed:
             self._gatekeeper.stop()
             self._context.destroy(linger=0)

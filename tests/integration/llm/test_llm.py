@@ -2,6 +2,7 @@
 
 import gc
 import weakref
+from pathlib import Path
 
 import pytest
 
@@ -138,3 +139,23 @@ def test_only_allowed_tokens_come(llm: LLM) -> None:
 def test_bias_of_a_hundred_decides(llm: LLM) -> None:
     (output,) = llm.generate(PROMPT, SamplingParams(seed=1, max_tokens=9, logit_bias={33: 100}), use_tqdm=False)
     assert output.outputs[0].token_ids == [33] * 9
+
+
+def test_text_is_the_same_with_pages_from_host_memory_and_disk(make_llm: MakeLLM, tmp_path: Path) -> None:
+    prompts = [f"{number} {PROMPT}" for number in range(6)]
+    with make_llm(enable_prefix_caching=False) as plain:
+        expected = [output.outputs[0].text for output in plain.generate(prompts, GREEDY, use_tqdm=False)]
+    page_bytes = 3 * 2 * PAGE_SIZE * 2 * 16 * 4
+    tiers = {
+        "kv_cache_memory_bytes": 32 * page_bytes,
+        "host_cache_memory_bytes": 64 * page_bytes,
+        "disk_cache_bytes": 2**22,
+        "disk_cache_path": str(tmp_path),
+    }
+    with make_llm(**tiers) as llm:
+        for _ in range(3):
+            texts = [llm.generate(prompt, GREEDY, use_tqdm=False)[0].outputs[0].text for prompt in prompts]
+            assert texts == expected
+        counters = llm.get_stats().counters
+        assert min(counters.host_saved_pages, counters.disk_saved_pages) > 0
+        llm.close()

@@ -1,6 +1,7 @@
 """A whole replica in this process: its segment's name, and what it reports when a thread dies."""
 
 import os
+import threading
 from pathlib import Path
 
 import pytest
@@ -21,12 +22,13 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_checkpoint(tmp_path_factory.mktemp("llama"), "LlamaForCausalLM", num_hidden_layers=1)
 
 
-def config(checkpoint: Path, port: int = 0) -> ReplicaConfig:
+def config(checkpoint: Path, port: int = 0, **engine: object) -> ReplicaConfig:
+    """engine: fields of EngineConfig."""
     return ReplicaConfig(
         replica_id=ReplicaId("decode-0"),
         role="decode",
         model=ModelConfig(path=str(checkpoint), served_name="m"),
-        engine=EngineConfig(device="cpu", page_size=4),
+        engine=EngineConfig(device="cpu", page_size=4, **engine),  # type: ignore[arg-type]
         handover=HandoverConfig(),
         port=port,
         segment_prefix=PREFIX,
@@ -69,6 +71,24 @@ def test_replica_that_never_served_can_be_stopped(checkpoint: Path) -> None:
     replica.stop()
     replica.stop()
     assert segments() == set()
+
+
+def test_disk_that_can_not_be_used_leaves_nothing(checkpoint: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    tiers = {"host_cache_bytes": 2**20, "disk_cache_bytes": 2**20, "disk_cache_path": str(tmp_path / "file")}
+    with pytest.raises(ConfigError, match="disk_cache_path"):
+        Replica(config(checkpoint, **tiers), SECRET)
+    assert segments() == set()
+
+
+def test_disk_thread_ends_with_its_replica(checkpoint: Path, tmp_path: Path) -> None:
+    tiers = {"host_cache_bytes": 2**20, "disk_cache_bytes": 2**20, "disk_cache_path": str(tmp_path)}
+    replica = Replica(config(checkpoint, **tiers), SECRET)
+    replica.start()
+    names = {thread.name for thread in threading.enumerate()}
+    replica.stop()
+    assert "kv-disk" in names
+    assert "kv-disk" not in {thread.name for thread in threading.enumerate()}
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")

@@ -157,7 +157,7 @@ class KvManager:
         return sequence.awaited_page is not None or (self.tiers is not None and self._awaits_disk(sequence, self.tiers))
 
     def _awaits_disk(self, sequence: TokenSequence, tiers: KvTiers) -> bool:
-        if sequence.disk_wait is None:
+        if sequence.disk_wait is None and tiers.disk is not None:
             sequence.disk_wait = tiers.fetch(self._names_after(sequence, len(self._whole_pages(sequence))))
         return sequence.disk_wait is not None and tiers.is_waiting(sequence.disk_wait)
 

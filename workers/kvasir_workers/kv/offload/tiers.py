@@ -96,7 +96,9 @@ class KvTiers:
 
     def is_waiting(self, wait: DiskWait) -> bool:
         """Whether pages that were fetched are still to be waited for."""
-        if self.disk is not None and not wait.is_over:
+        if wait.is_over:
+            return False
+        if self.disk is not None:
             self.disk.collect()
         if not wait.is_on(self.clock()):
             return False
