@@ -25,8 +25,8 @@ RANGES: dict[str, tuple[float, float]] = {
     "repetition_penalty": (0.01, 10),
     "presence_penalty": (-2, 2),
     "frequency_penalty": (-2, 2),
-    "logprobs": (0, 20),
-    "prompt_logprobs": (0, 20),
+    "logprobs": (0, 128),
+    "prompt_logprobs": (0, 128),
 }
 INTEGERS = ("n", "max_tokens", "min_tokens", "top_k", "seed", "logprobs", "prompt_logprobs")
 NULLABLE = ("max_tokens", "seed", "logprobs", "prompt_logprobs")
