@@ -7,6 +7,8 @@ import argparse
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -20,11 +22,13 @@ from kvasir_protocol.events import TokenLogprobs, TokenOutput
 from kvasir_protocol.ids import RequestId
 from kvasir_protocol.request import GenerationRequest
 from kvasir_workers.engine import Engine
+from kvasir_workers.kv.offload.open_tiers import open_tiers
+from kvasir_workers.kv.offload.page_file import RECORD_OVERHEAD_BYTES
 from kvasir_workers.load import build_engine, load_model
 from tests.checkpoints import make_checkpoint
-from tests.integration.engine.conftest import FAMILIES
+from tests.integration.engine.conftest import FAMILIES, never_compute
 from tests.integration.engine.rounding import possible_choices
-from tests.integration.engine.scenarios import Scenario, scenarios
+from tests.integration.engine.scenarios import Scenario, TierPages, scenarios
 
 TOLERANCE = 1e-4
 
@@ -41,6 +45,7 @@ class Checkpoint:
 
     def __init__(self, path: Path, family: str) -> None:
         make_checkpoint(path, family, **(SMALL | FAMILIES[family]))
+        self._path = path
         self._loaded = load_model(
             ModelConfig(path=str(path), served_name="m", dtype="float32"),
             EngineConfig(device="cpu", kv_cache_bytes=2**20),
@@ -50,12 +55,33 @@ class Checkpoint:
         )
         self.eos_token_ids = self._loaded.limits.eos_token_ids
 
-    def engine(self, config: EngineConfig, num_pages: int) -> Engine:
+    @contextmanager
+    def engine(self, config: EngineConfig, num_pages: int, tiers: TierPages | None = None) -> Iterator[Engine]:
         """An engine with pages that are NaN until they are written."""
         layers, two, _, _, heads, head_dim = self._loaded.pages.shape
         pages = torch.full((layers, two, num_pages, config.page_size, heads, head_dim), torch.nan)
         limits = replace(self._loaded.limits, max_sequence_tokens=num_pages * config.page_size)
-        return build_engine(replace(self._loaded, pages=pages, limits=limits), config)
+        loaded = replace(self._loaded, pages=pages, limits=limits)
+        if tiers is None or not config.enable_prefix_caching:
+            yield build_engine(loaded, config)
+            return
+        page_bytes = pages[:, :, 0].nbytes
+        opened = open_tiers(
+            pages,
+            replace(
+                config,
+                host_cache_bytes=tiers.host * page_bytes,
+                disk_cache_bytes=tiers.disk * (page_bytes + RECORD_OVERHEAD_BYTES),
+                disk_cache_path=str(self._path) if tiers.disk else None,
+            ),
+        )
+        assert opened is not None, "tiers were asked for"
+        never_compute(opened)
+        pages.fill_(torch.nan)
+        try:
+            yield build_engine(loaded, config, opened=opened)
+        finally:
+            opened.tiers.close()
 
     @torch.inference_mode()
     def reference(self, texts: list[list[int]]) -> Tensor:
@@ -101,10 +127,10 @@ class Stream:
 class Day:
     """A scenario on its way: one engine, and the streams that it has served."""
 
-    def __init__(self, scenario: Scenario, checkpoint: Checkpoint) -> None:
+    def __init__(self, scenario: Scenario, checkpoint: Checkpoint, engine: Engine) -> None:
         self._scenario = scenario
         self._checkpoint = checkpoint
-        self.engine = checkpoint.engine(scenario.config, scenario.num_pages)
+        self.engine = engine
         self.streams: dict[RequestId, Stream] = {}
         self._alone: dict[RequestId, list[int]] = {}
 
@@ -161,12 +187,12 @@ class Day:
         name = RequestId(request.request_id.removesuffix("#2"))
         if name not in self._alone:
             request = replace(request, emitted_token_ids=())
-            engine = self._checkpoint.engine(ALONE, num_pages=16)
             stream = Stream(request)
-            engine.add(request)
-            while engine.has_work:
-                for output in engine.step():
-                    stream.take(output)
+            with self._checkpoint.engine(ALONE, num_pages=16) as engine:
+                engine.add(request)
+                while engine.has_work:
+                    for output in engine.step():
+                        stream.take(output)
             self._alone[name] = stream.answer
         return self._alone[name]
 
@@ -185,8 +211,9 @@ def end_of(request: GenerationRequest, answer: list[int], eos_token_ids: frozens
 
 def check(scenario: Scenario, checkpoint: Checkpoint) -> Day:
     """Run the scenario. Raises AssertionError where a stream is not what it would be alone, or theirs."""
-    day = Day(scenario, checkpoint)
-    day.run()
+    with checkpoint.engine(scenario.config, scenario.num_pages, scenario.tiers) as engine:
+        day = Day(scenario, checkpoint, engine)
+        day.run()
     streams = list(day.streams.values())
     if not streams:
         return day
@@ -277,6 +304,8 @@ def count(totals: Counter[str], day: Day) -> None:
     totals["tokens"] += counters.generated_tokens
     totals["cached tokens"] += counters.cached_prompt_tokens
     totals["preemptions"] += counters.num_preemptions
+    totals["pages from host memory"] += counters.host_restored_pages
+    totals["pages from disk"] += counters.disk_restored_pages
 
 
 def main() -> None:

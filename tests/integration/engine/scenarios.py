@@ -67,6 +67,14 @@ class Visit:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class TierPages:
+    """Pages that fit into host memory, and on disk."""
+
+    host: int
+    disk: int
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scenario:
     """num_pages may be too few for two callers at once; the longest request just fits."""
@@ -75,6 +83,7 @@ class Scenario:
     settings: Mapping[str, object]
     capacity_tokens: int
     spare_budget: int
+    tiers: TierPages | None
     visits: tuple[Visit, ...]
 
     @property
@@ -146,5 +155,6 @@ def scenarios(families: tuple[str, ...]) -> st.SearchStrategy[Scenario]:
         settings=ENGINE_SETTINGS,
         capacity_tokens=st.integers(MAX_ANSWER_TOKENS + 6, 90),
         spare_budget=st.integers(0, 40),
+        tiers=st.none() | st.builds(TierPages, host=st.integers(1, 40), disk=st.sampled_from([0, 1, 100])),
         visits=st.lists(_visits, min_size=4, max_size=10).map(tuple),
     )

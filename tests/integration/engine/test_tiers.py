@@ -17,7 +17,7 @@ from kvasir_workers.kv.offload.page_file import RECORD_OVERHEAD_BYTES
 from kvasir_workers.load import build_engine, load_model
 from kvasir_workers.memory import page_bytes
 from kvasir_workers.model.loader import load_spec
-from tests.integration.engine.conftest import PAGE_SIZE, MakeModel, Model, run
+from tests.integration.engine.conftest import PAGE_SIZE, MakeModel, Model, never_compute, run
 
 NUM_PAGES = 26
 NUM_TEXTS = 8
@@ -53,6 +53,7 @@ class Layered:
         loaded.pages.fill_(torch.nan)
         opened = open_tiers(loaded.pages, config)
         assert opened is not None
+        never_compute(opened)
         self.opened: OpenTiers = opened
         self.engine: Engine = build_engine(loaded, config, opened=opened)
 
