@@ -1,0 +1,89 @@
+"""What a model asks of a device at best: bytes to read and products to compute, against what the device can do.
+
+Real steps take longer; how much longer is what is worth knowing. Idea: Williams et al., *Roofline* (2009).
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from kvasir_workers.model.spec import DecoderSpec
+
+_READ_BYTES = 2**28
+_PRODUCT_SIZE = 1024
+_NUM_TRIALS = 5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceRates:
+    """bytes_per_s: reading memory. flops_per_s: matrix products, a multiplication and an addition counted as two."""
+
+    bytes_per_s: float
+    flops_per_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelWork:
+    """num_products: multiplications per token in all matrices but the head's; head_products: in the head's.
+
+    attention_products: per token and token of its context. kv_bytes: that a token leaves in the cache.
+    """
+
+    num_products: int
+    head_products: int
+    attention_products: int
+    kv_bytes: int
+    weight_itemsize: int
+
+    @classmethod
+    def of(cls, spec: DecoderSpec, dtype: torch.dtype) -> "ModelWork":
+        width, query = spec.hidden_size, spec.num_heads * spec.head_dim
+        key_value = 2 * spec.num_kv_heads * spec.head_dim
+        layer = width * (query + key_value) + query * width + 3 * width * spec.intermediate_size
+        return cls(
+            num_products=spec.num_layers * layer,
+            head_products=width * spec.vocab_size,
+            attention_products=2 * spec.num_layers * query,
+            kv_bytes=spec.num_layers * key_value * dtype.itemsize,
+            weight_itemsize=dtype.itemsize,
+        )
+
+    @property
+    def read_bytes(self) -> int:
+        """Of weights, that every step reads once."""
+        return (self.num_products + self.head_products) * self.weight_itemsize
+
+
+def decode_s(work: ModelWork, rates: DeviceRates, num_sequences: int, context_len: int) -> float:
+    """Seconds of a step that gives each sequence a token after context_len others."""
+    num_bytes = work.read_bytes + num_sequences * context_len * work.kv_bytes
+    products = work.num_products + work.head_products + context_len * work.attention_products
+    return max(num_bytes / rates.bytes_per_s, 2 * num_sequences * products / rates.flops_per_s)
+
+
+def prefill_s(work: ModelWork, rates: DeviceRates, num_tokens: int) -> float:
+    """Seconds to compute a prompt and its first token. A token sees half of the prompt on average."""
+    products = num_tokens * (work.num_products + num_tokens / 2 * work.attention_products) + work.head_products
+    return max(work.read_bytes / rates.bytes_per_s, 2 * products / rates.flops_per_s)
+
+
+def measure_rates(device: torch.device, dtype: torch.dtype) -> DeviceRates:
+    """The best of a few trials on the device as it is now, in about a second."""
+    block = torch.ones(_READ_BYTES // 4, dtype=torch.float32, device=device)
+    left, right = (torch.ones(_PRODUCT_SIZE, _PRODUCT_SIZE, dtype=dtype, device=device) for _ in range(2))
+    read_s = _best_seconds(lambda: block.sum(), device)
+    product_s = _best_seconds(lambda: left @ right, device)
+    return DeviceRates(bytes_per_s=_READ_BYTES / read_s, flops_per_s=2 * _PRODUCT_SIZE**3 / product_s)
+
+
+def _best_seconds(act: Callable[[], object], device: torch.device) -> float:
+    def seconds() -> float:
+        start = time.perf_counter()
+        act()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        return time.perf_counter() - start
+
+    return min(seconds() for _ in range(1 + _NUM_TRIALS))
