@@ -36,6 +36,13 @@ def build_parser() -> argparse.ArgumentParser:
         "serve", help="serve a model on this host", description="Serve a model on this host until Ctrl-C."
     )
     add_serve_options(serve)
+    plan = commands.add_parser(
+        "plan",
+        help="what a model takes and gives on this host",
+        description="Memory, longest context, concurrency and speed at best; nothing is loaded.",
+    )
+    add_serve_options(plan)
+    plan.add_argument("--json", action="store_true", help="print the figures as JSON")
     status = commands.add_parser("status", help="show the replicas of a running server and what they do")
     chat = commands.add_parser(
         "chat",
@@ -64,6 +71,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 from kvasir.cli.status import show_status
 
                 return show_status(options.url, options.api_key)
+            case "plan":
+                from kvasir.cli.plan import show_plan
+
+                return show_plan(options)
             case "bench":
                 from kvasir.cli.bench import run_bench
 

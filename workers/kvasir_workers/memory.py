@@ -45,6 +45,15 @@ def page_bytes(spec: DecoderSpec, page_size: int, dtype: torch.dtype) -> int:
     return 2 * spec.num_layers * page_size * spec.num_kv_heads * spec.head_dim * dtype.itemsize
 
 
+def step_bytes(spec: DecoderSpec, dtype: torch.dtype, config: EngineConfig) -> int:
+    """Bytes that a full step's tensors take at once: the widest layer's, and the logits of all sequences twice."""
+    num_heads = spec.num_heads + 2 * spec.num_kv_heads
+    attention = num_heads * spec.head_dim + spec.num_heads * spec.head_dim
+    row = 3 * spec.hidden_size + max(attention, 3 * spec.intermediate_size)
+    logits = 2 * config.max_num_seqs * spec.vocab_size * torch.float32.itemsize
+    return config.max_num_batched_tokens * row * dtype.itemsize + logits
+
+
 def free_memory(device: torch.device) -> FreeMemory:
     """What a new process could have on the device now."""
     return FreeMemory(device_type=device.type, num_bytes=_free_bytes(device))

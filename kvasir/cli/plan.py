@@ -1,0 +1,152 @@
+"""`kvasir plan`: what a model will take, and what it can give at best, before anything is loaded."""
+
+import argparse
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from kvasir.cli.host import check_model, find_hardware
+from kvasir.cli.options import make_config
+from kvasir_cluster.pools import num_replicas, resolve
+from kvasir_protocol.config import ClusterConfig
+from kvasir_workers.kv.manager import pages_for
+from kvasir_workers.load import resolve_device, resolve_dtype
+from kvasir_workers.memory import Footprint, free_memory, page_bytes, plan_memory, step_bytes
+from kvasir_workers.model.loader import load_spec, weight_bytes
+from kvasir_workers.model.spec import DecoderSpec
+from kvasir_workers.replica_server import resident_bytes
+from kvasir_workers.roofline import DeviceRates, ModelWork, decode_s, measure_rates, prefill_s
+
+PROMPTS = (128, 1024)
+BATCHES = (1, 8, 32, 256)
+CONTEXT = 512
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReplicaPlan:
+    """Bytes of one replica. process_bytes: Python, torch and our own code, as this process has them now."""
+
+    weight_bytes: int
+    num_pages: int
+    page_bytes: int
+    host_cache_bytes: int
+    step_bytes: int
+    process_bytes: int
+    max_sequence_tokens: int
+    page_size: int
+
+    @property
+    def total_bytes(self) -> int:
+        pages = self.num_pages * self.page_bytes
+        return self.weight_bytes + pages + self.host_cache_bytes + self.step_bytes + self.process_bytes
+
+    def num_sequences(self, num_tokens: int) -> int:
+        """How many of so many tokens the pages hold at once, with nothing in common."""
+        return self.num_pages // pages_for(num_tokens, self.page_size)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Speed:
+    """At best. ttft_s: by prompt length; tokens_per_s: by running sequences, each with CONTEXT tokens."""
+
+    rates: DeviceRates
+    ttft_s: dict[int, float]
+    tokens_per_s: dict[int, float]
+
+
+def show_plan(options: argparse.Namespace) -> int:
+    """Print it. Raises KvasirError where the model can't be served like this."""
+    config = resolve(make_config(options, default_is_mixed=False), find_hardware())
+    check_model(config.model)
+    device = resolve_device(config.engine)
+    spec = load_spec(Path(config.model.path))
+    dtype = resolve_dtype(config.model, spec)
+    replica = plan_replica(config, spec, device, dtype)
+    if config.engine.num_threads is not None:
+        torch.set_num_threads(config.engine.num_threads)
+    speed = predict(ModelWork.of(spec, dtype), measure_rates(device, dtype), replica)
+    if options.json:
+        print(json.dumps({"replica": asdict(replica), "speed": asdict(speed)}, indent=2))
+        return 0
+    console = Console(highlight=False)
+    console.print(f"{config.model.served_name}: {spec.architecture}, {dtype} on {device}", markup=False)
+    console.print(_memory_table(config, replica))
+    console.print(_speed_table(replica, speed))
+    return 0
+
+
+def plan_replica(config: ClusterConfig, spec: DecoderSpec, device: torch.device, dtype: torch.dtype) -> ReplicaPlan:
+    """What each replica takes. Raises OutOfMemory with the numbers if it does not fit."""
+    engine, path = config.engine, Path(config.model.path)
+    footprint = Footprint(
+        weight_bytes=weight_bytes(path, dtype),
+        page_bytes=page_bytes(spec, engine.page_size, dtype),
+        max_positions=spec.max_position_embeddings,
+    )
+    plan = plan_memory(footprint, engine, config.model.max_model_len, free_memory(device))
+    return ReplicaPlan(
+        weight_bytes=footprint.weight_bytes,
+        num_pages=plan.num_pages,
+        page_bytes=footprint.page_bytes,
+        host_cache_bytes=engine.host_cache_bytes,
+        step_bytes=step_bytes(spec, dtype, engine),
+        process_bytes=resident_bytes(),
+        max_sequence_tokens=plan.max_sequence_tokens,
+        page_size=engine.page_size,
+    )
+
+
+def predict(work: ModelWork, rates: DeviceRates, replica: ReplicaPlan) -> Speed:
+    """For what fits into the pages."""
+    longest = replica.max_sequence_tokens
+    prompts = sorted({length for length in (*PROMPTS, longest - 1) if length < longest})
+    context = min(CONTEXT, longest - 1)
+    batches = [number for number in BATCHES if number <= replica.num_sequences(context + 1)]
+    return Speed(
+        rates=rates,
+        ttft_s={length: prefill_s(work, rates, length) for length in prompts},
+        tokens_per_s={number: number / decode_s(work, rates, number, context) for number in batches},
+    )
+
+
+def _memory_table(config: ClusterConfig, replica: ReplicaPlan) -> Table:
+    table = Table(box=None, pad_edge=False, show_header=False)
+    table.add_column()
+    table.add_column(justify="right")
+    pages = f"{replica.num_pages:,} pages of {replica.page_size} tokens"
+    rows = {
+        "weights": replica.weight_bytes,
+        f"keys and values, {pages}": replica.num_pages * replica.page_bytes,
+        "host memory for evicted pages": replica.host_cache_bytes,
+        "tensors of a full step": replica.step_bytes,
+        "Python and torch": replica.process_bytes,
+        "one replica": replica.total_bytes,
+    }
+    for name, num_bytes in rows.items():
+        if num_bytes:
+            table.add_row(name, _mib(num_bytes))
+    number = num_replicas(config.pools)
+    if number > 1:
+        table.add_row(f"{number} replicas", _mib(number * replica.total_bytes))
+    return table
+
+
+def _speed_table(replica: ReplicaPlan, speed: Speed) -> Table:
+    table = Table(box=None, pad_edge=False, show_header=False)
+    longest = replica.max_sequence_tokens
+    table.add_row("longest context", f"{longest:,} tokens, {replica.num_sequences(longest)} of them at once")
+    rates = f"{speed.rates.bytes_per_s / 1e9:.1f} GB/s read, {speed.rates.flops_per_s / 1e9:,.0f} GFLOP/s, measured now"
+    table.add_row("the device", rates)
+    for length, seconds in speed.ttft_s.items():
+        table.add_row(f"first token after {length:,}", f"{1000 * seconds:,.1f} ms at best")
+    for number, rate in speed.tokens_per_s.items():
+        table.add_row(f"{number} at once", f"{rate:,.0f} tokens/s at best")
+    return table
+
+
+def _mib(num_bytes: int) -> str:
+    return f"{num_bytes / 2**20:,.1f} MiB"

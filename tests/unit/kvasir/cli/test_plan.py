@@ -1,0 +1,67 @@
+"""What is said before anything is loaded, against what loading it takes."""
+
+import json
+
+import pytest
+import torch
+
+from kvasir.cli.main import build_parser, main
+from kvasir.cli.options import make_config
+from kvasir.cli.plan import PROMPTS, ReplicaPlan, plan_replica, predict
+from kvasir.demo import demo_model_path
+from kvasir_protocol.config import EngineConfig, ModelConfig
+from kvasir_workers.load import load_model
+from kvasir_workers.model.loader import load_spec
+from kvasir_workers.roofline import DeviceRates, ModelWork
+
+CPU = torch.device("cpu")
+RATES = DeviceRates(bytes_per_s=1e9, flops_per_s=1e9)
+
+
+def planned(*flags: str) -> ReplicaPlan:
+    config = make_config(build_parser().parse_args(["plan", "--device", "cpu", *flags]), default_is_mixed=False)
+    return plan_replica(config, load_spec(demo_model_path()), CPU, torch.float32)
+
+
+def test_weights_and_pages_are_those_that_loading_makes() -> None:
+    plan = planned("--kv-cache-memory-bytes", "32MiB")
+    loaded = load_model(
+        ModelConfig(path=str(demo_model_path()), served_name="m"), EngineConfig(device="cpu", kv_cache_bytes=2**25)
+    )
+    assert plan.num_pages * plan.page_bytes == loaded.pages.nbytes
+    assert plan.weight_bytes == sum(weight.nbytes for weight in loaded.decoder.parameters())
+    assert plan.max_sequence_tokens == loaded.limits.max_sequence_tokens
+
+
+def test_sum_has_every_part() -> None:
+    small, large = planned("--kv-cache-memory-bytes", "32MiB"), planned("--kv-cache-memory-bytes", "64MiB")
+    assert large.total_bytes - small.total_bytes == pytest.approx(2**25, abs=2**22)
+    assert small.total_bytes > small.weight_bytes + 2**25
+
+
+def test_wider_steps_take_more_memory() -> None:
+    assert planned("--max-num-batched-tokens", "4096").step_bytes > planned().step_bytes
+
+
+def test_only_what_fits_into_the_context_and_the_pages_is_predicted() -> None:
+    replica = planned("--kv-cache-memory-bytes", "8MiB", "--max-model-len", "600")
+    speed = predict(ModelWork.of(load_spec(demo_model_path()), torch.float32), RATES, replica)
+    assert list(speed.ttft_s) == [PROMPTS[0], 599]
+    assert list(speed.tokens_per_s) == [1]
+    assert replica.num_sequences(600) == replica.num_pages // 38
+
+
+def test_command_tells_it_as_a_table_and_as_json(capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ["plan", "--device", "cpu", "--kv-cache-memory-bytes", "32MiB"]
+    assert main(flags) == 0
+    text = capsys.readouterr().out
+    assert "one replica" in text
+    assert "tokens/s at best" in text
+    assert main([*flags, "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["replica"]["num_pages"] == planned("--kv-cache-memory-bytes", "32MiB").num_pages
+
+
+def test_what_cannot_fit_is_refused_with_what_to_change(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "--device", "cpu", "--kv-cache-memory-bytes", "90TiB"]) == 1
+    assert "lower max_model_len" in capsys.readouterr().err
