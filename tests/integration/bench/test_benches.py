@@ -10,6 +10,7 @@ ROOT = Path(__file__).parents[3]
 SMALL = {
     "continuous_batching": (["--requests", "4", "--batch", "2", "--rounds", "1", "--simulate"], "times as fast"),
     "fairness": (["--rounds", "1", "--steps", "30", "--simulate"], "over an idle engine"),
+    "kv_tiers": (["--texts", "3", "--tokens", "40", "--rounds", "2"], "host memory and disk"),
     "kv_memory_waste": (["--requests", "6", "--places", "2"], "pages of 16"),
     "multi_turn_reuse": (["--chats", "1", "--turns", "2", "--answer", "2", "--rounds", "1"], "whole pages"),
     "structured_output": (["--batch", "2", "--tokens", "4", "--rounds", "2"], "loss of CPU time"),
