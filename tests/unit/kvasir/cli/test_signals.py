@@ -8,7 +8,8 @@ from kvasir.cli.signals import STOP_SIGNALS, StopRequested, StopSignals
 
 @pytest.fixture
 def stop():
-    before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
+    # As a shell starts a command; nohup would have it ignore one of them.
+    before = {number: signal.signal(number, signal.SIG_DFL) for number in STOP_SIGNALS}
     stop = StopSignals()
     stop.install()
     yield stop
