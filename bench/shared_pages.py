@@ -47,7 +47,7 @@ class CountingSteps:
 
 def measure(num_prompt: int, num_answer: int, width: int, page_size: int, *, beams: bool) -> CountingSteps:
     with LLM(kv_cache_memory_bytes=KV_BYTES, block_size=page_size, device="cpu", num_threads=1) as llm:
-        engine = llm._engine
+        engine = llm._driver.engine
         engine._runner = steps = CountingSteps(engine, page_size)
         prompt = (llm._codec.encode(TEXT) * 10)[:num_prompt]
         if beams:

@@ -3,8 +3,7 @@
 import gc
 import math
 import secrets
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from itertools import count
 from pathlib import Path
@@ -17,6 +16,7 @@ from tqdm import tqdm
 from kvasir.beam_search import Beam, BeamSearch, BeamSearchParams, FinishedBeam
 from kvasir.choice import Choice, request_output
 from kvasir.demo import DEMO_MODEL_NAME, demo_model_path
+from kvasir.driver import Driver
 from kvasir.outputs import (
     BeamSearchOutput,
     BeamSearchSequence,
@@ -32,10 +32,7 @@ from kvasir_protocol.config import Device, DType, EngineConfig, ModelConfig, Sch
 from kvasir_protocol.errors import ContextTooLong, InvalidRequest
 from kvasir_protocol.ids import RequestId
 from kvasir_protocol.request import MAX_LOGPROBS, MAX_SEED, GenerationRequest, Pooling, SamplingParams
-from kvasir_protocol.structured import StructuredOutput
 from kvasir_router.tokenise import TextCodec
-from kvasir_workers.engine import Engine
-from kvasir_workers.grammar.state import Grammar
 from kvasir_workers.kv.offload.open_tiers import open_tiers
 from kvasir_workers.load import build_engine, grammar_compiler, load_model
 
@@ -66,6 +63,7 @@ class LLM:
         disk_cache_bytes: int = 0,
         disk_cache_path: str | None = None,
         scheduling_policy: SchedulingPolicyName = "fcfs",
+        overlap: bool | None = None,
         num_threads: int | None = None,
     ) -> None:
         directory = Path(model) if model is not None else demo_model_path()
@@ -81,6 +79,7 @@ class LLM:
             disk_cache_bytes=disk_cache_bytes,
             disk_cache_path=disk_cache_path,
             scheduling_policy=scheduling_policy,
+            overlap=overlap,
             max_waiting_requests=None,  # the caller, who is here, may hand over as many prompts as it likes
             num_threads=num_threads,
         )
@@ -94,10 +93,9 @@ class LLM:
         self._eos_token_ids = loaded.limits.eos_token_ids
         self._num_pages = loaded.pages.shape[2]
         self._tiers = open_tiers(loaded.pages, config)
-        self._open_engine: Engine | None = build_engine(loaded, config, opened=self._tiers)
-        self._grammars = grammar_compiler(directory, loaded.limits)
+        engine = build_engine(loaded, config, opened=self._tiers)
+        self._driver = Driver(engine, grammar_compiler(directory, loaded.limits), self._codec)
         self._request_numbers = count()
-        self._choices: dict[RequestId, Choice] = {}
 
     def __enter__(self) -> Self:
         return self
@@ -109,23 +107,17 @@ class LLM:
 
     def close(self) -> None:
         """Give the memory back: weights and pages. Nothing can be asked of this LLM any more."""
-        if self._open_engine is not None and self._tiers is not None:
+        self._driver.close()
+        if self._tiers is not None:
             self._tiers.tiers.close()
-        self._open_engine = self._tiers = None
-        self._choices.clear()
+        self._tiers = None
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
-    @property
-    def _engine(self) -> Engine:
-        if self._open_engine is None:
-            raise RuntimeError("this LLM is closed; make a new one")
-        return self._open_engine
-
     def get_stats(self) -> EngineStats:
         """How the engine fares: its queues, its pages, and its totals since the start."""
-        engine = self._engine
+        engine = self._driver.engine
         return EngineStats(
             num_running=engine.num_running,
             num_waiting=engine.num_waiting,
@@ -177,7 +169,8 @@ class LLM:
         if len(token_prompts) != 1:
             raise InvalidRequest(f"a stream answers one prompt, got {len(token_prompts)}", "prompt")
         params = sampling_params if sampling_params is not None else self.get_default_sampling_params()
-        return Stream(self._submit(self._requests(token_prompts[0], params)), self._step, self._forget)
+        driver = self._driver
+        return Stream(driver.submit(self._requests(token_prompts[0], params)), driver.step, driver.forget)
 
     def encode(
         self,
@@ -195,9 +188,9 @@ class LLM:
             raise InvalidRequest(f"pooling must be one of {', '.join(get_args(Pooling))}, got {pooling!r}", "pooling")
         token_prompts = read_prompts(prompts, self._codec)
         requests = [self._pooling_request(prompt, pooling) for prompt in token_prompts]
-        choices = self._submit(requests)
-        with self._abort_at_end(choices):
-            self._run(choices, "Embeddings", use_tqdm=use_tqdm)
+        choices = self._driver.submit(requests)
+        with self._driver.abort_at_end(choices):
+            self._driver.run(choices, "Embeddings", use_tqdm=use_tqdm)
         return [
             EmbeddingRequestOutput(
                 request_id=choice.request.request_id,
@@ -245,9 +238,9 @@ class LLM:
             for prompt, search in searches
             for beam in search.running
         ]
-        choices = self._submit(requests)
-        with self._abort_at_end(choices):
-            self._run(choices, "", use_tqdm=False)
+        choices = self._driver.submit(requests)
+        with self._driver.abort_at_end(choices):
+            self._driver.run(choices, "", use_tqdm=False)
         continuations = iter([choice.pieces[0].scored[0].logprobs for choice in choices])
         for _, search in searches:
             if search.running:
@@ -299,17 +292,12 @@ class LLM:
         params = params_per_prompt(sampling_params, len(prompts))
         priorities = priorities_per_prompt(priority, len(prompts))
         requests = [self._requests(*order) for order in zip(prompts, params, priorities, strict=True)]
-        choices = self._submit([request for group in requests for request in group])
-        with self._abort_at_end(choices):
-            self._run(choices, "Answers", use_tqdm=use_tqdm)
+        choices = self._driver.submit([request for group in requests for request in group])
+        with self._driver.abort_at_end(choices):
+            self._driver.run(choices, "Answers", use_tqdm=use_tqdm)
         rest = iter(choices)
         groups = [[next(rest) for _ in group] for group in requests]
         return [request_output(prompt, group) for prompt, group in zip(prompts, groups, strict=True)]
-
-    def _compile_all(self, params: Iterable[SamplingParams]) -> dict[StructuredOutput, Grammar]:
-        """Every form that is asked for, compiled. Raises InvalidRequest or ServiceUnavailable."""
-        wanted = {param.structured_outputs for param in params if param.structured_outputs is not None}
-        return {form: self._grammars.compile(form) for form in wanted}
 
     def _requests(self, prompt: TokenPrompt, params: SamplingParams, priority: int = 0) -> list[GenerationRequest]:
         """The prompt's n streams, with all settled that was left open."""
@@ -339,58 +327,6 @@ class LLM:
             )
             for index in range(params.n)
         ]
-
-    def _submit(self, requests: Sequence[GenerationRequest]) -> list[Choice]:
-        """Give all to the engine, or none. Raises InvalidRequest for the first that can't be served."""
-        grammars = self._compile_all(request.sampling for request in requests)
-        choices: list[Choice] = []
-        try:
-            for request in requests:
-                wanted = request.sampling.structured_outputs
-                self._engine.add(request, grammar=grammars[wanted] if wanted is not None else None)
-                choices.append(Choice(request, self._codec))
-                self._choices[request.request_id] = choices[-1]
-        except BaseException:
-            self._forget(choices)
-            raise
-        return choices
-
-    @contextmanager
-    def _abort_at_end(self, choices: Sequence[Choice]) -> Iterator[None]:
-        """However it ends (also with Ctrl-C), nothing of it stays in the engine."""
-        try:
-            yield
-        finally:
-            self._forget(choices)
-
-    def _forget(self, choices: Sequence[Choice]) -> None:
-        for choice in choices:
-            request_id = choice.request.request_id
-            if self._choices.pop(request_id, None) is not None and not choice.is_done:
-                self._engine.abort(request_id)
-        while not self._choices and (engine := self._open_engine) is not None and engine.has_work:
-            engine.step()  # lands the step that is on its way
-
-    def _run(self, choices: Sequence[Choice], title: str, *, use_tqdm: bool) -> None:
-        """Step until all of these are done."""
-        with tqdm(total=len(choices), desc=title, disable=not use_tqdm) as progress:
-            left = {choice.request.request_id for choice in choices}
-            while left:
-                for request_id in left.intersection(self._step()):
-                    left.remove(request_id)
-                    progress.update()
-
-    def _step(self) -> list[RequestId]:
-        """One step of the engine; its outputs go to the choices of all calls that are open. Returns who is done."""
-        done: list[RequestId] = []
-        for output in self._engine.step():
-            choice = self._choices[output.request_id]
-            choice.read(output)
-            if choice.is_done:
-                done.append(output.request_id)
-                if output.finish_reason is None:
-                    self._engine.abort(output.request_id)
-        return done
 
 
 def _normalized(embedding: Sequence[float]) -> list[float]:

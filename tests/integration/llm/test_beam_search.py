@@ -110,7 +110,7 @@ class WatchedSteps:
 
 
 def watch(llm: LLM) -> WatchedSteps:
-    llm._engine._runner = steps = WatchedSteps(llm._engine)
+    llm._driver.engine._runner = steps = WatchedSteps(llm._driver.engine)
     return steps
 
 

@@ -1,13 +1,18 @@
 """The LLM class: streams, statistics, and what is left when it is closed."""
 
 import gc
+import signal
 import weakref
+from itertools import count
 from pathlib import Path
 
 import pytest
 
 from kvasir import LLM, Increment, SamplingParams
 from kvasir_protocol.errors import InvalidRequest
+from kvasir_protocol.structured import structured_output
+from kvasir_workers.engine import StepFlight
+from kvasir_workers.scheduler import StepPlan
 from tests.integration.llm.conftest import PAGE_SIZE, MakeLLM
 
 PROMPT = "The quick brown fox jumps over the lazy dog. " * 2
@@ -101,10 +106,52 @@ def test_request_that_waits_for_a_place_has_waited_in_the_queue(make_llm: MakeLL
         assert second.metrics.queue_s >= first.metrics.first_token_s
 
 
+@pytest.mark.parametrize("overlap", [False, True])
+@pytest.mark.parametrize("form", [None, {"regex": "[a-z]{40}"}])
+def test_interrupted_call_leaves_nothing_and_the_next_one_is_right(
+    make_llm: MakeLLM, overlap: bool, form: object
+) -> None:
+    structured = structured_output(form) if form is not None else None  # type: ignore[arg-type]
+    params = SamplingParams(temperature=0, max_tokens=30, structured_outputs=structured)
+    with make_llm(overlap=overlap) as llm:
+        (expected,) = llm.generate(PROMPT, params, use_tqdm=False)
+        runner = llm._driver.engine._runner
+        steps = count()
+
+        class Interrupted:
+            def launch(self, plan: StepPlan) -> StepFlight:
+                if next(steps) == 5:
+                    signal.raise_signal(signal.SIGINT)
+                return runner.launch(plan)
+
+        llm._driver.engine._runner = Interrupted()
+        with pytest.raises(KeyboardInterrupt):
+            llm.generate(PROMPT, params, use_tqdm=False)
+        llm._driver.engine._runner = runner
+        stats = llm.get_stats()
+        assert (stats.num_running, stats.num_waiting, stats.num_used_pages) == (0, 0, 0)
+        llm._driver.engine.audit()
+        (again,) = llm.generate(PROMPT, params, use_tqdm=False)
+        assert again.outputs[0].token_ids == expected.outputs[0].token_ids
+
+
+def test_engine_that_failed_is_not_asked_again(make_llm: MakeLLM) -> None:
+    class Broken:
+        def launch(self, plan: StepPlan) -> StepFlight:
+            raise MemoryError("no more")
+
+    with make_llm() as llm:
+        llm._driver.engine._runner = Broken()
+        with pytest.raises(MemoryError):
+            llm.generate(PROMPT, GREEDY, use_tqdm=False)
+        with pytest.raises(RuntimeError, match="make a new LLM"):
+            llm.generate(PROMPT, GREEDY, use_tqdm=False)
+
+
 def test_closing_frees_weights_and_pages(make_llm: MakeLLM) -> None:
     with make_llm() as llm:
         llm.generate(PROMPT, GREEDY, use_tqdm=False)
-        engine = weakref.ref(llm._engine._runner._decoder)  # type: ignore[attr-defined]
+        engine = weakref.ref(llm._driver.engine._runner._decoder)  # type: ignore[attr-defined]
         open_stream = llm.stream(PROMPT, GREEDY)
     assert engine() is None
     with pytest.raises(RuntimeError, match="closed"):
