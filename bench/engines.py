@@ -13,7 +13,7 @@ from kvasir_workers.load import LoadedModel, build_engine, load_model
 from kvasir_workers.request_check import EngineLimits
 from kvasir_workers.runner.grammar_mask import GrammarMasks
 from kvasir_workers.runner.sampler import SampledToken
-from kvasir_workers.scheduler import StepPlan
+from kvasir_workers.step_plan import StepPlan
 
 STEP_S, TOKEN_S = 5e-3, 2e-5
 """Of a simulated step: about what a model of 8 billion parameters takes on a large GPU, weights and per token."""

@@ -30,7 +30,7 @@ from kvasir_protocol.request import GenerationRequest, SamplingParams
 from kvasir_workers.engine import Engine
 from kvasir_workers.kv.manager import KvManager
 from kvasir_workers.request_check import EngineLimits
-from kvasir_workers.scheduler import StepPlan
+from kvasir_workers.step_plan import StepPlan
 
 MAX_MODEL_LEN = 2048
 MIXES = {"ShareGPT": (161.0, 338.0), "Alpaca": (19.0, 58.0)}

@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from bench.engines import KV_BYTES
 from kvasir import LLM, BeamSearchParams, SamplingParams
 from kvasir_workers.engine import Engine, StepFlight
-from kvasir_workers.scheduler import StepPlan
+from kvasir_workers.step_plan import StepPlan
 
 TEXT = (
     "A KV cache keeps the keys and values of all tokens that a model has seen, so that each new token needs only one "

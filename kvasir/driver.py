@@ -123,6 +123,6 @@ class Driver:
     def _outputs(self) -> list[TokenOutput]:
         try:
             return self.engine.step()
-        except Exception:
+        except BaseException:
             self._has_failed = True
             raise

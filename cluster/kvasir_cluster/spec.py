@@ -25,7 +25,8 @@ class RunningRank(Protocol):
     def failure(self) -> str | None:
         """Why it is of no use any more; None while it is healthy."""
 
-    def stop(self) -> None: ...
+    def stop(self) -> object:
+        """End orderly. What is returned is for whoever owns the process."""
 
 
 BuildRank = Callable[[ReplicaConfig, bytes, int], RunningRank]

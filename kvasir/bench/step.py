@@ -21,7 +21,7 @@ from kvasir_workers.request_check import EngineLimits
 from kvasir_workers.runner.batch import BatchBuilder
 from kvasir_workers.runner.executor import DeviceThread, Masks, StepInPlace, StepInThread
 from kvasir_workers.runner.sampler import SampledToken
-from kvasir_workers.scheduler import StepPlan
+from kvasir_workers.step_plan import StepPlan
 
 VOCAB_SIZE = 32_000
 PAGE_SIZE = 16

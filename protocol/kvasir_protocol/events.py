@@ -48,9 +48,10 @@ class EngineCounters:
     """Totals since the engine started.
 
     recomputed_tokens: computed again after a preemption. refused_requests: those that found the line full.
+    overdue_requests: those that waited for their first step beyond their deadline.
     host_saved_pages: from the device to host memory; disk_saved_pages: from there to disk; x_restored_pages: back up
-    from x; x_dropped_pages: gone from x for want of room while no tier below had them; disk_corrupt_pages: not read
-    back as they were written.
+    from x; x_dropped_pages: gone for want of room in x or below it; disk_corrupt_pages: not read back as they were
+    written.
     """
 
     num_steps: int = 0
@@ -66,6 +67,7 @@ class EngineCounters:
     finished_handed_over: int = 0
     recomputed_tokens: int = 0
     refused_requests: int = 0
+    overdue_requests: int = 0
     host_saved_pages: int = 0
     host_restored_pages: int = 0
     host_dropped_pages: int = 0

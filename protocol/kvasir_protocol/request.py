@@ -9,7 +9,7 @@ from kvasir_protocol.ids import RequestId
 from kvasir_protocol.structured import StructuredOutput, structured_output
 
 MAX_LOGPROBS = 128
-"""Alternatives per token that a caller may ask for, as in OpenAI's and vLLM's servers."""
+"""Alternatives per token that a caller in this process may ask for: what 64 beams need and more. HTTP takes fewer."""
 
 MAX_SEED = 2**63 - 1
 

@@ -132,7 +132,7 @@ _COUNTERS: dict[str, Callable[[ReplicaStats], float]] = {
     names.DISK_PAGES_DROPPED: lambda stats: stats.engine.disk_dropped_pages,
     names.DISK_PAGES_CORRUPT: lambda stats: stats.engine.disk_corrupt_pages,
     names.REQUESTS_REFUSED: lambda stats: stats.engine.refused_requests,
-    names.REQUESTS_OVERDUE: lambda stats: stats.engine.finished_error,
+    names.REQUESTS_OVERDUE: lambda stats: stats.engine.overdue_requests,
     names.ENGINE_STEPS: lambda stats: stats.engine.num_steps,
     names.PREFILL_TOKENS_COMPUTED: lambda stats: stats.engine.computed_prompt_tokens,
     names.HANDOVER_PUSHED: lambda stats: stats.handover.pushed_requests,

@@ -4,9 +4,8 @@ from collections import Counter
 from collections.abc import Callable
 from collections.abc import Sequence as Many
 from dataclasses import dataclass, fields
-from math import isfinite
+from math import inf, isfinite
 from time import monotonic
-from typing import Protocol
 
 from kvasir_protocol.config import EngineConfig
 from kvasir_protocol.errors import InvalidRequest, ServiceUnavailable
@@ -20,31 +19,12 @@ from kvasir_workers.kv.exports import PageExporter, PageExports
 from kvasir_workers.kv.manager import KvManager
 from kvasir_workers.prompt_reader import PromptPooler, PromptScorer
 from kvasir_workers.request_check import EngineLimits, check_request
+from kvasir_workers.runner.device import Runner, StepFlight
 from kvasir_workers.runner.grammar_mask import GrammarMasks, StructuredRow, make_masks
 from kvasir_workers.runner.sampler import SampledToken
-from kvasir_workers.scheduler import Scheduler, StepPlan
+from kvasir_workers.scheduler import Scheduler
 from kvasir_workers.sequence import Sequence
-
-
-class StepFlight(Protocol):
-    """A step on its way through the device."""
-
-    def allow(self, masks: GrammarMasks | None) -> None:
-        """What the grammars of its sampling rows let through; said once. It waits for this before it samples."""
-        ...
-
-    def land(self) -> list[SampledToken]:
-        """Wait for its end: one sampled token per entry that samples, in the plan's order."""
-        ...
-
-
-class Runner(Protocol):
-    """Computes plans on the device, one after the other."""
-
-    def launch(self, plan: StepPlan) -> StepFlight:
-        """Write the new tokens' keys and values, and sample. A token that is still coming is the one that the step
-        launched before this one samples."""
-        ...
+from kvasir_workers.step_plan import StepPlan
 
 
 class Engine:
@@ -67,6 +47,8 @@ class Engine:
         self._max_num_seqs = config.max_num_seqs
         self._overlaps = config.overlap is True
         self._flight: _Flight | None = None
+        self._has_failed = False
+        self._num_launches = 0
         self._scheduler = Scheduler(config, kv)
         self._reserved: set[Sequence] = set()
         self._counts: Counter[str] = Counter({item.name: 0 for item in fields(EngineCounters)})
@@ -81,12 +63,7 @@ class Engine:
 
     @property
     def has_work(self) -> bool:
-        return self.num_running + self.num_waiting > 0 or self.is_in_flight
-
-    @property
-    def is_in_flight(self) -> bool:
-        """A step is on its way."""
-        return self._flight is not None
+        return self.num_running + self.num_waiting > 0 or self._flight is not None
 
     def counters(self) -> EngineCounters:
         preempted, recomputed = self._scheduler.num_preemptions, self._scheduler.num_recomputed_tokens
@@ -95,8 +72,9 @@ class Engine:
         return EngineCounters(**totals)
 
     @property
-    def num_steps(self) -> int:
-        return self._counts["num_steps"]
+    def num_moves(self) -> int:
+        """Launches and landings so far: a step that does any work adds to it."""
+        return self._num_launches + self._counts["num_steps"]
 
     @property
     def num_used_pages(self) -> int:
@@ -156,10 +134,28 @@ class Engine:
     def step(self) -> list[TokenOutput]:
         """Plan, launch, land: one pass of the model is sent off, and what one yielded is returned.
 
+        An engine in which a step failed has lost count of what is on its way: it takes no other.
+
         Without overlap that is the same pass; with it the one before, which ran while this one was planned:
 
             plan 1, launch 1 | plan 2, launch 2, land 1 | plan 3, launch 3, land 2 | ...
         """
+        assert not self._has_failed, "a step failed before; make a new engine"
+        try:
+            return self._step()
+        except BaseException:
+            self._has_failed = True
+            if self._flight is not None:
+                self._flight.step.allow(None)  # else the device would wait for it for ever
+            raise
+
+    def close(self) -> None:
+        """Let the step on its way end, so that nothing runs any more when its memory goes."""
+        if self._flight is not None:
+            flight, self._flight = self._flight, None
+            flight.step.land()
+
+    def _step(self) -> list[TokenOutput]:
         outputs = [self._give_up(sequence) for sequence in self._scheduler.overdue(self._clock())]
         plan = self._scheduler.plan(reserved=self._reserved, is_ahead=self._flight is not None)
         before, self._flight = self._flight, self._launch(plan) if plan is not None and plan.entries else None
@@ -182,6 +178,7 @@ class Engine:
             if sequence.grammar is not None and entry.samples:
                 is_structured = True
         step = self._runner.launch(plan)
+        self._num_launches += 1
         if not is_structured:
             step.allow(None)
         self._scheduler.take_off(plan)
@@ -201,6 +198,7 @@ class Engine:
         self._scheduler.remove(sequence)
         self._exports.cancel(sequence)
         self._counts["finished_error"] += 1
+        self._counts["overdue_requests"] += 1
         return TokenOutput(
             request_id=sequence.request_id,
             first_index=0,
@@ -222,7 +220,8 @@ class Engine:
             if entry.start < sequence.num_prompt_tokens:
                 num_prompt_tokens = min(entry.num_new, sequence.num_prompt_tokens - entry.start)
                 self._counts["computed_prompt_tokens"] += num_prompt_tokens
-            if not self._scheduler.land(entry):
+            # A logit that is NaN or infinity: neither the token nor the pages behind it hold numbers.
+            if not self._scheduler.land(entry, is_sound=token is None or token.logit < inf):
                 continue
             if sequence.ticket is not None:
                 self._exports.offer(sequence)
@@ -305,7 +304,7 @@ class Engine:
             self._exports.finish(sequence)
         else:
             self._exports.cancel(sequence)
-        self._scheduler.remove(sequence, is_complete=True)
+        self._scheduler.remove(sequence, is_complete=reason != "error")
         self._counts[f"finished_{reason}"] += 1
 
     def _count_prompt(self, sequence: Sequence) -> None:
@@ -334,12 +333,14 @@ class Engine:
         self._kv.attach_prefix(sequence, can_copy=False)
         num_missing = self._kv.num_missing(sequence)
         num_free = self._kv.num_available - self._scheduler.num_awaited_pages
-        if num_missing > num_free or not self._kv.try_grow(sequence, sequence.num_tokens, fills_in_step=False):
+        if num_missing > num_free:
             self._kv.detach(sequence)
             raise ServiceUnavailable(f"{max(0, num_free)} pages are free, the request needs {num_missing}")
         if not self._scheduler.has_room(sequence, self._reserved):
             self._kv.detach(sequence)
             raise ServiceUnavailable("the free pages are promised to the longest answers of those that run")
+        has_grown = self._kv.try_grow(sequence, sequence.num_tokens, fills_in_step=False)
+        assert has_grown, f"{sequence.request_id} lacks pages that were counted"
         self._reserved.add(sequence)
         return sequence
 

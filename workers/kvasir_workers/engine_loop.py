@@ -52,11 +52,12 @@ class EngineLoop:
         self._commands.append(command)
         self._bell.set()
 
-    def stop(self, patience_s: float = FAREWELL_S) -> None:
-        """End after the step that runs, or leave it behind."""
+    def stop(self, patience_s: float = FAREWELL_S) -> bool:
+        """End after the step that runs. False if that takes too long: then something still computes."""
         self._is_stopping = True
         self._bell.set()
         self._thread.join(patience_s)
+        return not self._thread.is_alive()
 
     def failure(self) -> str | None:
         """Why the loop is dead or makes no progress though there is work; None while all is well."""
@@ -75,6 +76,7 @@ class EngineLoop:
                     self._step()
                 else:
                     self._wait()
+            self._engine.close()
         except Exception as error:
             _log.exception("the engine died")
             self._failure = f"{type(error).__name__}: {error}"
@@ -84,11 +86,11 @@ class EngineLoop:
             self._commands.popleft()(self._engine)
 
     def _step(self) -> None:
-        num_steps = self._engine.num_steps
+        num_moves = self._engine.num_moves
         outputs = self._engine.step()
         if outputs:
             self._deliver(outputs)
-        if self._engine.num_steps > num_steps or self._engine.is_in_flight:
+        if self._engine.num_moves > num_moves:
             self._last_progress = self._clock()
         else:
             time.sleep(_STARVED_PAUSE_S)

@@ -104,16 +104,21 @@ class Replica:
             return "the thread that publishes KV events died; the log tells of what"
         return self._server.loop.failure()
 
-    def stop(self) -> None:
-        """End all threads and give the shared memory's name back; streams that still run are cut. Idempotent."""
+    def stop(self) -> bool:
+        """End all threads and give the shared memory's name back; streams that still run are cut. Idempotent.
+
+        False if a step hangs: the interpreter could not end orderly beside it, the process is to be left at once.
+        """
+        has_ended = True
         if self._is_serving:
             self._is_serving = False
-            self._server.stop()
+            has_ended = self._server.stop()
             if self._events is not None:
                 self._events.server.stop()
         self._pusher.stop()
         self._grammars.close()
         self._close()
+        return has_ended
 
     def _close(self) -> None:
         if self._tiers is not None:
@@ -179,16 +184,19 @@ def main() -> int:
     except (KvasirError, OSError, yaml.YAMLError) as error:
         print(f"replica: error: {error}", file=sys.stderr)
         return 1
+    code = 0
     try:
         replica.start()
         print(f"{config.replica_id} ({config.role}) listens on {replica.endpoint}", flush=True)
         while not stop.wait(1.0):
             if failure := replica.failure():
-                print(f"replica: error: {failure}", file=sys.stderr)
-                return 1
+                print(f"replica: error: {failure}", file=sys.stderr, flush=True)
+                code = 1
+                break
     finally:
-        replica.stop()
-    return 0
+        if not replica.stop():
+            os._exit(1)
+    return code
 
 
 if __name__ == "__main__":

@@ -116,10 +116,12 @@ class ReplicaServer:
         """The thread runs: False before `start`, after `stop`, and when an error ended it."""
         return self._thread.is_alive()
 
-    def stop(self) -> None:
-        self.loop.stop()
+    def stop(self) -> bool:
+        """False if a step hangs: it goes on behind everything."""
+        has_ended = self.loop.stop()
         self._mailbox.post(self._set_stopping)
         self._thread.join()
+        return has_ended
 
     def stats(self) -> ReplicaStats:
         return ReplicaStats(

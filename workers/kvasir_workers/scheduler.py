@@ -5,55 +5,20 @@ so that it catches up: long prompts in chunks, running answers one token at a ti
 """
 
 from bisect import insort
-from collections import Counter
-from collections.abc import Collection, Iterator
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Iterator
 from itertools import chain
-from typing import NamedTuple
 
 from kvasir_protocol.config import EngineConfig
 from kvasir_protocol.ids import PageIndex, RequestId
 from kvasir_workers.admission_policy import PageNeed, make_admission_policy
+from kvasir_workers.displacement import displaceable, fewest
 from kvasir_workers.fair_share import TokenCounters
-from kvasir_workers.kv.manager import KvManager, PageCopy, pages_for, settle_copies, take_restores
+from kvasir_workers.kv.manager import KvManager, num_held_alone, pages_for, settle_copies, take_restores
 from kvasir_workers.kv.offload.moves import Moves
 from kvasir_workers.scheduling_policy import Rank, make_scheduling_policy
 from kvasir_workers.sequence import Sequence
+from kvasir_workers.step_plan import ScheduledSequence, StepPlan
 from kvasir_workers.waiting_line import LineBounds, WaitingLine
-
-
-class ScheduledSequence(NamedTuple):
-    """num_new of the sequence's tokens are computed in this step, from start on.
-
-    samples: the step reaches the sequence's last token and yields a new one. What is said here stays as it was when
-    the step was planned; the sequence goes on.
-    """
-
-    sequence: Sequence
-    start: int
-    num_new: int
-    samples: bool
-
-    @property
-    def num_generated(self) -> int:
-        """Tokens of the answer before the one that the step samples."""
-        return self.start + self.num_new - self.sequence.num_prompt_tokens
-
-
-@dataclass(frozen=True, slots=True)
-class StepPlan:
-    """One step. Sequences with a single new token come first (the attention kernels count on it).
-
-    moves and then copies are made before anything is computed.
-    """
-
-    entries: tuple[ScheduledSequence, ...]
-    copies: tuple[PageCopy, ...] = ()
-    moves: Moves | None = None
-
-    @property
-    def num_tokens(self) -> int:
-        return sum(entry.num_new for entry in self.entries)
 
 
 class Scheduler:
@@ -137,10 +102,11 @@ class Scheduler:
             if entry.samples:
                 sequence.num_coming += 1
 
-    def land(self, entry: ScheduledSequence) -> bool:
+    def land(self, entry: ScheduledSequence, *, is_sound: bool = True) -> bool:
         """The sequence's part of a step is done: its full pages become READY, and its tenant is charged for a token.
 
-        False if the sequence has ended before.
+        is_sound=False: what it computed is no numbers, and is not to be read by anybody. False is returned if the
+        sequence has ended before.
         """
         sequence = entry.sequence
         sequence.num_in_flight -= entry.num_new
@@ -151,7 +117,8 @@ class Scheduler:
                 self._let_go(sequence)
             return False
         sequence.num_computed += entry.num_new
-        self._kv.publish_computed(sequence)
+        if is_sound:
+            self._kv.publish_computed(sequence)
         if self._counters is not None and entry.samples:
             self._counters.charge(sequence.request.tenant, num_output=1)
         return True
@@ -188,7 +155,7 @@ class Scheduler:
         if planned is None:
             return None
         entries, budget = planned
-        guests = [guest] if guest is not None else []
+        guests = [guest] if guest is not None and has_room else []
         turns = iter(guests) if is_brief else chain(guests, self._waiting.in_turn())
         newcomers = self._plan_waiting(turns, budget, reserved) if self.num_preemptions == num_preemptions else []
         entries += newcomers
@@ -229,28 +196,31 @@ class Scheduler:
         return True
 
     def _guest(self) -> Sequence | None:
-        """With fair shares: the first in line of a tenant that runs nothing and was served no more than the others."""
+        """With fair shares: the first in line of a tenant that runs nothing and was served no more than any in line."""
         if self._counters is None:
             return None
         guest = self._waiting.first_of_tenant_outside({sequence.request.tenant for sequence in self._running})
         return guest if guest is not None and not self._kv.awaits_others(guest) else None
 
     def _make_way_for(self, guest: Sequence, reserved: Collection[Sequence], *, is_ahead: bool) -> bool | None:
-        """Whether the guest has a place and pages, now that others wait for it if need be. None: not now.
-
-        Those first whose tenant was served most; but nobody who is the only one of a tenant.
-        """
-        running = Counter(sequence.request.tenant for sequence in self._running)
-        while not (self._has_place(reserved) and self._would_fit(guest, reserved)):
-            others = (s for s in reversed(self._running) if running[s.request.tenant] > 1)
-            displaced = next(others, None) if self._can_preempt else None
-            if displaced is None:
-                return False
-            if is_ahead:
-                return None
-            running[displaced.request.tenant] -= 1
-            self._preempt(displaced)
+        """Whether the guest has a place and pages, now that others wait for it if need be. None: not now."""
+        others = displaceable(self._running) if self._can_preempt else []
+        self._kv.attach_prefix(guest, can_copy=False)
+        number = fewest(len(others), lambda number: self._has_room_without(set(others[:number]), guest, reserved))
+        self._kv.detach(guest)
+        if number is None:
+            return False
+        if number and is_ahead:
+            return None
+        for sequence in others[:number]:
+            self._preempt(sequence)
         return True
+
+    def _has_room_without(self, others: set[Sequence], guest: Sequence, reserved: Collection[Sequence]) -> bool:
+        """Whether the guest, its cached pages in hand, has a place and pages when the others have given up theirs."""
+        inside = [*(sequence for sequence in self._running if sequence not in others), *reserved]
+        num_available = self._kv.num_available + num_held_alone(self._kv, others)
+        return len(inside) < self._max_num_seqs and self._admits(guest, inside, num_available)
 
     def _first_to_compute(self) -> Sequence | None:
         return next((s for s in self._waiting.in_turn() if not self._kv.awaits_others(s)), None)
@@ -353,8 +323,10 @@ class Scheduler:
 
     def has_room(self, newcomer: Sequence, reserved: Collection[Sequence]) -> bool:
         """Whether the admission policy lets a newcomer in beside those that run and those that are promised a place."""
-        inside = map(self._need, chain(self._running, reserved))
-        return self._admission.admits(self._need(newcomer), inside, self._kv.num_available)
+        return self._admits(newcomer, chain(self._running, reserved), self._kv.num_available)
+
+    def _admits(self, newcomer: Sequence, inside: Iterable[Sequence], num_available: int) -> bool:
+        return self._admission.admits(self._need(newcomer), map(self._need, inside), num_available)
 
     def _need(self, sequence: Sequence) -> PageNeed:
         final = pages_for(sequence.num_final_tokens, self._kv.page_size) - len(sequence.pages)

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from kvasir import LLM, BeamSearchParams
 from kvasir_protocol.errors import InvalidRequest
 from kvasir_workers.engine import Engine, StepFlight
-from kvasir_workers.scheduler import StepPlan
+from kvasir_workers.step_plan import StepPlan
 from tests.integration.llm.conftest import EOS, MakeLLM
 
 

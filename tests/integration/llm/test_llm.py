@@ -11,8 +11,8 @@ import pytest
 from kvasir import LLM, Increment, SamplingParams
 from kvasir_protocol.errors import InvalidRequest
 from kvasir_protocol.structured import structured_output
-from kvasir_workers.engine import StepFlight
-from kvasir_workers.scheduler import StepPlan
+from kvasir_workers.runner.device import StepFlight
+from kvasir_workers.step_plan import StepPlan
 from tests.integration.llm.conftest import PAGE_SIZE, MakeLLM
 
 PROMPT = "The quick brown fox jumps over the lazy dog. " * 2

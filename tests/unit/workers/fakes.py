@@ -18,8 +18,8 @@ from kvasir_workers.kv.page_pool import PageState
 from kvasir_workers.runner.batch import BatchBuilder, StepBatch
 from kvasir_workers.runner.grammar_mask import GrammarMasks
 from kvasir_workers.runner.sampler import SampledToken
-from kvasir_workers.scheduler import ScheduledSequence, StepPlan
 from kvasir_workers.sequence import Sequence
+from kvasir_workers.step_plan import ScheduledSequence, StepPlan
 from tests.unit.workers.fake_tiers import FakeTiers
 
 VOCAB_SIZE = 16
@@ -115,8 +115,12 @@ class FakeRunner:
         self._sampled_before: list[SampledToken] = []
         self.slots = np.full(kv.pool.num_pages * kv.page_size, VOCAB_SIZE, dtype=np.int64)
         self.plans: list[StepPlan] = []
+        self.fails = False
+        self.num_landed = 0
 
     def launch(self, plan: StepPlan) -> FakeFlight:
+        if self.fails:
+            raise MemoryError("no more")
         self.plans.append(plan)
         batch = self._builder.build(plan)
         if not self._is_prompt:
@@ -125,6 +129,7 @@ class FakeRunner:
         return FakeFlight(lambda: sampled)
 
     def _run(self, plan: StepPlan, batch: StepBatch) -> list[SampledToken]:
+        self.num_landed += 1
         if self._below is not None and plan.moves is not None:
             self._check_restores(plan.moves)
             self._below.move(plan.moves, self.slots)

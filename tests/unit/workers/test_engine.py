@@ -193,7 +193,7 @@ def test_aborted_chunk_is_not_found_by_others() -> None:
 
 def test_step_without_work_does_nothing() -> None:
     house = House()
-    assert (house.step(), house.engine.num_steps) == ([], 0)
+    assert (house.step(), house.engine.num_moves) == ([], 0)
 
 
 def test_pressure_preempts_and_changes_no_token() -> None:

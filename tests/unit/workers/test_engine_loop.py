@@ -20,9 +20,9 @@ class FakeEngine:
 
     def __init__(self) -> None:
         self.steps_left = 0
-        self.num_steps = 0
+        self.num_moves = 0
         self.num_running = 3
-        self.is_in_flight = False
+        self.is_closed = False
         self.on_step: Callable[[], None] = lambda: None
         self.is_starved = False
         self.audited = threading.Event()
@@ -37,8 +37,11 @@ class FakeEngine:
         if self.is_starved:
             return []
         self.steps_left -= 1
-        self.num_steps += 1
-        return [TokenOutput(request_id=RequestId("r"), first_index=self.num_steps, token_ids=(1,))]
+        self.num_moves += 1
+        return [TokenOutput(request_id=RequestId("r"), first_index=self.num_moves, token_ids=(1,))]
+
+    def close(self) -> None:
+        self.is_closed = True
 
     def audit(self) -> None:
         self.audited.set()
@@ -107,14 +110,14 @@ def test_commands_run_between_two_steps(house: House) -> None:
     ran: list[int] = []
 
     def block_first() -> None:
-        if house.engine.num_steps == 0:
+        if house.engine.num_moves == 0:
             in_step.set()
             go_on.wait(DEADLINE_S)
 
     house.engine.on_step = block_first
     house.work(5)
     assert in_step.wait(DEADLINE_S)
-    house.loop.post(lambda engine: ran.append(engine.num_steps))
+    house.loop.post(lambda engine: ran.append(engine.num_moves))
     assert ran == []
     go_on.set()
     house.run(lambda engine: None)
@@ -194,7 +197,7 @@ def test_finished_step_is_progress(house: House) -> None:
     in_step, go_on = threading.Event(), threading.Event()
 
     def block_second() -> None:
-        if house.engine.num_steps == 1:
+        if house.engine.num_moves == 1:
             in_step.set()
             go_on.wait(DEADLINE_S)
         else:

@@ -27,7 +27,7 @@ def test_step_is_launched_before_the_one_before_it_has_landed() -> None:
     house.engine.add(make_request("r", [1, 2, 3], sampling=greedy(max_tokens=9)))
     house.step()
     house.step()
-    assert (len(house.runner.plans), house.engine.num_steps) == (2, 1)
+    assert (len(house.runner.plans), house.engine.counters().num_steps) == (2, 1)
 
 
 def test_no_step_is_spent_on_a_sequence_that_surely_ends() -> None:
@@ -75,6 +75,26 @@ def test_complete_answer_is_cached_when_its_last_step_has_landed() -> None:
     house.engine.add(make_request("next", [1, 1, *answer, 2, 3]))
     house.drain()
     assert house.outputs["next"][0].num_cached_tokens == 2 + len(answer) - 1
+
+
+def test_closed_engine_has_nothing_on_its_way() -> None:
+    house = overlapped()
+    house.engine.add(make_request("r", [1, 2, 3], sampling=greedy()))
+    house.step()
+    house.engine.close()
+    assert (house.engine.counters().num_steps, house.runner.num_landed) == (0, 1)
+
+
+@pytest.mark.parametrize("overlap", [False, True])
+def test_engine_in_which_a_step_failed_takes_no_other(overlap: bool) -> None:
+    house = House(overlap=overlap)
+    house.engine.add(make_request("r", [1, 2, 3], sampling=greedy()))
+    house.step()
+    house.runner.fails = True
+    with pytest.raises(MemoryError):
+        house.engine.step()
+    with pytest.raises(AssertionError, match="make a new engine"):
+        house.engine.step()
 
 
 def test_preemption_waits_for_the_step_on_its_way() -> None:

@@ -254,7 +254,8 @@ def test_request_that_waited_too_long_is_ended_with_the_reason() -> None:
     (output,) = [output for output in house.step() if output.request_id == "hurried"]
     assert (output.finish_reason, output.token_ids) == ("error", ())
     assert output.error == "no turn came within the deadline of 2 s; 0 others wait and 1 run here"
-    assert house.engine.counters().finished_error == 1
+    counters = house.engine.counters()
+    assert (counters.finished_error, counters.overdue_requests) == (1, 1)
 
 
 def test_overdue_are_ended_even_when_nothing_can_run() -> None:

@@ -6,8 +6,9 @@ import pytest
 
 from kvasir_protocol.config import EngineConfig
 from kvasir_workers.kv.manager import KvManager
-from kvasir_workers.scheduler import Scheduler, StepPlan
+from kvasir_workers.scheduler import Scheduler
 from kvasir_workers.sequence import Sequence
+from kvasir_workers.step_plan import StepPlan
 from tests.unit.workers.fakes import make_request
 
 PAGE_SIZE = 4

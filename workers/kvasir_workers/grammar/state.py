@@ -18,6 +18,9 @@ _UNTIMED_S = 0.005
 """Half a token's budget. Whoever had a part in masks, or accepted a token, within so much wall time overdraws nothing:
 clocks of CPU time are slow, so those who take longer are watched from then on."""
 
+_HONEST_S = 0.0002
+"""What one mask of a large vocabulary takes: a large batch is not suspect for being large."""
+
 _NUM_WATCHED = 32
 """Masks that are made alone, at their sequence's cost, before it is no longer watched."""
 
@@ -92,7 +95,7 @@ def packed_masks(states: Sequence[GrammarState], threads: LLExecutor | None) -> 
         _fill(states, trusted, bits, threads)
     took_s = time.perf_counter() - started
     for row in trusted:
-        states[row]._charge(took_s, is_cpu_time=False)
+        states[row]._charge(took_s - _HONEST_S * len(trusted), is_cpu_time=False)
     for row in watched:
         _fill_watched(states, row, bits)
     packed = table.fit(bits)

@@ -44,15 +44,6 @@ def pages_for(num_tokens: int, page_size: int) -> int:
     return -(-num_tokens // page_size)
 
 
-def copies_of(sequences: Iterable[TokenSequence]) -> tuple[PageCopy, ...]:
-    """What the next step has to copy before these newcomers can go on."""
-    return tuple(
-        PageCopy(sequence.copy_source, sequence.pages[sequence.num_published_pages], sequence.num_copied)
-        for sequence in sequences
-        if sequence.copy_source is not None
-    )
-
-
 def take_restores(sequences: Iterable[TokenSequence]) -> list[tuple[StoredPage, PageIndex]]:
     """What the next step has to restore before these sequences can go on: from then on that is the step's affair."""
     restores: list[tuple[StoredPage, PageIndex]] = []
@@ -181,7 +172,7 @@ class KvManager:
     def try_grow(self, sequence: TokenSequence, num_tokens: int, *, fills_in_step: bool = True) -> bool:
         """Give the sequence pages for num_tokens tokens in all. False (and nothing changed) if there are too few.
 
-        fills_in_step: only steps write into them. Else nothing can be saved of what they held before.
+        fills_in_step: only steps write into them. Else nothing can be saved of what they hold until then.
         """
         missing = pages_for(num_tokens, self.page_size) - len(sequence.pages)
         if missing <= 0:
@@ -191,7 +182,7 @@ class KvManager:
         while self.pool.num_free < missing:
             evicted = self.tree.evict()
             self.pool.recycle(evicted.page)
-            if self.tiers is not None:
+            if self.tiers is not None and fills_in_step:
                 self.tiers.save(evicted)
         pages = self.pool.take(missing, sequence.request_id)
         sequence.pages += pages
@@ -311,25 +302,31 @@ class KvManager:
             assert self.pool.state(page) is PageState.READY, f"cached page {page} is {self.pool.state(page)}"
 
 
+def num_held_alone(kv: KvManager, sequences: Iterable[TokenSequence]) -> int:
+    """Pages that could be had if these sequences gave up theirs."""
+    return sum(kv.pool.references(page) == 1 for sequence in sequences for page in sequence.held_pages)
+
+
 def settle_copies(kv: KvManager, sequences: Iterable[TokenSequence]) -> tuple[PageCopy, ...]:
     """What the step of these sequences, which have all their pages, has to copy before it computes.
 
     A sequence that goes on where a page ends which is not full, and which nobody else reads, gets the page itself.
     """
-    copying = [sequence for sequence in sequences if sequence.copy_source is not None]
-    for sequence in copying:
-        _take_over_source(kv, sequence)
-    return copies_of(copying)
+    copies = []
+    for sequence in sequences:
+        if sequence.copy_source is not None and not _takes_over_source(kv, sequence, sequence.copy_source):
+            target = sequence.pages[sequence.num_published_pages]
+            copies.append(PageCopy(sequence.copy_source, target, sequence.num_copied))
+    return tuple(copies)
 
 
-def _take_over_source(kv: KvManager, sequence: TokenSequence) -> None:
-    source = sequence.copy_source
-    assert source is not None, f"{sequence.request_id} copies nothing"
+def _takes_over_source(kv: KvManager, sequence: TokenSequence, source: PageIndex) -> bool:
     if kv.pool.references(source) > 1 or not kv.tree.forget_part(source, sequence.num_copied):
-        return
+        return False
     index = sequence.num_published_pages
     kv.pool.reopen(source, sequence.request_id)
     sequence.replace_page(index, source)
     if kv.tiers is None:  # else the step may have to save what the page held, and nobody else may have it before
         kv.release([sequence.replaced_pages.pop()])
     sequence.copy_source, sequence.num_copied = None, 0
+    return True

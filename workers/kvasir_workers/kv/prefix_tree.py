@@ -220,9 +220,6 @@ class PrefixTree:
     def pages(self) -> Iterator[PageIndex]:
         return iter(self._by_page)
 
-    def idle_pages(self) -> Iterator[PageIndex]:
-        return (cached.page for cached in self._idle)
-
     def snapshot(self) -> list[CachedPage]:
         """All pages; parents come before their children."""
         return list(self._by_page.values())

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from kvasir_kernels.paged_cache import AttentionBatch
 from kvasir_workers.runner.sampling_rows import SampledRows
-from kvasir_workers.scheduler import ScheduledSequence, StepPlan
 from kvasir_workers.sequence import Sequence
+from kvasir_workers.step_plan import ScheduledSequence, StepPlan
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,7 +30,8 @@ def draw(probabilities: Tensor, noise: Tensor) -> Tensor:
     before = torch.where(block > 0, sums.gather(-1, (block - 1).clamp(min=0)), 0)
     index = block * _BLOCK + torch.arange(_BLOCK, device=probabilities.device)
     inside = probabilities.gather(-1, index.clamp(max=width - 1)).masked_fill(index >= width, 0)
-    return block[:, 0] * _BLOCK + _invert(inside, target - before)
+    # A row of NaN ends anywhere, too: in the last block, even beyond the last token.
+    return (block[:, 0] * _BLOCK + _invert(inside, target - before)).clamp(max=width - 1)
 
 
 def _invert(weights: Tensor, target: Tensor) -> Tensor:

@@ -33,7 +33,8 @@ class StepInThread(Generic[T]):
             self._result.set_exception(error)
 
     def allow(self, masks: GrammarMasks | None) -> None:
-        self._masks.set_result(masks)
+        if not self._masks.done():
+            self._masks.set_result(masks)
 
     def land(self) -> T:
         return self._result.result()

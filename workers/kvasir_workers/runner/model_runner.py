@@ -12,7 +12,7 @@ from kvasir_workers.model.decoder import Decoder
 from kvasir_workers.runner.batch import BatchBuilder, StepBatch
 from kvasir_workers.runner.executor import DeviceThread, Masks, StepInPlace, StepInThread
 from kvasir_workers.runner.sampler import SampledToken, Sampler
-from kvasir_workers.scheduler import StepPlan
+from kvasir_workers.step_plan import StepPlan
 
 Flight = StepInThread[list[SampledToken]] | StepInPlace[list[SampledToken]]
 
@@ -58,6 +58,8 @@ class ModelRunner:
         hidden = self._decoder(batch.token_ids, batch.positions, batch.slots, self._caches, batch.attention)
         self._read_prompts(plan, hidden)
         if not batch.sampled.sequences:
+            if plan.moves is not None and self._pages.is_cuda:
+                torch.cuda.current_stream().synchronize()  # who lands the step takes the moves for done
             return []
         logits = self._decoder.logits(hidden[batch.sample_rows])
         sample = self._sampler.sample(logits, batch.sampled, masks())

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from kvasir_protocol.ids import PageIndex
-from kvasir_workers.kv.manager import KvManager, PageCopy, Reuse, copies_of, pages_for, settle_copies, take_restores
+from kvasir_workers.kv.manager import KvManager, PageCopy, Reuse, pages_for, settle_copies, take_restores
 from kvasir_workers.kv.page_pool import PageState
 from kvasir_workers.sequence import Sequence
 from tests.unit.workers.fake_tiers import FakeTiers
@@ -138,7 +138,7 @@ def test_page_that_is_left_in_its_middle_is_copied() -> None:
     second = near(kv, [1, 2, 3, 4, 5, 9, 9, 9])
     assert (second.pages, second.num_computed, second.copy_source) == (first.pages[:1], 5, first.pages[1])
     assert kv.try_grow(second, 8)
-    assert copies_of([second]) == (PageCopy(first.pages[1], second.pages[1], 2),)
+    assert settle_copies(kv, [second]) == (PageCopy(first.pages[1], second.pages[1], 2),)
 
 
 def test_copied_page_is_the_newcomers_own() -> None:

@@ -4,8 +4,8 @@ import torch
 
 from kvasir_protocol.ids import PageIndex
 from kvasir_workers.runner.batch import BatchBuilder, StepBatch
-from kvasir_workers.scheduler import ScheduledSequence, StepPlan
 from kvasir_workers.sequence import Sequence
+from kvasir_workers.step_plan import ScheduledSequence, StepPlan
 from tests.unit.workers.fakes import make_request
 
 

@@ -340,11 +340,22 @@ def test_row_that_holds_no_number_is_told_and_its_neighbours_are_as_alone(
 
 
 @pytest.mark.parametrize("kind", [{"temperature": 0}, {"temperature": 1.0}, {"top_k": 3}])
-def test_row_in_which_every_token_is_forbidden_is_told(kind: dict[str, float]) -> None:
-    logits = torch.full((2, V), -math.inf)
+@pytest.mark.parametrize("width", [V, 1024, 1025, 1537, 5000])
+def test_row_in_which_every_token_is_forbidden_is_told(kind: dict[str, float], width: int) -> None:
+    """Widths beyond two blocks of the running sum, whole and broken: no token lies outside the vocabulary."""
+    logits = torch.full((2, width), -math.inf)
     logits[0, 4] = 1.5
     (one, none) = sample(logits, [sequence_of(**kind), sequence_of(**kind)], NO_EOS)
     assert (one.token_id, one.logit, none.logit) == (4, 1.5, -math.inf)
+    assert 0 <= none.token_id < width
+
+
+@pytest.mark.parametrize("kind", [{"temperature": 0}, {"temperature": 1.0}, {"top_k": 3}])
+@pytest.mark.parametrize("width", [1025, 1537, 5000])
+def test_row_of_nan_names_a_token_of_the_vocabulary(kind: dict[str, float], width: int) -> None:
+    (token,) = sample(torch.full((1, width), math.nan), [sequence_of(**kind)], NO_EOS)
+    assert math.isnan(token.logit)
+    assert 0 <= token.token_id < width
 
 
 def test_ignored_end_token_is_not_forbidden() -> None:

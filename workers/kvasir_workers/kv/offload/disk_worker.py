@@ -59,8 +59,8 @@ def run_job(job: DiskJob, file: PageFile, content: memoryview, clock: Callable[[
             file.read(job.disk.slot, job.disk.name, content)
     except CorruptPage as error:
         return DoneJob(job, "corrupt", clock() - started_at, str(error))
-    except OSError as error:
-        return DoneJob(job, "failed", clock() - started_at, str(error))
+    except Exception as error:  # whatever it is: a job that never ends would hold its slots for ever
+        return DoneJob(job, "failed", clock() - started_at, f"{type(error).__name__}: {error}")
     return DoneJob(job, "done", clock() - started_at)
 
 

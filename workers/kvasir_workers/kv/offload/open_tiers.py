@@ -16,7 +16,7 @@ from kvasir_workers.kv.offload.disk_tier import DiskTier
 from kvasir_workers.kv.offload.disk_worker import DiskThread
 from kvasir_workers.kv.offload.host_tier import HostTier
 from kvasir_workers.kv.offload.moves import HostSlot, Moves, PageRestore, PageSave
-from kvasir_workers.kv.offload.page_file import RECORD_OVERHEAD_BYTES, PageFile
+from kvasir_workers.kv.offload.page_file import RECORD_OVERHEAD_BYTES, CorruptPage, PageFile
 from kvasir_workers.kv.offload.page_mover import PageMover
 from kvasir_workers.kv.offload.tier_log import TierLog
 from kvasir_workers.kv.offload.tiers import KvTiers
@@ -91,9 +91,9 @@ def _try_file(file: PageFile, content: memoryview, read_rate: Rate) -> None:
             started_at = time.perf_counter()
             file.read(0, name, content)
             read_rate.add(time.perf_counter() - started_at, 1)
-    except OSError as error:
+    except (OSError, CorruptPage) as error:
         file.close()
-        raise ConfigError(f"engine.disk_cache_path can't be written to: {error.strerror}") from error
+        raise ConfigError(f"engine.disk_cache_path can't be used: {error}") from error
 
 
 def slot_bytes(buffer: Tensor) -> Callable[[int], memoryview]:
