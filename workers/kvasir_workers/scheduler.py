@@ -217,9 +217,13 @@ class Scheduler:
         return True
 
     def _has_room_without(self, others: set[Sequence], guest: Sequence, reserved: Collection[Sequence]) -> bool:
-        """Whether the guest, its cached pages in hand, has a place and pages when the others have given up theirs."""
+        """Whether the guest, its cached pages in hand, has a place and pages when the others have given up theirs.
+
+        What those who stay need for this step is theirs.
+        """
         inside = [*(sequence for sequence in self._running if sequence not in others), *reserved]
         num_available = self._kv.num_available + num_held_alone(self._kv, others)
+        num_available -= sum(self._kv.num_missing(sequence) for sequence in inside)
         return len(inside) < self._max_num_seqs and self._admits(guest, inside, num_available)
 
     def _first_to_compute(self) -> Sequence | None:

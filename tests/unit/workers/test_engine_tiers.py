@@ -256,3 +256,18 @@ def test_prompts_that_return_get_their_tokens_whatever_the_tiers_do(seed: int, o
     counters = house.engine.counters()
     assert min(counters.host_saved_pages, counters.host_restored_pages, counters.disk_saved_pages) > 0
     assert house.engine.num_used_pages == 0
+
+
+def test_reservation_takes_nothing_from_host_memory() -> None:
+    """What it evicts can't be saved, since it is overwritten before a step could: so nothing makes room for it."""
+    below = FakeTiers(6, 4)
+    house = House(num_pages=12, below=below, budget=64)
+    for i in range(4):
+        house.answer(make_request(f"p{i}", [i + 1] * 33, sampling=greedy(max_tokens=1)))
+    before, num_held = house.engine.counters(), len(below.tiers.host.slots)
+    assert num_held > 0
+    sequence = house.reserve(make_request("r", [9] * 40))
+    after = house.engine.counters()
+    assert len(below.tiers.host.slots) == num_held
+    assert (after.host_saved_pages, after.host_dropped_pages) == (before.host_saved_pages, before.host_dropped_pages)
+    house.engine.release_reserved(sequence)
