@@ -1,4 +1,5 @@
-"""Many requests with shared beginnings, some aborted in the middle of their prompts: does anybody see another's tokens?
+"""Many requests with shared beginnings, prompts of up to seven chunks, a quarter of them aborted in the middle of their
+prompts: does anybody see another's tokens?
 
 python -m tests.integration.engine.contamination --requests 2000
 """
@@ -26,7 +27,7 @@ class Soak:
     def __init__(self, model: Model, seed: int) -> None:
         self._draw = random.Random(seed)
         self._alone = model.engine(caches=False, page_size=16)
-        self.engine = model.engine(num_pages=28, budget=40, max_num_seqs=6, page_size=16)
+        self.engine = model.engine(num_pages=28, budget=24, max_num_seqs=6, page_size=16)
         self._shared = [self._draw.choices(range(256), k=70) for _ in range(NUM_TENANTS)]
         self._history: list[list[int]] = []
         self._expected: dict[str, list[int]] = {}
