@@ -38,6 +38,16 @@ class ServerApi:
         """The name of the model that is served."""
         return str(self._get("/v1/models")["data"][0]["id"])
 
+    def count_tokens(self, model: str, text: str) -> int | None:
+        """Of a prompt as the server counts it; None where it has no /tokenize such as ours and vLLM's."""
+        try:
+            response = self._http.post("/tokenize", json={"model": model, "prompt": text})
+            return len(response.json()["tokens"]) if response.is_success else None
+        except httpx.HTTPError as error:
+            raise self._unreachable(error) from error
+        except (ValueError, KeyError, TypeError):
+            return None
+
     def _get(self, path: str) -> dict[str, Any]:
         try:
             response = self._http.get(path)
