@@ -10,7 +10,31 @@ from rich.table import Table
 
 
 def run_bench(options: argparse.Namespace) -> int:
-    """Measure and print. Raises ConfigError for sizes that can't be."""
+    """Measure and print. Raises KvasirError."""
+    match options.bench:
+        case "serve":
+            from kvasir.cli.bench_serve import bench_serve
+
+            return bench_serve(options)
+        case "throughput" | "latency":
+            from kvasir.cli.bench_offline import bench_offline
+
+            return bench_offline(options)
+        case "startup":
+            from kvasir.cli.bench_startup import bench_startup
+
+            return bench_startup(options)
+        case "compare":
+            from kvasir.cli.bench_compare import bench_compare
+
+            return bench_compare(options)
+        case name:
+            assert name == "step", name
+            return _bench_step(options)
+
+
+def _bench_step(options: argparse.Namespace) -> int:
+    """Raises ConfigError for sizes that can't be."""
     from kvasir.bench.step import StepBench
     from kvasir_protocol.errors import ConfigError
 

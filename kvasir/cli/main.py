@@ -4,7 +4,8 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from kvasir.cli.options import add_bench_options, add_serve_options
+from kvasir.cli.bench_options import add_bench_options
+from kvasir.cli.options import add_serve_options
 from kvasir_protocol.errors import KvasirError
 
 DEFAULT_URL = "http://127.0.0.1:8000"

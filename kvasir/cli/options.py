@@ -1,4 +1,4 @@
-"""The flags of `kvasir serve` and `kvasir bench`, and the configuration that they, a file and the defaults make."""
+"""The flags of `kvasir serve`, and the configuration that they, a file and the defaults make."""
 
 import argparse
 import os
@@ -46,23 +46,6 @@ def add_serve_options(parser: argparse.ArgumentParser) -> None:
     add("--decode-replicas", type=int, metavar="N", help="default: 1")
     add("--tensor-parallel-size", type=int, metavar="N", help="ranks that share a replica's weights")
     add("--handover-transport", choices=get_args(TransportName), help="how pages go from prefill to decode")
-
-
-def add_bench_options(parser: argparse.ArgumentParser) -> None:
-    """The measurements, each a command of its own."""
-    benches = parser.add_subparsers(dest="bench", required=True, metavar="WHAT")
-    step = benches.add_parser(
-        "step",
-        help="what the host does for each step of the engine",
-        description="Host time of a step with a model that computes nothing, and how much of it overlap hides.",
-    )
-    step.add_argument("--sequences", type=int, nargs="+", default=[1, 32, 256, 1024], metavar="N")
-    step.add_argument("--steps", type=int, default=200, metavar="N", help="measured of each (default: %(default)s)")
-    step.add_argument("--prompt-tokens", type=int, default=512, metavar="N", help="of a sequence (%(default)s)")
-    step.add_argument(
-        "--device-ms", type=float, default=5.0, metavar="MS", help="of the pretended device (%(default)s)"
-    )
-    step.add_argument("--json", action="store_true", help="print the figures as JSON")
 
 
 def make_config(options: argparse.Namespace, *, default_is_mixed: bool) -> ClusterConfig:

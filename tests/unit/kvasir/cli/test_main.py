@@ -8,7 +8,7 @@ from kvasir.cli.main import main
 HEAVY = ("torch", "ray", "fastapi", "transformers", "rich", "httpx")
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["serve", "--help"]])
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["serve", "--help"], ["bench", "serve", "--help"]])
 def test_help_and_version_load_nothing_heavy(arguments):
     code = (
         "import sys\n"
