@@ -1,0 +1,126 @@
+"""What every peer is asked, and one run of it."""
+
+import asyncio
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import uvloop
+
+from bench.peers.launch import Launch, Peer
+from bench.peers.process import PeerFailed, busy_seconds_of_host, cpu_seconds_of_tree, running
+from kvasir.bench.arrivals import Traffic
+from kvasir.bench.client import Target
+from kvasir.bench.http_client import Origin
+from kvasir.bench.metrics import Wanted
+from kvasir.bench.records import Record
+from kvasir.bench.serve import ServeBench, count_answers, make_warm_up, result_of
+from kvasir.bench.text_source import CountedWords, words_of_tokenizer
+from kvasir.bench.workloads import Lengths, random_prompts
+from kvasir_protocol.errors import ServiceUnavailable
+
+MIN_REQUESTS = 8
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shape:
+    """Tokens: common to all prompts, of each prompt alone, and of each answer. name: shared+unique/output."""
+
+    name: str
+    shared: int
+    unique: int
+    output: int
+
+
+SHAPES = (
+    Shape(name="128/64", shared=0, unique=128, output=64),
+    Shape(name="1000+32/32", shared=1000, unique=32, output=32),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    shape: Shape
+    concurrency: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asking:
+    """num_per_place: requests of a cell for each that runs at once."""
+
+    cells: Sequence[Cell]
+    num_per_place: int
+    num_warmups: int
+
+
+@dataclass(slots=True)
+class Run:
+    """One start of one peer. results: by cell, as `kvasir bench serve` has them, and `others_share`: the part of the
+    host's cores that neither server nor client used. problem: why there are none, or not all."""
+
+    peer: str
+    model: str
+    ready_s: float | None = None
+    results: dict[Cell, dict[str, Any]] = field(default_factory=dict)
+    problem: str | None = None
+
+
+class _Nobody:
+    def advance(self, record: Record) -> None:
+        """Nobody watches."""
+
+
+def run_peer(peer: Peer, launch: Launch, asking: Asking, seed: int) -> Run:
+    """Start it, ask all cells, stop it. Whatever goes wrong is the run's problem, never an error."""
+    run = Run(peer.name, launch.model.name)
+    if (missing := peer.missing(launch)) is not None:
+        run.problem = f"not installed (no {missing})"
+        return run
+    source = words_of_tokenizer(launch.model)
+    try:
+        with running(peer, launch) as (process, run.ready_s):
+            for number, cell in enumerate(asking.cells):
+                bench = make_bench(peer, launch, cell, asking, source, 1000 * seed + number)
+                run.results[cell] = _measure(bench, source, process.pid)
+                if process.poll() is not None:
+                    raise PeerFailed(f"died with exit code {process.returncode}")
+    except (PeerFailed, ServiceUnavailable, OSError) as error:
+        run.problem = f"failed: {error}"
+    return run
+
+
+def make_bench(peer: Peer, launch: Launch, cell: Cell, asking: Asking, source: CountedWords, seed: int) -> ServeBench:
+    """The same seed asks every peer the same."""
+    shape = cell.shape
+    lengths = Lengths(input_len=shape.unique, output_len=shape.output)
+    num_requests = max(MIN_REQUESTS, asking.num_per_place * cell.concurrency)
+    conversations = random_prompts(num_requests, lengths, source, seed, shape.shared)
+    target = Target(
+        origin=Origin.from_url(f"http://127.0.0.1:{launch.port}"),
+        model=peer.served_name(launch),
+        ignore_eos=peer.ignores_eos,
+        extra_body={"temperature": 0},
+    )
+    return ServeBench(
+        target=target,
+        conversations=conversations,
+        traffic=Traffic(),
+        max_concurrency=cell.concurrency,
+        warm_up=make_warm_up(conversations, asking.num_warmups, source),
+    )
+
+
+def _measure(bench: ServeBench, source: CountedWords, server: int) -> dict[str, Any]:
+    def used() -> float:
+        return busy_seconds_of_host() - cpu_seconds_of_tree(server) - time.process_time()
+
+    async def run() -> Any:
+        return await bench.run(asyncio.Event(), _Nobody())
+
+    before_s, started_s = used(), time.monotonic()
+    outcome = count_answers(uvloop.run(run()), source)
+    cores_s = (time.monotonic() - started_s) * (os.cpu_count() or 1)
+    result = result_of(outcome, Wanted(metrics=("ttft", "tpot", "itl", "e2el"), percentiles=(50, 99)))
+    return {**result, "others_share": max(0.0, used() - before_s) / cores_s}
