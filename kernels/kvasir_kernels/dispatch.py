@@ -1,12 +1,145 @@
 """The only place that chooses how an operation is computed; everybody else imports operations from here.
 
-Today each operation has its torch reference alone, so there is nothing to choose and the names pass straight through.
+On a CPU that is the C++ kernel, built for this machine, or the torch reference where there is none or it doesn't take
+what it is given.
 """
 
-from kvasir_kernels.paged_attention.reference import paged_attention
-from kvasir_kernels.rms_norm.reference import add_rms_norm, rms_norm
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from kvasir_kernels.linear import native as native_linear
+from kvasir_kernels.linear import onednn
+from kvasir_kernels.linear import reference as plain_linear
+from kvasir_kernels.native.build import cpu_has
+from kvasir_kernels.native.library import KernelLibrary, load_library, takes
+from kvasir_kernels.paged_attention import native as native_attention
+from kvasir_kernels.paged_attention import reference as plain_attention
+from kvasir_kernels.paged_cache import AttentionBatch, LayerCache
+from kvasir_kernels.rms_norm import native as native_norm
+from kvasir_kernels.rms_norm import reference as plain_norm
 from kvasir_kernels.rotary.reference import apply_rotary
-from kvasir_kernels.silu_mul.reference import silu_mul
+from kvasir_kernels.rotate_and_write import native as native_rotation
+from kvasir_kernels.rotate_and_write import reference as plain_rotation
+from kvasir_kernels.rotate_and_write.reference import HeadNorms
+from kvasir_kernels.silu_mul import native as native_gate
+from kvasir_kernels.silu_mul import reference as plain_gate
 from kvasir_kernels.write_kv.reference import write_kv
 
-__all__ = ["add_rms_norm", "apply_rotary", "paged_attention", "rms_norm", "silu_mul", "write_kv"]
+__all__ = [
+    "HeadNorms",
+    "PackedWeight",
+    "add_rms_norm",
+    "apply_rotary",
+    "embedding",
+    "linear",
+    "pack_weight",
+    "paged_attention",
+    "prepare",
+    "rms_norm",
+    "rotate_and_write",
+    "silu_mul",
+    "without_native_kernels",
+    "write_kv",
+]
+
+PackedWeight = native_linear.NativeWeight | onednn.OneDnnWeight
+
+_MATRIX_UNITS = "amx_bf16"
+"""oneDNN uses them, our kernel doesn't."""
+
+
+class _Choice:
+    """Of the process: steps may run in a thread of their own."""
+
+    is_native = True
+
+
+@contextmanager
+def without_native_kernels() -> Iterator[None]:
+    """Compute as a machine without compiler would: for tests and measurements."""
+    before, _Choice.is_native = _Choice.is_native, False
+    try:
+        yield
+    finally:
+        _Choice.is_native = before
+
+
+def prepare(device: torch.device) -> None:
+    """Build and load now what the first operation on the device would have to wait for."""
+    if device.type == "cpu":
+        load_library()
+
+
+def _native(x: Tensor) -> KernelLibrary | None:
+    return load_library() if takes(x.dtype) and x.device.type == "cpu" and _Choice.is_native else None
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    library = _native(x)
+    if library is None or not x.is_contiguous():
+        return plain_norm.rms_norm(x, weight, eps)
+    return native_norm.rms_norm(library, x, weight, eps)
+
+
+def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    library = _native(x)
+    if library is None:
+        return plain_norm.add_rms_norm(x, residual, weight, eps)
+    return native_norm.add_rms_norm(library, x, residual, weight, eps)
+
+
+def silu_mul(gate_up: Tensor) -> Tensor:
+    library = _native(gate_up)
+    return plain_gate.silu_mul(gate_up) if library is None else native_gate.silu_mul(library, gate_up)
+
+
+def rotate_and_write(
+    heads: Tensor, norms: HeadNorms | None, cos: Tensor, sin: Tensor, slots: Tensor, cache: LayerCache
+) -> Tensor:
+    library = _native(heads)
+    if library is None or not native_rotation.can_rotate(heads):
+        return plain_rotation.rotate_and_write(heads, norms, cos, sin, slots, cache)
+    return native_rotation.rotate_and_write(library, heads, norms, cos, sin, slots, cache)
+
+
+def paged_attention(
+    query: Tensor, cache: LayerCache, batch: AttentionBatch, scale: float, window: int | None
+) -> Tensor:
+    library = _native(query)
+    if library is None or not native_attention.can_attend(query):
+        return plain_attention.paged_attention(query, cache, batch, scale, window)
+    return native_attention.paged_attention(library, query, cache, batch, scale, window)
+
+
+def pack_weight(weight: Tensor, *, has_rows: bool = False) -> PackedWeight | None:
+    """The matrix [O, E] in the order in which it is read fastest; None where it is best left as it is.
+
+    has_rows: `embedding` will be asked for its rows. The caller lets go of `weight`: nothing refers to it.
+    """
+    library = _native(weight)
+    if library is not None and native_linear.can_pack(weight) and not cpu_has(_MATRIX_UNITS):
+        return native_linear.pack(library, weight)
+    if weight.device.type == "cpu" and onednn.can_pack(weight) and not has_rows:
+        return onednn.pack(weight)
+    return None
+
+
+def linear(x: Tensor, weight: Tensor | PackedWeight, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
+    match weight:
+        case native_linear.NativeWeight():
+            return native_linear.linear(x, weight, bias, dtype)
+        case onednn.OneDnnWeight():
+            return onednn.linear(x, weight, bias, dtype)
+        case Tensor():
+            return plain_linear.linear(x, weight, bias, dtype)
+
+
+def embedding(row_ids: Tensor, weight: Tensor | PackedWeight) -> Tensor:
+    """The rows [T] of a matrix [V, E], which was packed with has_rows if it was: [T, E]."""
+    if isinstance(weight, native_linear.NativeWeight):
+        return native_linear.rows(weight, row_ids)
+    assert isinstance(weight, Tensor), "oneDNN's weights have no rows"
+    return torch.nn.functional.embedding(row_ids, weight)

@@ -1,7 +1,8 @@
 """What the attention operations read and write: one layer's pages, and which of them each sequence sees."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
 
@@ -24,12 +25,14 @@ class AttentionBatch:
     context_lens: tokens visible at the end of the step per sequence, cached and new.
     page_tables: [S, M] int64, the pages of each sequence in order, padded with 0.
     num_decodes: the first so many sequences bring exactly one token each.
+    lengths: [2, S] int64 on the host, query_lens and context_lens once more, for kernels that read memory.
     """
 
     query_lens: tuple[int, ...]
     context_lens: tuple[int, ...]
     page_tables: Tensor
     num_decodes: int
+    lengths: Tensor = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         assert len(self.query_lens) == len(self.context_lens) == self.page_tables.shape[0], (
@@ -42,3 +45,4 @@ class AttentionBatch:
         assert all(1 <= query <= context for query, context in zip(self.query_lens, self.context_lens, strict=True)), (
             f"each context {self.context_lens} must hold its new tokens {self.query_lens}"
         )
+        object.__setattr__(self, "lengths", torch.tensor((self.query_lens, self.context_lens), dtype=torch.int64))

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from kvasir_kernels.dispatch import prepare
 from kvasir_protocol.config import EngineConfig, ModelConfig
 from kvasir_protocol.errors import CheckpointError, ConfigError, OutOfMemory
 from kvasir_protocol.messages import LAYOUT_VERSION, PageLayout
@@ -84,7 +85,9 @@ def load_model(model: ModelConfig, engine: EngineConfig, segment_wish: SegmentWi
             if token_id < spec.vocab_size  # some checkpoints name an end token that the model can't say
         ),
     )
+    prepare(device)
     decoder = load_decoder(directory, dtype, device)
+    decoder.pack_weights()
     shape: PageShape = (spec.num_layers, 2, plan.num_pages, engine.page_size, spec.num_kv_heads, spec.head_dim)
     # Last: the name of a segment outlives a process that fails after it.
     segment = _create_segment(segment_wish, shape, dtype) if segment_wish and device.type == "cpu" else None

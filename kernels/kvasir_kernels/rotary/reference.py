@@ -7,7 +7,7 @@ from torch import Tensor
 def apply_rotary(query: Tensor, key: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
     """Return query and key turned by each token's angles.
 
-    query: [T, H, D], key: [T, K, D]; cos, sin: [T, D], whose second half repeats the first.
+    query: [T, H, D], key: [T, K, D]; cos, sin: [T, D / 2], one angle for both numbers of a pair.
     Computed in the wider dtype of the two (the tables are float32); results keep their own dtype.
     """
     cos, sin = cos.unsqueeze(1), sin.unsqueeze(1)
@@ -16,5 +16,4 @@ def apply_rotary(query: Tensor, key: Tensor, cos: Tensor, sin: Tensor) -> tuple[
 
 def _rotate(heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     first, second = heads.chunk(2, dim=-1)
-    turned = torch.cat((-second, first), dim=-1)
-    return (heads * cos + turned * sin).to(heads.dtype)
+    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).to(heads.dtype)

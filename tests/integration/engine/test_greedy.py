@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from kvasir_kernels.dispatch import without_native_kernels
 from kvasir_protocol.ids import RequestId
 from kvasir_protocol.request import GenerationRequest, SamplingParams
 from tests.integration.engine.conftest import DEMO_MODEL, FAMILIES, Answer, MakeModel, Model, run
@@ -96,6 +97,13 @@ def test_greedy_ids_are_those_of_transformers(pair: Pair) -> None:
 
 def test_every_greedy_id_is_their_best_after_ours(pair: Pair) -> None:
     answers = run(pair.model.engine(), pair.requests())
+    for prompt, answer in zip(pair.prompts(), answers, strict=True):
+        assert_greedy(pair.theirs, prompt, answer)
+
+
+def test_greedy_ids_are_those_of_transformers_where_nothing_could_be_compiled(pair: Pair) -> None:
+    with without_native_kernels():
+        answers = run(pair.model.engine(), pair.requests())
     for prompt, answer in zip(pair.prompts(), answers, strict=True):
         assert_greedy(pair.theirs, prompt, answer)
 

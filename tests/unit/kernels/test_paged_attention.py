@@ -31,7 +31,8 @@ def _scatter(contexts: list[tuple[Tensor, Tensor]], page_size: int, seed: int) -
     needed = [-(-len(key) // page_size) for key, _ in contexts]
     num_pages = sum(needed) + 3
     shape = (num_pages, page_size, *contexts[0][0].shape[1:])
-    cache = LayerCache(torch.full(shape, torch.nan), torch.full(shape, torch.nan))
+    dtype = contexts[0][0].dtype
+    cache = LayerCache(torch.full(shape, torch.nan, dtype=dtype), torch.full(shape, torch.nan, dtype=dtype))
     free = torch.randperm(num_pages, generator=torch.Generator().manual_seed(seed))
     page_tables = torch.zeros(len(contexts), max(needed) + 2, dtype=torch.int64)
     for index, (key, value) in enumerate(contexts):
@@ -50,12 +51,13 @@ def _check(
     page_size: int = 4,
     window: int | None = None,
     seed: int = 0,
+    dtype: torch.dtype = torch.float32,
 ) -> None:
     num_heads, num_kv_heads, head_dim = heads
     torch.manual_seed(seed)
     lengths = sorted(lengths, key=lambda pair: pair[0] != 1)
-    contexts = [tuple(torch.randn(2, context, num_kv_heads, head_dim).unbind()) for _, context in lengths]
-    queries = [torch.randn(new, num_heads, head_dim) for new, _ in lengths]
+    contexts = [tuple(torch.randn(2, context, num_kv_heads, head_dim).to(dtype).unbind()) for _, context in lengths]
+    queries = [torch.randn(new, num_heads, head_dim).to(dtype) for new, _ in lengths]
     cache, page_tables = _scatter(contexts, page_size, seed)  # type: ignore[arg-type]
     batch = AttentionBatch(
         query_lens=tuple(new for new, _ in lengths),
@@ -66,10 +68,11 @@ def _check(
     scale = head_dim**-0.5
     output = paged_attention(torch.cat(queries), cache, batch, scale, window)
     expected = [_dense(query, key, value, scale, window) for query, (key, value) in zip(queries, contexts, strict=True)]
-    torch.testing.assert_close(output.double(), torch.cat(expected), atol=1e-5, rtol=0)
+    tolerance = 1e-5 if dtype == torch.float32 else 4 * torch.finfo(dtype).eps
+    torch.testing.assert_close(output.double(), torch.cat(expected), atol=tolerance, rtol=0)
 
 
-@pytest.mark.parametrize("heads", [(1, 1, 2), (4, 4, 8), (4, 2, 8), (6, 1, 5), (14, 2, 64)])
+@pytest.mark.parametrize("heads", [(1, 1, 2), (4, 4, 16), (4, 2, 32), (6, 1, 5), (14, 2, 64), (7, 1, 80)])
 @pytest.mark.parametrize("window", [None, 1, 3, 100])
 def test_decodes_and_chunks_together_equal_dense_attention(heads: tuple[int, int, int], window: int | None) -> None:
     _check([(1, 1), (1, 9), (1, 16), (5, 5), (3, 11), (7, 8)], heads=heads, window=window)
@@ -80,6 +83,41 @@ def test_steps_of_one_kind_equal_dense_attention(lengths: list[Lengths]) -> None
     _check(lengths)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("window", [None, 50])
+def test_contexts_of_several_blocks_equal_dense_attention(dtype: torch.dtype, window: int | None) -> None:
+    lengths = [(1, 64), (1, 65), (1, 300), (70, 70), (33, 129), (1, 63)]
+    _check(lengths, heads=(6, 2, 48), page_size=16, window=window, dtype=dtype)
+
+
+def test_a_context_of_several_spans_equals_dense_attention() -> None:
+    _check([(1, 9000), (2, 8193), (1, 4097)], heads=(3, 1, 16), page_size=64)
+
+
+def test_a_row_does_not_depend_on_the_rest_of_its_step() -> None:
+    torch.manual_seed(0)
+    contexts = [tuple(torch.randn(2, length, 2, 16).unbind()) for length in (100, 5000)]
+    cache, page_tables = _scatter(contexts, page_size=16, seed=1)  # type: ignore[arg-type]
+    query = torch.randn(2, 4, 16)
+    together = paged_attention(query, cache, AttentionBatch((1, 1), (100, 5000), page_tables, 2), 0.3, None)
+    alone = paged_attention(query[1:], cache, AttentionBatch((1,), (5000,), page_tables[1:].clone(), 1), 0.3, None)
+    torch.testing.assert_close(together[1:], alone, atol=1e-6, rtol=0)
+
+
+def test_any_number_of_threads_gives_the_same() -> None:
+    torch.manual_seed(0)
+    contexts = [tuple(torch.randn(2, length, 4, 64).unbind()) for length in (2000, 700)]
+    cache, page_tables = _scatter(contexts, page_size=16, seed=1)  # type: ignore[arg-type]
+    batch = AttentionBatch((1, 90), (2000, 700), page_tables, 1)
+    query, num_threads = torch.randn(91, 8, 64), torch.get_num_threads()
+    outputs = []
+    for threads in (1, 3):
+        torch.set_num_threads(threads)
+        outputs.append(paged_attention(query, cache, batch, 0.1, None))
+    torch.set_num_threads(num_threads)
+    torch.testing.assert_close(*outputs, atol=1e-6, rtol=0)
+
+
 _lengths = st.tuples(st.integers(1, 9), st.integers(0, 20)).map(lambda pair: (pair[0], pair[0] + pair[1]))
 
 
@@ -88,10 +126,13 @@ _lengths = st.tuples(st.integers(1, 9), st.integers(0, 20)).map(lambda pair: (pa
     lengths=st.lists(_lengths, min_size=1, max_size=5),
     page_size=st.sampled_from([1, 3, 16]),
     window=st.none() | st.integers(1, 24),
+    heads=st.sampled_from([(4, 2, 8), (4, 2, 16), (3, 3, 16), (5, 1, 32)]),
     seed=st.integers(0, 1000),
 )
-def test_any_step_equals_dense_attention(lengths: list[Lengths], page_size: int, window: int | None, seed: int) -> None:
-    _check(lengths, page_size=page_size, window=window, seed=seed)
+def test_any_step_equals_dense_attention(
+    lengths: list[Lengths], page_size: int, window: int | None, heads: tuple[int, int, int], seed: int
+) -> None:
+    _check(lengths, heads=heads, page_size=page_size, window=window, seed=seed)
 
 
 def test_one_token_sequence_counted_as_a_chunk_gives_the_same() -> None:

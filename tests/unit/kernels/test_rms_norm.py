@@ -18,12 +18,28 @@ def test_equals_a_float64_computation(shape: tuple[int, ...]) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_rounds_where_transformers_rounds(dtype: torch.dtype) -> None:
+def test_rounds_where_transformers_rounds(dtype: torch.dtype, kernels: str) -> None:
+    """The kernel adds the squares in another order: now and then a number falls to the other side of a rounding."""
     layer = LlamaRMSNorm(48, eps=1e-6).to(dtype)
     torch.nn.init.normal_(layer.weight)
     x = 3 * torch.randn(9, 48).to(dtype)
     with torch.inference_mode():
-        assert torch.equal(rms_norm(x, layer.weight, 1e-6), layer(x))
+        ours, theirs = rms_norm(x, layer.weight, 1e-6), layer(x)
+    if kernels == "torch" or dtype == torch.float16:
+        assert torch.equal(ours, theirs)
+    else:
+        torch.testing.assert_close(ours, theirs, atol=0, rtol=2 * torch.finfo(dtype).eps)
+        assert (ours != theirs).sum() < ours.numel() / (2 if dtype == torch.float32 else 50)
+
+
+@pytest.mark.parametrize("size", [1, 15, 16, 17, 48, 100])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_number_that_is_none_spoils_its_own_row_alone(size: int, dtype: torch.dtype) -> None:
+    x = torch.randn(3, size).to(dtype)
+    x[1, size // 2] = torch.nan
+    normed, total = add_rms_norm(x, torch.zeros_like(x), torch.ones(size, dtype=dtype), 1e-6)
+    assert normed[1].isnan().all() and normed[[0, 2]].isfinite().all()
+    assert torch.equal(total.isnan(), x.isnan())
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

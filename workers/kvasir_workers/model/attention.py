@@ -2,11 +2,11 @@
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 
-from kvasir_kernels.dispatch import apply_rotary, paged_attention, write_kv
+from kvasir_kernels.dispatch import HeadNorms, paged_attention, rotate_and_write
 from kvasir_kernels.paged_cache import AttentionBatch, LayerCache
+from kvasir_workers.model.linear import Linear
 from kvasir_workers.model.norm import RMSNorm
 from kvasir_workers.model.spec import DecoderSpec
 
@@ -15,7 +15,7 @@ from kvasir_workers.model.spec import DecoderSpec
 class StepContext:
     """What every layer of a step shares.
 
-    cos, sin: [T, D] float32, the angles of the tokens' positions. slots: [T] int64, where their keys and values go.
+    cos, sin: [T, D / 2] float32, the angles of the tokens' positions. slots: [T] int64, where their keys and values go.
     """
 
     cos: Tensor
@@ -29,21 +29,24 @@ class Attention(nn.Module):
 
     def __init__(self, spec: DecoderSpec, layer_index: int) -> None:
         super().__init__()
-        self.num_heads, self.num_kv_heads, self.head_dim = spec.num_heads, spec.num_kv_heads, spec.head_dim
+        self.head_dim = spec.head_dim
         self.scale = spec.head_dim**-0.5
         self.window = spec.windows[layer_index]
         num_projected_heads = spec.num_heads + 2 * spec.num_kv_heads
-        self.qkv = nn.Linear(spec.hidden_size, num_projected_heads * spec.head_dim, bias=spec.qkv_bias)
-        self.output = nn.Linear(spec.num_heads * spec.head_dim, spec.hidden_size, bias=spec.output_bias)
-        self.query_norm = RMSNorm(spec.head_dim, spec.norm_eps) if spec.qk_norm else nn.Identity()
-        self.key_norm = RMSNorm(spec.head_dim, spec.norm_eps) if spec.qk_norm else nn.Identity()
+        self.qkv = Linear(spec.hidden_size, num_projected_heads * spec.head_dim, bias=spec.qkv_bias)
+        self.output = Linear(spec.num_heads * spec.head_dim, spec.hidden_size, bias=spec.output_bias)
+        self.query_norm = RMSNorm(spec.head_dim, spec.norm_eps) if spec.qk_norm else None
+        self.key_norm = RMSNorm(spec.head_dim, spec.norm_eps) if spec.qk_norm else None
 
     def forward(self, hidden: Tensor, step: StepContext, cache: LayerCache) -> Tensor:
         """Return what the layer adds to the residual, [T, E]; writes the step's keys and values to `cache`."""
         heads = self.qkv(hidden).view(len(hidden), -1, self.head_dim)
-        query, key, value = torch.split(heads, [self.num_heads, self.num_kv_heads, self.num_kv_heads], dim=1)
-        query, key = apply_rotary(self.query_norm(query), self.key_norm(key), step.cos, step.sin)
-        write_kv(key, value, step.slots, cache)
+        query = rotate_and_write(heads, self._norms(), step.cos, step.sin, step.slots, cache)
         attended = paged_attention(query, cache, step.batch, self.scale, self.window)
         update: Tensor = self.output(attended.flatten(1))
         return update
+
+    def _norms(self) -> HeadNorms | None:
+        if self.query_norm is None or self.key_norm is None:
+            return None
+        return HeadNorms(self.query_norm.weight, self.key_norm.weight, self.query_norm.eps)

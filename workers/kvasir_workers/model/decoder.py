@@ -7,11 +7,11 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from kvasir_kernels.dispatch import silu_mul
 from kvasir_kernels.paged_cache import AttentionBatch, LayerCache
 from kvasir_workers.model.attention import Attention, StepContext
+from kvasir_workers.model.linear import Linear, LogitHead, Matrix, TokenEmbedding
 from kvasir_workers.model.norm import RMSNorm
 from kvasir_workers.model.rotary import RotaryTable
 from kvasir_workers.model.spec import DecoderSpec
@@ -22,8 +22,8 @@ class FeedForward(nn.Module):
 
     def __init__(self, spec: DecoderSpec) -> None:
         super().__init__()
-        self.gate_up = nn.Linear(spec.hidden_size, 2 * spec.intermediate_size, bias=spec.mlp_bias)
-        self.down = nn.Linear(spec.intermediate_size, spec.hidden_size, bias=spec.mlp_bias)
+        self.gate_up = Linear(spec.hidden_size, 2 * spec.intermediate_size, bias=spec.mlp_bias)
+        self.down = Linear(spec.intermediate_size, spec.hidden_size, bias=spec.mlp_bias)
 
     def forward(self, hidden: Tensor) -> Tensor:
         """Return what the layer adds to the residual: [T, E]."""
@@ -62,13 +62,11 @@ class Decoder(nn.Module):
         super().__init__()
         self.spec = spec
         with torch.device("meta"):  # no time is spent on initial values
-            # Given its weight, it draws no initial values: that alone would import all of torch's compiler (2 s).
-            unfilled = torch.empty(spec.vocab_size, spec.hidden_size)
-            self.embedding = nn.Embedding(spec.vocab_size, spec.hidden_size, _weight=unfilled)
+            self.embedding = TokenEmbedding(spec.vocab_size, spec.hidden_size)
             self.layers = nn.ModuleList(DecoderLayer(spec, index) for index in range(spec.num_layers))
             self.norm = RMSNorm(spec.hidden_size, spec.norm_eps)
             if not spec.tie_word_embeddings:
-                self.lm_head = nn.Linear(spec.hidden_size, spec.vocab_size, bias=False)
+                self.lm_head = LogitHead(spec.vocab_size, spec.hidden_size)
         self.to(dtype).to_empty(device=device).requires_grad_(False).eval()
         self.rotary = RotaryTable(spec.rotary, spec.head_dim, spec.max_position_embeddings, device)
 
@@ -96,5 +94,14 @@ class Decoder(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Return the next-token logits of `hidden` [R, E]: [R, V] float32."""
-        weight = self.embedding.weight if self.spec.tie_word_embeddings else self.lm_head.weight
-        return F.linear(hidden, weight).float()
+        head: LogitHead = self.embedding if self.spec.tie_word_embeddings else self.lm_head
+        return head.logits(hidden)
+
+    def pack_weights(self) -> None:
+        """Put all matrices in the order in which the device reads them fastest; the weights are final from here on.
+
+        One is copied at a time: no second copy of all is held.
+        """
+        for module in self.modules():
+            if isinstance(module, Matrix) and (module is not self.embedding or self.spec.tie_word_embeddings):
+                module.pack()

@@ -17,14 +17,13 @@ class RotaryTable:
         # are checked, would import all of torch's compiler (2 s).
         angles = torch.arange(max_positions).float().unsqueeze(1) * inverse_frequencies(spec, head_dim)
         scale = spec.attention_factor if isinstance(spec, YarnRotary) else 1.0
-        # Only half of a row is kept: the second half of a head turns by the same angles as the first.
-        self.cos = (angles.cos() * scale).to(device)
-        self.sin = (angles.sin() * scale).to(device)
+        # Side by side, so that a position is one row: [max_positions, D].
+        self._rows = (torch.cat((angles.cos(), angles.sin()), dim=-1) * scale).to(device)
 
     def at(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the cosines and sines of `positions` [T]: each [T, D] float32."""
-        cos, sin = self.cos[positions], self.sin[positions]
-        return torch.cat((cos, cos), dim=-1), torch.cat((sin, sin), dim=-1)
+        """Return the cosines and sines of `positions` [T]: each [T, D / 2] float32, for both numbers of a pair."""
+        cos, sin = self._rows.index_select(0, positions).chunk(2, dim=-1)
+        return cos, sin
 
 
 def inverse_frequencies(spec: RotarySpec, head_dim: int) -> Tensor:

@@ -1,0 +1,1 @@
+"""Matrix products with weights, which may be packed once for many steps."""

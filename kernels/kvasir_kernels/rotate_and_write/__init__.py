@@ -1,0 +1,1 @@
+"""Queries and keys turned by their positions, keys and values into the cache."""
