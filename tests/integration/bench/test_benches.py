@@ -9,6 +9,7 @@ ROOT = Path(__file__).parents[3]
 
 SMALL = {
     "continuous_batching": (["--requests", "4", "--batch", "2", "--rounds", "1", "--simulate"], "times as fast"),
+    "cpu_path": (["--batches", "2", "--prompt", "3", "--steps", "2", "--rounds", "1"], "times as long"),
     "fairness": (["--rounds", "1", "--steps", "30", "--simulate"], "over an idle engine"),
     "kv_tiers": (["--texts", "3", "--tokens", "40", "--rounds", "2"], "host memory and disk"),
     "kv_memory_waste": (["--requests", "6", "--places", "2"], "pages of 16"),
