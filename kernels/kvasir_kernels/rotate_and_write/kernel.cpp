@@ -18,7 +18,6 @@ struct Heads {
     int64_t num_tokens, num_heads, num_kv_heads, head_dim;
 };
 
-// D / 2 is a multiple of a vector, or the row goes one number at a time.
 template <class Number>
 void norm_head(const Number* head, const Number* weight, float eps, int64_t head_dim, Number* out) {
     Floats squares = {};
