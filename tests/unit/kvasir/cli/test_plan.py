@@ -11,7 +11,7 @@ from kvasir.cli.plan import PROMPTS, ReplicaPlan, plan_replica, predict
 from kvasir.demo import demo_model_path
 from kvasir_protocol.config import EngineConfig, ModelConfig
 from kvasir_workers.load import load_model
-from kvasir_workers.model.loader import load_spec
+from kvasir_workers.model.loader import load_decoder, load_spec
 from kvasir_workers.roofline import DeviceRates, ModelWork
 
 CPU = torch.device("cpu")
@@ -29,14 +29,16 @@ def test_weights_and_pages_are_those_that_loading_makes() -> None:
         ModelConfig(path=str(demo_model_path()), served_name="m"), EngineConfig(device="cpu", kv_cache_bytes=2**25)
     )
     assert plan.num_pages * plan.page_bytes == loaded.pages.nbytes
-    assert plan.weight_bytes == sum(weight.nbytes for weight in loaded.decoder.parameters())
+    decoder = load_decoder(demo_model_path(), torch.float32, CPU)
+    assert plan.weight_bytes == sum(weight.nbytes for weight in decoder.parameters())
     assert plan.max_sequence_tokens == loaded.limits.max_sequence_tokens
 
 
 def test_sum_has_every_part() -> None:
     small, large = planned("--kv-cache-memory-bytes", "32MiB"), planned("--kv-cache-memory-bytes", "64MiB")
-    assert large.total_bytes - small.total_bytes == pytest.approx(2**25, abs=2**22)
-    assert small.total_bytes > small.weight_bytes + 2**25
+    planned_bytes = [plan.total_bytes - plan.process_bytes for plan in (small, large)]
+    assert planned_bytes[1] - planned_bytes[0] == pytest.approx(2**25, abs=small.page_bytes)
+    assert planned_bytes[0] == small.weight_bytes + small.num_pages * small.page_bytes + small.step_bytes
 
 
 def test_wider_steps_take_more_memory() -> None:
