@@ -3,6 +3,7 @@
 import gc
 import signal
 import weakref
+from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
 
@@ -106,6 +107,15 @@ def test_request_that_waits_for_a_place_has_waited_in_the_queue(make_llm: MakeLL
         assert second.metrics.queue_s >= first.metrics.first_token_s
 
 
+@pytest.fixture
+def heeded_interrupts() -> Iterator[None]:
+    """As in a terminal; a shell has what it starts in the background ignore them."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("heeded_interrupts")
 @pytest.mark.parametrize("overlap", [False, True])
 @pytest.mark.parametrize("form", [None, {"regex": "[a-z]{40}"}])
 def test_interrupted_call_leaves_nothing_and_the_next_one_is_right(
