@@ -1,31 +1,11 @@
 from collections import Counter
 
 import pytest
-from tokenizers import Tokenizer
 
 from kvasir.bench.datasets import TraceLine, mooncake, sharegpt
-from kvasir.bench.text_source import PlainWords, words_of_tokenizer
-from kvasir.demo import demo_model_path
+from kvasir.bench.text_source import PlainWords
 from kvasir_protocol.errors import ConfigError
-
-
-@pytest.fixture(scope="module")
-def demo_tokenizer():
-    return Tokenizer.from_file(str(demo_model_path() / "tokenizer.json"))
-
-
-@pytest.fixture(scope="module")
-def source():
-    return words_of_tokenizer(demo_model_path())
-
-
-def tokens(tokenizer, text):
-    return tokenizer.encode(text).ids
-
-
-def only_turns(conversations):
-    assert all(len(conversation.turns) == 1 for conversation in conversations)
-    return [conversation.turns[0] for conversation in conversations]
+from tests.unit.kvasir.bench.conftest import only_turns, tokens
 
 
 def spoken(question, answer):
