@@ -1,7 +1,7 @@
 """The only place that chooses how an operation is computed; everybody else imports operations from here.
 
 On a CPU that is the C++ kernel, built for this machine, or the torch reference where there is none or it doesn't take
-what it is given.
+what it is given. On a GPU it is the Triton kernel; Triton is imported with the first tensor that lies there.
 """
 
 from collections.abc import Iterator
@@ -78,6 +78,10 @@ def _native(x: Tensor) -> KernelLibrary | None:
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    if x.is_cuda:
+        from kvasir_kernels.rms_norm import kernel
+
+        return kernel.rms_norm(x, weight, eps)
     library = _native(x)
     if library is None or not x.is_contiguous():
         return plain_norm.rms_norm(x, weight, eps)
@@ -85,6 +89,10 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
 
 def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    if x.is_cuda:
+        from kvasir_kernels.rms_norm import kernel
+
+        return kernel.add_rms_norm(x, residual, weight, eps)
     library = _native(x)
     if library is None:
         return plain_norm.add_rms_norm(x, residual, weight, eps)
@@ -92,6 +100,10 @@ def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tup
 
 
 def silu_mul(gate_up: Tensor) -> Tensor:
+    if gate_up.is_cuda:
+        from kvasir_kernels.silu_mul import kernel
+
+        return kernel.silu_mul(gate_up)
     library = _native(gate_up)
     return plain_gate.silu_mul(gate_up) if library is None else native_gate.silu_mul(library, gate_up)
 
@@ -99,6 +111,10 @@ def silu_mul(gate_up: Tensor) -> Tensor:
 def rotate_and_write(
     heads: Tensor, norms: HeadNorms | None, cos: Tensor, sin: Tensor, slots: Tensor, cache: LayerCache
 ) -> Tensor:
+    if heads.is_cuda:
+        from kvasir_kernels.rotate_and_write import kernel
+
+        return kernel.rotate_and_write(heads, norms, cos, sin, slots, cache)
     library = _native(heads)
     if library is None or not native_rotation.can_rotate(heads):
         return plain_rotation.rotate_and_write(heads, norms, cos, sin, slots, cache)
@@ -108,6 +124,11 @@ def rotate_and_write(
 def paged_attention(
     query: Tensor, cache: LayerCache, batch: AttentionBatch, scale: float, window: int | None
 ) -> Tensor:
+    if query.is_cuda:
+        from kvasir_kernels.paged_attention import kernel
+
+        if kernel.can_attend(query):
+            return kernel.paged_attention(query, cache, batch, scale, window)
     library = _native(query)
     if library is None or not native_attention.can_attend(query):
         return plain_attention.paged_attention(query, cache, batch, scale, window)

@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from kvasir_kernels.paged_attention.work import Cut, Work
+
 
 @dataclass(frozen=True, slots=True)
 class LayerCache:
@@ -26,6 +28,7 @@ class AttentionBatch:
     page_tables: [S, M] int64, the pages of each sequence in order, padded with 0.
     num_decodes: the first so many sequences bring exactly one token each.
     lengths: [2, S] int64 on the host, query_lens and context_lens once more, for kernels that read memory.
+    work: for GPU kernels, how they cut this step; the first layer fills it in, the others find it.
     """
 
     query_lens: tuple[int, ...]
@@ -33,6 +36,7 @@ class AttentionBatch:
     page_tables: Tensor
     num_decodes: int
     lengths: Tensor = field(init=False, repr=False)
+    work: dict[Cut, Work] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         assert len(self.query_lens) == len(self.context_lens) == self.page_tables.shape[0], (
