@@ -13,6 +13,8 @@ from torch import Tensor
 from kvasir_kernels.linear import native as native_linear
 from kvasir_kernels.linear import onednn
 from kvasir_kernels.linear import reference as plain_linear
+from kvasir_kernels.mask_logits import native as native_mask
+from kvasir_kernels.mask_logits import reference as plain_mask
 from kvasir_kernels.native.build import cpu_has
 from kvasir_kernels.native.library import KernelLibrary, load_library, takes
 from kvasir_kernels.paged_attention import native as native_attention
@@ -35,6 +37,7 @@ __all__ = [
     "apply_rotary",
     "embedding",
     "linear",
+    "mask_logits",
     "pack_weight",
     "paged_attention",
     "prepare",
@@ -97,6 +100,14 @@ def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tup
     if library is None:
         return plain_norm.add_rms_norm(x, residual, weight, eps)
     return native_norm.add_rms_norm(library, x, residual, weight, eps)
+
+
+def mask_logits(logits: Tensor, rows: tuple[int, ...], bits: Tensor) -> None:
+    library = _native(logits)
+    if library is None or logits.dtype != torch.float32 or not logits.is_contiguous():
+        plain_mask.mask_logits(logits, rows, bits)
+    else:
+        native_mask.mask_logits(library, logits, rows, bits)
 
 
 def silu_mul(gate_up: Tensor) -> Tensor:

@@ -1,11 +1,13 @@
 """A mask falls on its own row and on no other."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
 import torch
 
+from kvasir_kernels.dispatch import without_native_kernels
 from kvasir_protocol.request import SamplingParams
 from kvasir_workers.grammar.state import GrammarState
 from kvasir_workers.grammar.token_table import TokenTable
@@ -47,6 +49,13 @@ def sequence(name: str, state: GrammarState | None, **sampling: object) -> Seque
     made = Sequence(make_request(name, [1, 2], sampling=params))
     made.grammar = state
     return made
+
+
+@pytest.fixture(params=["native", "torch"])
+def kernels(request: pytest.FixtureRequest) -> Iterator[None]:
+    """With the C++ kernels of this machine, and with torch alone."""
+    with without_native_kernels() if request.param == "torch" else nullcontext():
+        yield
 
 
 # Made
@@ -101,8 +110,9 @@ def random_masks(num_rows: int, width: int, rows: Iterable[int]) -> tuple[Gramma
 
 @pytest.mark.parametrize("width", [1, 31, 32, 33, 500, 2050, 70_001])
 @pytest.mark.parametrize("rows", [(0,), (3,), (0, 1, 2, 3, 4, 5, 6, 7), (1, 2, 3, 4), (0, 2, 3, 7), (6, 7)])
+@pytest.mark.usefixtures("kernels")
 def test_each_row_is_lowered_where_its_mask_forbids(width: int, rows: tuple[int, ...]) -> None:
-    """The widest goes in several blocks."""
+    """The widest goes in several blocks where there is no C++ kernel."""
     before = torch.randn(8, width)
     masks, allowed = random_masks(len(rows), width, rows)
     expected, logits = before.clone(), before.clone()
@@ -111,6 +121,7 @@ def test_each_row_is_lowered_where_its_mask_forbids(width: int, rows: tuple[int,
     assert torch.equal(logits, expected)
 
 
+@pytest.mark.usefixtures("kernels")
 def test_logits_that_are_no_numbers_are_not_hidden() -> None:
     logits = torch.tensor([[torch.nan, torch.nan, torch.inf, torch.inf, -torch.inf, -torch.inf]])
     apply_masks(logits, GrammarMasks((0,), torch.tensor([[0b010101]], dtype=torch.int32)))

@@ -1,0 +1,1 @@
+"""What grammars forbid, taken out of the logits."""
