@@ -31,6 +31,7 @@ from kvasir_workers.kv.event_log import KvEventLog
 from kvasir_workers.kv.event_server import EventSockets, KvEventServer
 from kvasir_workers.kv.manager import KvManager, Reuse
 from kvasir_workers.load import LoadedModel
+from kvasir_workers.runner.executor import CallersThread
 from kvasir_workers.runner.model_runner import ModelRunner
 
 SECRET = b"s" * 32
@@ -54,7 +55,7 @@ def served_events() -> Iterator[KvEventLog]:
 
 def build(loaded: LoadedModel, config: EngineConfig, reuse: Reuse, log: KvEventLog | None = None) -> Engine:
     kv = KvManager(loaded.pages.shape[2], config.page_size, reuse, log)
-    runner = ModelRunner(loaded.decoder, loaded.pages, loaded.limits.eos_token_ids)
+    runner = ModelRunner(loaded.decoder, loaded.pages, loaded.limits.eos_token_ids, CallersThread())
     return Engine(runner, kv, config, loaded.limits)
 
 

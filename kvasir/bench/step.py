@@ -19,7 +19,7 @@ from kvasir_workers.engine import Engine
 from kvasir_workers.kv.manager import KvManager, pages_for
 from kvasir_workers.request_check import EngineLimits
 from kvasir_workers.runner.batch import BatchBuilder
-from kvasir_workers.runner.executor import DeviceThread, Masks, StepInPlace, StepInThread
+from kvasir_workers.runner.executor import CallersThread, DeviceThread, Masks, StepInPlace, StepInThread, Steps
 from kvasir_workers.runner.sampler import SampledToken
 from kvasir_workers.step_plan import StepPlan
 
@@ -108,12 +108,12 @@ class StubRunner:
     def __init__(self, device_s: float, *, uses_thread: bool) -> None:
         self._builder = BatchBuilder(PAGE_SIZE, torch.device("cpu"))
         self._device_s = device_s
-        self._thread: DeviceThread[list[SampledToken]] | None = DeviceThread() if uses_thread else None
+        self._thread: Steps[list[SampledToken]] = DeviceThread() if uses_thread else CallersThread()
 
     def launch(self, plan: StepPlan) -> StepInThread[list[SampledToken]] | StepInPlace[list[SampledToken]]:
         batch = self._builder.build(plan)
         work = partial(self._say, [SampledToken(1, None)] * len(batch.sampled.sequences))
-        return StepInPlace(work) if self._thread is None else self._thread.launch(work)
+        return self._thread.launch(work)
 
     def _say(self, tokens: list[SampledToken], _: Masks) -> list[SampledToken]:
         if self._device_s:

@@ -28,7 +28,7 @@ def failure_of(sequence: Sequence, token: SampledToken) -> AnswerFailure | None:
         return AnswerFailure(
             f"{' and '.join(fields)} together leave no token that could come next; drop or widen one of them", fields[0]
         )
-    if sequence.grammar is not None and not sequence.grammar.accept((token.token_id,)):
+    if sequence.grammar is not None and not sequence.grammar.accept_next(token.token_id):
         return AnswerFailure(_TOO_COMPLEX, FIELD)
     return None
 

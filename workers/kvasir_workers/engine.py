@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Callable
 from collections.abc import Sequence as Many
 from dataclasses import dataclass, fields
+from functools import partial
 from math import inf, isfinite
 from time import monotonic
 
@@ -184,14 +185,14 @@ class Engine:
         self._scheduler.take_off(plan)
         return _Flight(plan, step, is_structured=is_structured)
 
-    def _masks(self, plan: StepPlan) -> GrammarMasks | None:
+    def _masks(self, plan: StepPlan) -> Callable[[], GrammarMasks] | None:
         sampling = [entry for entry in plan.entries if entry.samples]
         rows = [
             StructuredRow(row, entry.sequence.grammar, entry.num_generated, entry.sequence.request.sampling)
             for row, entry in enumerate(sampling)
             if entry.sequence.grammar is not None and not entry.sequence.has_ended
         ]
-        return make_masks(rows, self._limits.eos_token_ids) if rows else None
+        return partial(make_masks, rows, self._limits.eos_token_ids) if rows else None
 
     def _give_up(self, sequence: Sequence) -> TokenOutput:
         """End a sequence that waits for its first token and would get it too late."""

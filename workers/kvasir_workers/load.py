@@ -27,7 +27,7 @@ from kvasir_workers.model.decoder import Decoder
 from kvasir_workers.model.loader import load_decoder, load_spec, weight_bytes
 from kvasir_workers.model.spec import DecoderSpec
 from kvasir_workers.request_check import EngineLimits
-from kvasir_workers.runner.executor import DeviceThread
+from kvasir_workers.runner.executor import CallersThread, DeviceThread, Steps
 from kvasir_workers.runner.model_runner import ModelRunner
 from kvasir_workers.runner.sampler import SampledToken
 
@@ -116,7 +116,7 @@ def build_engine(
     """opened: what lies below the pages; the caller closes it when the engine is no more."""
     mover, tiers = (opened.mover, opened.tiers) if opened is not None else (None, None)
     overlaps = loaded.pages.is_cuda if config.overlap is None else config.overlap
-    thread = DeviceThread[list[SampledToken]]() if overlaps else None
+    thread: Steps[list[SampledToken]] = DeviceThread() if overlaps else CallersThread()
     runner = ModelRunner(loaded.decoder, loaded.pages, loaded.limits.eos_token_ids, thread, mover)
     reuse = Reuse(enabled=config.enable_prefix_caching)
     kv = KvManager(loaded.pages.shape[2], config.page_size, reuse, watcher, tiers)

@@ -94,8 +94,8 @@ class FakeFlight:
     def __init__(self, run: Callable[[], list[SampledToken]]) -> None:
         self._run = run
 
-    def allow(self, masks: GrammarMasks | None) -> None:
-        assert masks is None, "the fake model knows no grammars"
+    def allow(self, make_masks: Callable[[], GrammarMasks] | None) -> None:
+        assert make_masks is None, "the fake model knows no grammars"
 
     def land(self) -> list[SampledToken]:
         return self._run()

@@ -40,19 +40,23 @@ class GrammarState:
     def accept(self, token_ids: Sequence[int]) -> bool:
         """Go on by these tokens. False, from then on, if the grammar has no such text or became too costly."""
         if not self._has_failed:
-            clock = time.thread_time if self._num_watched or len(token_ids) > 1 else time.perf_counter
-            started = clock()
+            started = time.thread_time()
             is_accepted = self._matcher.consume_tokens(list(token_ids))
-            self._budget_s += _TOKEN_BUDGET_S * len(token_ids)
-            self._charge(clock() - started, is_cpu_time=clock is time.thread_time)
+            self._budget_s += _TOKEN_BUDGET_S * len(token_ids) - (time.thread_time() - started)
             self._has_failed = not is_accepted or self._budget_s < 0
         return not self._has_failed
 
-    def _charge(self, seconds: float, *, is_cpu_time: bool) -> None:
-        if is_cpu_time:
-            self._budget_s -= seconds
-        elif seconds > _UNTIMED_S:
+    def accept_next(self, token_id: int) -> bool:
+        """`accept` of a single token, on the way of every step."""
+        if self._num_watched or self._has_failed:
+            return self.accept((token_id,))
+        started = time.perf_counter()
+        is_accepted = self._matcher.consume_token(token_id)
+        self._budget_s += _TOKEN_BUDGET_S
+        self._has_failed = not is_accepted or self._budget_s < 0
+        if time.perf_counter() - started > _UNTIMED_S:
             self._num_watched = _NUM_WATCHED
+        return not self._has_failed
 
     @property
     def has_ended(self) -> bool:
@@ -73,11 +77,9 @@ class GrammarState:
         return bits.view(np.bool_)
 
 
-def mask_threads() -> LLExecutor | None:
-    """llguidance's own threads, four for five cores, which sleep between steps. None where that makes but one: handing
-    it the work would cost more than it saves."""
-    num_threads = len(os.sched_getaffinity(0)) * 4 // 5
-    return LLExecutor(num_threads) if num_threads > 1 else None
+def mask_threads() -> LLExecutor:
+    """llguidance's own threads, four for five cores, which sleep between steps."""
+    return LLExecutor(max(1, len(os.sched_getaffinity(0)) * 4 // 5))
 
 
 def packed_masks(states: Sequence[GrammarState], threads: LLExecutor | None) -> NDArray[np.uint32]:
@@ -87,17 +89,16 @@ def packed_masks(states: Sequence[GrammarState], threads: LLExecutor | None) -> 
     """
     table = states[0]._table
     bits = np.zeros((len(states), table.num_words), dtype=np.uint32)
-    following = [row for row, state in enumerate(states) if not state._has_failed]
-    watched = [row for row in following if states[row]._num_watched]
-    trusted = [row for row in following if not states[row]._num_watched]
+    trusted = [
+        (state._matcher, row) for row, state in enumerate(states) if not state._num_watched and not state._has_failed
+    ]
+    if len(trusted) < len(states):
+        _fill_watched(states, bits)
     started = time.perf_counter()
-    if trusted:
-        _fill(states, trusted, bits, threads)
-    took_s = time.perf_counter() - started
-    for row in trusted:
-        states[row]._charge(took_s - _HONEST_S * len(trusted), is_cpu_time=False)
-    for row in watched:
-        _fill_watched(states, row, bits)
+    _fill(trusted, bits, threads)
+    if time.perf_counter() - started > _UNTIMED_S + _HONEST_S * len(trusted):
+        for _, row in trusted:
+            states[row]._num_watched = _NUM_WATCHED
     packed = table.fit(bits)
     has_token: list[int] = packed.max(axis=1).tolist()
     for row, state in enumerate(states):
@@ -107,24 +108,25 @@ def packed_masks(states: Sequence[GrammarState], threads: LLExecutor | None) -> 
     return packed
 
 
-def _fill(
-    states: Sequence[GrammarState], rows: list[int], bits: NDArray[np.uint32], threads: LLExecutor | None
-) -> None:
+def _fill(matchers: list[tuple[LLMatcher, int]], bits: NDArray[np.uint32], threads: LLExecutor | None) -> None:
+    """matchers: each with its row of bits."""
+    if not matchers:
+        return
     address, num_bytes = bits.ctypes.data, bits.strides[0]
     if threads is not None:
-        matchers = [(states[row]._matcher, row) for row in rows]
         threads.unsafe_compute_mask_ptr(matchers, address, num_bytes, len(bits))
         return
-    for row in rows:
-        states[row]._matcher.unsafe_compute_mask_ptr(address + row * num_bytes, num_bytes)
+    for matcher, row in matchers:
+        matcher.unsafe_compute_mask_ptr(address + row * num_bytes, num_bytes)
 
 
-def _fill_watched(states: Sequence[GrammarState], row: int, bits: NDArray[np.uint32]) -> None:
-    state = states[row]
-    started = time.thread_time()
-    _fill(states, [row], bits, None)
-    state._charge(time.thread_time() - started, is_cpu_time=True)
-    state._num_watched -= 1
+def _fill_watched(states: Sequence[GrammarState], bits: NDArray[np.uint32]) -> None:
+    for row, state in enumerate(states):
+        if state._num_watched and not state._has_failed:
+            started = time.thread_time()
+            _fill([(state._matcher, row)], bits, None)
+            state._budget_s -= time.thread_time() - started
+            state._num_watched -= 1
 
 
 class Grammar:

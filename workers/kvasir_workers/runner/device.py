@@ -1,5 +1,6 @@
 """What the engine asks of the device."""
 
+from collections.abc import Callable
 from typing import Protocol
 
 from kvasir_workers.runner.grammar_mask import GrammarMasks
@@ -10,8 +11,9 @@ from kvasir_workers.step_plan import StepPlan
 class StepFlight(Protocol):
     """A step on its way through the device."""
 
-    def allow(self, masks: GrammarMasks | None) -> None:
-        """What the grammars of its sampling rows let through; said once. It waits for this before it samples."""
+    def allow(self, make_masks: Callable[[], GrammarMasks] | None) -> None:
+        """How to make the masks of its structured rows, None if it has none; said once. It waits for this before it
+        samples, and the masks are made while the model runs."""
         ...
 
     def land(self) -> list[SampledToken]:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -14,8 +15,7 @@ from kvasir_protocol.request import SamplingParams
 from kvasir_workers.grammar.state import GrammarState, mask_threads, packed_masks
 
 
-@dataclass(frozen=True, slots=True)
-class StructuredRow:
+class StructuredRow(NamedTuple):
     """One row of a step that has a grammar, as it is when its next token is to be chosen.
 
     num_generated: tokens of the answer before that one; grammar has accepted them all.

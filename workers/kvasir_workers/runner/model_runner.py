@@ -10,7 +10,7 @@ from kvasir_workers.kv.manager import PageCopy
 from kvasir_workers.kv.offload.page_mover import PageMover
 from kvasir_workers.model.decoder import Decoder
 from kvasir_workers.runner.batch import BatchBuilder, StepBatch
-from kvasir_workers.runner.executor import DeviceThread, Masks, StepInPlace, StepInThread
+from kvasir_workers.runner.executor import Masks, StepInPlace, StepInThread, Steps
 from kvasir_workers.runner.sampler import SampledToken, Sampler
 from kvasir_workers.step_plan import StepPlan
 
@@ -21,7 +21,7 @@ class ModelRunner:
     """A decoder, its pages and the device they are on.
 
     pages: [L, 2, N, P, K, D], keys (0) and values (1) of every layer; the caller owns the memory.
-    thread: where steps run from the moment they are launched; None: when they are landed, in the caller's thread.
+    thread: where steps run.
     mover: brings pages to host memory and back, if plans say so.
     """
 
@@ -30,7 +30,7 @@ class ModelRunner:
         decoder: Decoder,
         pages: Tensor,
         eos_token_ids: frozenset[int],
-        thread: DeviceThread[list[SampledToken]] | None = None,
+        thread: Steps[list[SampledToken]],
         mover: PageMover | None = None,
     ) -> None:
         self._decoder = decoder
@@ -45,7 +45,7 @@ class ModelRunner:
     def launch(self, plan: StepPlan) -> Flight:
         """Steps run in the order of their launches."""
         work = partial(self._run, plan, self._builder.build(plan))
-        return StepInPlace(work) if self._thread is None else self._thread.launch(work)
+        return self._thread.launch(work)
 
     @torch.inference_mode()
     def _run(self, plan: StepPlan, batch: StepBatch, masks: Masks) -> list[SampledToken]:

@@ -121,13 +121,13 @@ def test_sequence_is_no_longer_watched_after_masks_enough(
 def test_token_that_takes_too_long_to_accept_has_its_sequence_charged_for_the_next(
     table: TokenTable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    state, a = compile_here(table, "regex", "a+").start(), [token(table, b"a")]
+    state, a = compile_here(table, "regex", "a+").start(), token(table, b"a")
     monkeypatch.setattr("kvasir_workers.grammar.state._UNTIMED_S", -1.0)
     monkeypatch.setattr("kvasir_workers.grammar.state._TOKEN_BUDGET_S", 0.0)
     before = state._budget_s
-    assert state.accept(a)
+    assert state.accept_next(a)
     assert state._budget_s == before
-    assert state.accept(a)
+    assert state.accept_next(a)
     assert state._budget_s < before
 
 

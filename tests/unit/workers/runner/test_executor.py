@@ -6,9 +6,12 @@ import weakref
 from collections.abc import Callable
 
 import pytest
+import torch
 
-from kvasir_workers.runner.executor import DeviceThread, Masks, StepInPlace
+from kvasir_workers.runner.executor import CallersThread, DeviceThread, Masks
 from kvasir_workers.runner.grammar_mask import GrammarMasks
+
+MASKS = GrammarMasks(rows=(0,), bits=torch.zeros(1, 1, dtype=torch.int32))
 
 
 def test_steps_run_in_the_order_of_their_launches() -> None:
@@ -55,11 +58,37 @@ def test_error_of_a_step_is_raised_where_it_is_landed_and_the_next_step_runs() -
 
 def test_step_in_place_runs_when_it_is_landed() -> None:
     calls: list[int] = []
-    step = StepInPlace(lambda _: calls.append(1))
+    step = CallersThread[None]().launch(lambda _: calls.append(1))
     step.allow(None)
     assert calls == []
     step.land()
     assert calls == [1]
+
+
+def test_step_in_place_has_its_masks_made_while_it_runs() -> None:
+    runs = threading.Event()
+
+    def make_masks() -> GrammarMasks:
+        assert runs.wait(10)
+        return MASKS
+
+    def run(masks: Masks) -> GrammarMasks | None:
+        runs.set()
+        return masks()
+
+    step = CallersThread[GrammarMasks | None]().launch(run)
+    step.allow(make_masks)
+    assert step.land() is MASKS
+
+
+def test_step_in_place_says_what_went_wrong_with_its_masks() -> None:
+    def fail() -> GrammarMasks:
+        raise RuntimeError("no masks today")
+
+    step = CallersThread[GrammarMasks | None]().launch(lambda masks: masks())
+    step.allow(fail)
+    with pytest.raises(RuntimeError, match="no masks"):
+        step.land()
 
 
 def test_thread_ends_with_its_owner() -> None:
