@@ -21,7 +21,8 @@ using namespace linear;
     }                                                                                                                 \
     extern "C" void kvasir_unpack_rows_##suffix(const Number* packed, int64_t num_inputs, const int64_t* rows,        \
                                                 int64_t num_rows, Number* out) {                                      \
-        unpack_rows(packed, num_inputs, rows, num_rows, out);                                                         \
+        for (int64_t i = 0; i < num_rows; ++i)                                                                        \
+            unpack_row(packed, num_inputs, rows[i], out + i * num_inputs);                                            \
     }
 
 KVASIR_LINEAR(float32, float)

@@ -128,10 +128,11 @@ void pack(const Number* weight, int64_t num_outputs, int64_t num_inputs, Number*
 }
 
 template <class Number>
-void unpack_rows(const Number* packed, int64_t num_inputs, const int64_t* rows, int64_t num_rows, Number* out) {
-    for (int64_t r = 0; r < num_rows; ++r)
-        for (int64_t input = 0; input < num_inputs; ++input)
-            out[r * num_inputs + input] = packed[packed_index<Number>(rows[r], input, num_inputs)];
+void unpack_row(const Number* packed, int64_t num_inputs, int64_t row, Number* out) {
+    constexpr int kInputs = Step<Number>::kInputs;
+    const Number* from = packed + packed_index<Number>(row, 0, num_inputs);
+    for (int64_t i = 0; i < num_inputs; i += kInputs, from += kBlock * kInputs)
+        std::memcpy(out + i, from, kInputs * sizeof(Number));
 }
 
 }  // namespace linear

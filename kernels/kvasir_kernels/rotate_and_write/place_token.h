@@ -13,8 +13,9 @@ struct Heads {
     Number* heads;         // [T, H + 2K, D]; queries are turned in place
     const Number *query_norm, *key_norm;  // [D], or null
     float eps;
-    const float *cos, *sin;  // [T, D / 2], rows angle_stride apart
+    const float *cos, *sin;  // [.., D / 2], rows angle_stride apart
     int64_t angle_stride;
+    const int64_t* positions;  // [T], of each token's row; null: one row for each token
     const int64_t* slots;  // [T]; -1 is padding
     Number *keys, *values;  // [N * P, K, D]
     int64_t num_tokens, num_heads, num_kv_heads, head_dim;
@@ -46,7 +47,8 @@ void turn_head(const Number* head, const float* cos, const float* sin, int64_t h
 template <class Number>
 void place_token(const Heads<Number>& step, int64_t token) {
     const int64_t D = step.head_dim, H = step.num_heads, K = step.num_kv_heads, slot = step.slots[token];
-    const float *cos = step.cos + token * step.angle_stride, *sin = step.sin + token * step.angle_stride;
+    const int64_t angles = (step.positions ? step.positions[token] : token) * step.angle_stride;
+    const float *cos = step.cos + angles, *sin = step.sin + angles;
     Number* heads = step.heads + token * (H + 2 * K) * D;
     for (int64_t h = 0; h < H + (slot >= 0 ? K : 0); ++h) {
         Number* head = heads + h * D;
