@@ -3,9 +3,9 @@
     python -m bench.cpu_path                             the sizes of the embedded demo model, float32
     python -m bench.cpu_path --shape qwen3-0.6b          1.2 GB of bfloat16, random
 
-Two engines with the same random weights: one on the C++ kernels, one on torch's operators alone, as on a machine
-without a compiler. They take turns, each round anew, so that what else the machine does falls on both alike; times are
-CPU seconds of the process per thread. A decode step must read all weights and the keys and values of its contexts,
+Three engines with the same random weights: one whose step is one call of the C++ kernels (native), one that calls them
+operation by operation, and one on torch's operators alone, as on a machine without a compiler. They take turns, each
+round anew, so that what else the machine does falls on all alike; times are CPU seconds of the process per thread. A decode step must read all weights and the keys and values of its contexts,
 and must multiply each weight once per row; the floor is the larger of the two times:
 
     bytes       over the bandwidth of a big read, measured in the same round
@@ -33,6 +33,7 @@ from kvasir_workers.engine import Engine
 from kvasir_workers.load import LoadedModel, build_engine, page_layout
 from kvasir_workers.model.checkpoint import read_config
 from kvasir_workers.model.decoder import Decoder
+from kvasir_workers.model.fusion import fuse
 from kvasir_workers.model.spec import DecoderSpec, read_spec
 from kvasir_workers.request_check import EngineLimits
 
@@ -53,7 +54,11 @@ QWEN: dict[str, object] = {
 }
 PAGE_SIZE = 16
 READ_BYTES, PRODUCT_SIZE = 2**28, 1024
-PATHS: dict[str, Callable[[], AbstractContextManager[None]]] = {"native": nullcontext, "torch": without_native_kernels}
+PATHS: dict[str, Callable[[], AbstractContextManager[None]]] = {
+    "native": nullcontext,
+    "by-op": nullcontext,
+    "torch": without_native_kernels,
+}
 CPU = torch.device("cpu")
 
 
@@ -90,6 +95,8 @@ class Model:
         skipped = 0 if spec.tie_word_embeddings else decoder.embedding.weight.numel()
         self.num_weights = sum(parameter.numel() for parameter in decoder.parameters()) - skipped
         decoder.pack_weights()
+        fuse(decoder)
+        self._fused = decoder.fused
         shape = (spec.num_layers, 2, num_tokens // PAGE_SIZE, PAGE_SIZE, spec.num_kv_heads, spec.head_dim)
         self._loaded = LoadedModel(
             decoder=decoder,
@@ -103,7 +110,8 @@ class Model:
             ),
         )
 
-    def engine(self) -> Engine:
+    def engine(self, path: str) -> Engine:
+        self._loaded.decoder.fused = self._fused if path == "native" else None
         config = EngineConfig(device="cpu", page_size=PAGE_SIZE, overlap=False, enable_prefix_caching=False)
         return build_engine(self._loaded, config)
 
@@ -143,8 +151,8 @@ def machine_speed(dtype: torch.dtype) -> tuple[float, float]:
     )
 
 
-def measure(model: Model, workload: Workload, figures: Figures, bandwidth: float, arithmetic: float) -> None:
-    engine = model.engine()
+def measure(model: Model, engine: Engine, workload: Workload, figures: Figures, speed: tuple[float, float]) -> None:
+    bandwidth, arithmetic = speed
     for request in workload.requests(model.spec.vocab_size):
         engine.add(request)
     num_prompt_tokens = workload.batch * workload.num_prompt
@@ -175,8 +183,9 @@ def show(workload: Workload, figures: dict[str, Figures]) -> None:
             spread([100 * value for value in values.prefill_share], 0),
         ]
         print(f"{workload.batch:>5} {path:7}" + "".join(f"{column:>24}" for column in columns))
-    ratios = [slow / fast for fast, slow in zip(figures["native"].step_s, figures["torch"].step_s, strict=True)]
-    print(f"{'':6}torch's step takes {spread(ratios)} times as long")
+    for path in ("by-op", "torch"):
+        ratios = [slow / fast for fast, slow in zip(figures["native"].step_s, figures[path].step_s, strict=True)]
+        print(f"{'':6}a step of {path} takes {spread(ratios)} times as long")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -191,10 +200,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     torch.set_num_threads(options.threads)
     spec = read_shape(options.shape)
     num_tokens = max(options.batches) * (options.prompt + options.steps + 2 * PAGE_SIZE)
-    models: dict[str, Model] = {}
-    for path, chosen in PATHS.items():
-        with chosen():
-            models[path] = Model(spec, num_tokens)
+    native = Model(spec, num_tokens)
+    with without_native_kernels():
+        models = {"native": native, "by-op": native, "torch": Model(spec, num_tokens)}
     print(f"{options.shape}, {spec.dtype}, prompts of {options.prompt}, {options.rounds} rounds; medians (all between)")
     headings = ["ms per step", "tokens/s", "% of the floor", "% of bandwidth", "prefill tokens/s", "% of product"]
     print(f"batch {'path':7}" + "".join(f"{heading:>24}" for heading in headings))
@@ -202,10 +210,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         workload = Workload(batch, options.prompt, options.steps)
         figures = {path: Figures() for path in PATHS}
         for _ in range(options.rounds):
-            bandwidth, arithmetic = machine_speed(models["native"].dtype)
+            speed = machine_speed(models["native"].dtype)
             for path, chosen in PATHS.items():
                 with chosen():
-                    measure(models[path], workload, figures[path], bandwidth, arithmetic)
+                    measure(models[path], models[path].engine(path), workload, figures[path], speed)
         show(workload, figures)
 
 

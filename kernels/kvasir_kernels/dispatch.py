@@ -6,10 +6,14 @@ what it is given. On a GPU it is the Triton kernel; Triton is imported with the 
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import cast
 
 import torch
 from torch import Tensor
 
+from kvasir_kernels.decoder_pass import native as native_pass
+from kvasir_kernels.decoder_pass.native import NativePass
+from kvasir_kernels.decoder_pass.reference import PlainDecoder
 from kvasir_kernels.linear import native as native_linear
 from kvasir_kernels.linear import onednn
 from kvasir_kernels.linear import reference as plain_linear
@@ -32,10 +36,12 @@ from kvasir_kernels.write_kv.reference import write_kv
 
 __all__ = [
     "HeadNorms",
+    "NativePass",
     "PackedWeight",
     "add_rms_norm",
     "apply_rotary",
     "embedding",
+    "fuse_decoder",
     "linear",
     "mask_logits",
     "pack_weight",
@@ -175,3 +181,11 @@ def embedding(row_ids: Tensor, weight: Tensor | PackedWeight) -> Tensor:
         return native_linear.rows(weight, row_ids)
     assert isinstance(weight, Tensor), "oneDNN's weights have no rows"
     return torch.nn.functional.embedding(row_ids, weight)
+
+
+def fuse_decoder(decoder: PlainDecoder[Tensor | PackedWeight]) -> NativePass | None:
+    """What runs a step of the whole decoder in one call; None where it is to go operation by operation."""
+    library = _native(decoder.norm)
+    if library is None or not native_pass.can_pass(decoder):
+        return None
+    return NativePass(library, cast(PlainDecoder[native_linear.NativeWeight], decoder))

@@ -24,6 +24,7 @@ from kvasir_workers.kv.prefix_tree import PageWatcher
 from kvasir_workers.memory import Footprint, check_host_cache, free_memory, page_bytes, plan_memory
 from kvasir_workers.model.checkpoint import read_eos_token_ids
 from kvasir_workers.model.decoder import Decoder
+from kvasir_workers.model.fusion import fuse
 from kvasir_workers.model.loader import load_decoder, load_spec, weight_bytes
 from kvasir_workers.model.spec import DecoderSpec
 from kvasir_workers.request_check import EngineLimits
@@ -88,6 +89,7 @@ def load_model(model: ModelConfig, engine: EngineConfig, segment_wish: SegmentWi
     prepare(device)
     decoder = load_decoder(directory, dtype, device)
     decoder.pack_weights()
+    fuse(decoder)
     shape: PageShape = (spec.num_layers, 2, plan.num_pages, engine.page_size, spec.num_kv_heads, spec.head_dim)
     # Last: the name of a segment outlives a process that fails after it.
     segment = _create_segment(segment_wish, shape, dtype) if segment_wish and device.type == "cpu" else None

@@ -1,148 +1,19 @@
-// A few rows times a large matrix, whose rows are packed so that they are read from memory once and in order.
-//
-//   float32     [O / 32][E][32]           bfloat16    [O / 32][E / 2][32][2]
-//
-// 32 outputs lie side by side for one input (or two: what VDPBF16PS takes at once). The last block is padded with 0.
+// See product.h.
 
-#include "vectors.h"
+#include "linear/product.h"
 
-namespace {
-
-constexpr int kBlock = 2 * kLanes;
-
-#ifdef __AVX512F__
-constexpr int kMaxRows = 12;  // 24 of 32 registers hold sums
-#else
-constexpr int kMaxRows = 3;
-#endif
-
-// One step through the inputs: float32 takes one at a time, bfloat16 two.
-template <class Number>
-struct Step;
-
-template <>
-struct Step<float> {
-    static constexpr int kInputs = 1;
-    static Floats add(Floats total, const float* x, const float* weights) { return total + load(weights) * x[0]; }
-};
-
-template <>
-struct Step<Bf16> {
-    static constexpr int kInputs = 2;
-    static Floats add(Floats total, const Bf16* x, const Bf16* weights) {
-        uint32_t pair;
-        std::memcpy(&pair, x, sizeof pair);
-        Words both;
-        std::memcpy(&both, weights, sizeof both);
-#ifdef __AVX512BF16__
-        const __m512i pairs = _mm512_set1_epi32(static_cast<int>(pair));
-        return (Floats)_mm512_dpbf16_ps((__m512)total, (__m512bh)pairs, (__m512bh)both);
-#else
-        const Words first = both << 16, second = both & 0xffff0000u;
-        const Floats x_first = (Floats)(Words{} + (pair << 16)), x_second = (Floats)(Words{} + (pair & 0xffff0000u));
-        return total + (Floats)first * x_first + (Floats)second * x_second;
-#endif
-    }
-};
-
-template <class Number>
-struct Product {
-    const Number* x;  // [T, E], rows x_stride apart
-    int64_t x_stride;
-    const Number* packed;
-    const Number* bias;  // [O] or null
-    int64_t num_rows, num_inputs, num_outputs;
-};
-
-template <class Number, class Out>
-void write(Out* out, Floats values, const Number* bias, int64_t count) {
-    if (count >= kLanes) {
-        store(out, bias ? values + load(bias) : values);
-    } else if (count > 0) {
-        store_part(out, bias ? values + load_part(bias, count) : values, count);
-    }
-}
-
-template <int kRows, class Number, class Out>
-void block_rows(const Product<Number>& product, Out* out, int64_t block, int64_t row) {
-    const Number* weights = product.packed + block * kBlock * product.num_inputs;
-    const Number* x = product.x + row * product.x_stride;
-    Floats totals[kRows][2] = {};
-    for (int64_t i = 0; i < product.num_inputs; i += Step<Number>::kInputs, weights += kBlock * Step<Number>::kInputs)
-        KVASIR_UNROLL
-        for (int r = 0; r < kRows; ++r)
-            KVASIR_UNROLL
-            for (int half = 0; half < 2; ++half)
-                totals[r][half] = Step<Number>::add(
-                    totals[r][half], x + r * product.x_stride + i, weights + half * kLanes * Step<Number>::kInputs);
-    KVASIR_UNROLL
-    for (int r = 0; r < kRows; ++r)
-        KVASIR_UNROLL
-        for (int half = 0; half < 2; ++half) {
-            const int64_t first = block * kBlock + half * kLanes;
-            const Number* bias = product.bias ? product.bias + first : nullptr;
-            write(out + (row + r) * product.num_outputs + first, totals[r][half], bias, product.num_outputs - first);
-        }
-}
-
-// The last rows are fewer than a full tile: find the tile of their number.
-template <int kRows, class Number, class Out>
-void rest_of_block(const Product<Number>& product, Out* out, int64_t block, int64_t row) {
-    if constexpr (kRows > 0) {
-        if (product.num_rows - row == kRows)
-            block_rows<kRows>(product, out, block, row);
-        else
-            rest_of_block<kRows - 1>(product, out, block, row);
-    }
-}
-
-template <class Number, class Out>
-void multiply(const Product<Number>& product, Out* out, int64_t thread_limit) {
-    const int64_t num_blocks = (product.num_outputs + kBlock - 1) / kBlock;
-    const int64_t work = num_blocks * kBlock * product.num_inputs * std::max<int64_t>(product.num_rows / 4, 1);
-    for_each(num_blocks, threads_for(work, std::min(thread_limit, num_blocks)), [&](int64_t block) {
-        int64_t row = 0;
-        for (; row + kMaxRows <= product.num_rows; row += kMaxRows) block_rows<kMaxRows>(product, out, block, row);
-        rest_of_block<kMaxRows - 1>(product, out, block, row);
-    });
-}
-
-template <class Number>
-int64_t packed_index(int64_t output, int64_t input, int64_t num_inputs) {
-    constexpr int kInputs = Step<Number>::kInputs;
-    const int64_t block = output / kBlock, column = output % kBlock;
-    return block * kBlock * num_inputs + (input / kInputs * kBlock + column) * kInputs + input % kInputs;
-}
-
-template <class Number>
-void pack(const Number* weight, int64_t num_outputs, int64_t num_inputs, Number* packed, int64_t thread_limit) {
-    const int64_t num_blocks = (num_outputs + kBlock - 1) / kBlock;
-    for_each(num_blocks, threads_for(num_outputs * num_inputs, thread_limit), [&](int64_t block) {
-        for (int64_t output = block * kBlock; output < (block + 1) * kBlock; ++output)
-            for (int64_t input = 0; input < num_inputs; ++input)
-                packed[packed_index<Number>(output, input, num_inputs)] =
-                    output < num_outputs ? weight[output * num_inputs + input] : Number{};
-    });
-}
-
-template <class Number>
-void unpack_rows(const Number* packed, int64_t num_inputs, const int64_t* rows, int64_t num_rows, Number* out) {
-    for (int64_t r = 0; r < num_rows; ++r)
-        for (int64_t input = 0; input < num_inputs; ++input)
-            out[r * num_inputs + input] = packed[packed_index<Number>(rows[r], input, num_inputs)];
-}
-
-}  // namespace
+using namespace linear;
 
 #define KVASIR_LINEAR(suffix, Number)                                                                                 \
     extern "C" void kvasir_linear_##suffix(const Number* x, int64_t x_stride, const Number* packed,                   \
                                            const Number* bias, int64_t num_rows, int64_t num_inputs,                  \
                                            int64_t num_outputs, void* out, int64_t is_wide, int64_t thread_limit) {   \
         const Product<Number> product{x, x_stride, packed, bias, num_rows, num_inputs, num_outputs};                  \
+        OwnThreads threads{thread_limit};                                                                             \
         if (is_wide)                                                                                                  \
-            multiply(product, static_cast<float*>(out), thread_limit);                                                \
+            multiply(product, static_cast<float*>(out), threads);                                                     \
         else                                                                                                          \
-            multiply(product, static_cast<Number*>(out), thread_limit);                                               \
+            multiply(product, static_cast<Number*>(out), threads);                                                    \
     }                                                                                                                 \
     extern "C" void kvasir_pack_##suffix(const Number* weight, int64_t num_outputs, int64_t num_inputs,               \
                                          Number* packed, int64_t thread_limit) {                                      \
@@ -150,7 +21,8 @@ void unpack_rows(const Number* packed, int64_t num_inputs, const int64_t* rows, 
     }                                                                                                                 \
     extern "C" void kvasir_unpack_rows_##suffix(const Number* packed, int64_t num_inputs, const int64_t* rows,        \
                                                 int64_t num_rows, Number* out) {                                      \
-        unpack_rows(packed, num_inputs, rows, num_rows, out);                                                         \
+        for (int64_t i = 0; i < num_rows; ++i)                                                                        \
+            unpack_row(packed, num_inputs, rows[i], out + i * num_inputs);                                            \
     }
 
 KVASIR_LINEAR(float32, float)

@@ -2,7 +2,7 @@
 
 #include <limits>
 
-#include "vectors.h"
+#include "native/vectors.h"
 
 namespace {
 

@@ -17,7 +17,6 @@ import torch
 _log = logging.getLogger(__name__)
 
 _PACKAGE = Path(__file__).parents[1]
-_HEADER = Path(__file__).with_name("vectors.h")
 _COMPILERS = ("g++", "c++")
 _FLAGS = ("-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-fPIC")
 _BUILD_LIMIT_S = 300
@@ -59,7 +58,7 @@ def _cache_directory() -> Path:
 def _key() -> str:
     """Names the sources, how they are compiled and for what. Not by what: a machine without compiler may have it."""
     digest = hashlib.sha256(repr((_FLAGS, _openmp(), platform.machine(), _cpu_features())).encode())
-    for source in (_HEADER, *_sources()):
+    for source in (*sorted(_PACKAGE.glob("*/*.h")), *_sources()):
         digest.update(source.read_bytes())
     return digest.hexdigest()[:24]
 
@@ -95,7 +94,7 @@ def _build(target: Path) -> None:
     with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
         objects = [Path(scratch) / f"{source.parent.name}.o" for source in _sources()]
         for source, compiled in zip(_sources(), objects, strict=True):
-            _run([compiler, *_FLAGS, f"-I{_HEADER.parent}", "-c", str(source), "-o", str(compiled)])
+            _run([compiler, *_FLAGS, f"-I{_PACKAGE}", "-c", str(source), "-o", str(compiled)])
         linked = Path(scratch) / target.name
         _run([compiler, "-shared", *map(str, objects), _openmp(), "-o", str(linked)])
         linked.replace(target)

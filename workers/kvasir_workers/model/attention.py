@@ -41,12 +41,13 @@ class Attention(nn.Module):
     def forward(self, hidden: Tensor, step: StepContext, cache: LayerCache) -> Tensor:
         """Return what the layer adds to the residual, [T, E]; writes the step's keys and values to `cache`."""
         heads = self.qkv(hidden).view(len(hidden), -1, self.head_dim)
-        query = rotate_and_write(heads, self._norms(), step.cos, step.sin, step.slots, cache)
+        query = rotate_and_write(heads, self.head_norms(), step.cos, step.sin, step.slots, cache)
         attended = paged_attention(query, cache, step.batch, self.scale, self.window)
         update: Tensor = self.output(attended.flatten(1))
         return update
 
-    def _norms(self) -> HeadNorms | None:
+    def head_norms(self) -> HeadNorms | None:
+        """Of queries and keys, in families that have them."""
         if self.query_norm is None or self.key_norm is None:
             return None
         return HeadNorms(self.query_norm.weight, self.key_norm.weight, self.query_norm.eps)

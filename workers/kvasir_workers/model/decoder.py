@@ -8,7 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from kvasir_kernels.dispatch import silu_mul
+from kvasir_kernels.decoder_pass.reference import StepTokens
+from kvasir_kernels.dispatch import NativePass, silu_mul
 from kvasir_kernels.paged_cache import AttentionBatch, LayerCache
 from kvasir_workers.model.attention import Attention, StepContext
 from kvasir_workers.model.linear import Linear, LogitHead, Matrix, TokenEmbedding
@@ -69,6 +70,7 @@ class Decoder(nn.Module):
                 self.lm_head = LogitHead(spec.vocab_size, spec.hidden_size)
         self.to(dtype).to_empty(device=device).requires_grad_(False).eval()
         self.rotary = RotaryTable(spec.rotary, spec.head_dim, spec.max_position_embeddings, device)
+        self.fused: NativePass | None = None
 
     def forward(
         self,
@@ -83,6 +85,8 @@ class Decoder(nn.Module):
         token_ids, positions, slots: [T] int64, packed in the order of `batch`; a slot of -1 is padding.
         caches: one per layer.
         """
+        if self.fused is not None:
+            return self.fused.run(StepTokens(token_ids, positions, slots, batch), caches)
         cos, sin = self.rotary.at(positions)
         step = StepContext(cos, sin, slots, batch)
         update: Tensor = self.embedding(token_ids)

@@ -25,7 +25,8 @@ class Matrix(nn.Module):
         return False
 
     @property
-    def _weights(self) -> Tensor | PackedWeight:
+    def weights(self) -> Tensor | PackedWeight:
+        """In the form in which they are now."""
         return self.weight if self._packed is None else self._packed
 
 
@@ -38,7 +39,7 @@ class Linear(Matrix):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the products of `x` [T, E]: [T, O] in its dtype."""
-        return linear(x, self._weights, self.bias, x.dtype)
+        return linear(x, self.weights, self.bias, x.dtype)
 
 
 class LogitHead(Matrix):
@@ -46,7 +47,7 @@ class LogitHead(Matrix):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Return the next-token logits of `hidden` [R, E]: [R, V] float32."""
-        return linear(hidden, self._weights, None, torch.float32)
+        return linear(hidden, self.weights, None, torch.float32)
 
 
 class TokenEmbedding(LogitHead):
@@ -54,7 +55,7 @@ class TokenEmbedding(LogitHead):
 
     def forward(self, token_ids: Tensor) -> Tensor:
         """Return the vectors of `token_ids` [T]: [T, E]."""
-        return embedding(token_ids, self._weights)
+        return embedding(token_ids, self.weights)
 
     @property
     def _has_rows(self) -> bool:

@@ -18,11 +18,11 @@ class RotaryTable:
         angles = torch.arange(max_positions).float().unsqueeze(1) * inverse_frequencies(spec, head_dim)
         scale = spec.attention_factor if isinstance(spec, YarnRotary) else 1.0
         # Side by side, so that a position is one row: [max_positions, D].
-        self._rows = (torch.cat((angles.cos(), angles.sin()), dim=-1) * scale).to(device)
+        self.rows = (torch.cat((angles.cos(), angles.sin()), dim=-1) * scale).to(device)
 
     def at(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         """Return the cosines and sines of `positions` [T]: each [T, D / 2] float32, for both numbers of a pair."""
-        cos, sin = self._rows.index_select(0, positions).chunk(2, dim=-1)
+        cos, sin = self.rows.index_select(0, positions).chunk(2, dim=-1)
         return cos, sin
 
 

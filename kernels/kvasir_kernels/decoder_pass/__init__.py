@@ -1,0 +1,1 @@
+"""A step through a whole plain decoder as one operation."""

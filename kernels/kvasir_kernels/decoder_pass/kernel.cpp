@@ -1,0 +1,250 @@
+// A step through all layers of a plain decoder in one call, by threads that stay together from the first to the last.
+//
+//   ids -> embedding -> L x ( norm, qkv, heads placed, attention, output | norm, gate and up, gate, down ) -> norm
+//
+// Each part is the code of the operation of that name, in its order: the results are those of one call for each.
+
+#include <omp.h>
+
+#include <memory>
+#include <optional>
+
+#include "linear/product.h"
+#include "native/sharing.h"
+#include "paged_attention/attend.h"
+#include "rms_norm/norm_row.h"
+#include "rotate_and_write/place_token.h"
+#include "silu_mul/gate_row.h"
+
+namespace {
+
+// What lies between the two products of a feed-forward stays in the second cache for so many tokens.
+constexpr int64_t kChunkTokens = 256;
+
+// As native.py lays them out.
+template <class Number>
+struct Matrix {
+    const Number *packed, *bias;
+};
+
+template <class Number>
+struct Layer {
+    const Number* attention_norm;
+    Matrix<Number> qkv;
+    const Number *query_norm, *key_norm;
+    Matrix<Number> output;
+    const Number* feed_forward_norm;
+    Matrix<Number> gate_up, down;
+    int64_t window;
+};
+
+template <class Number>
+struct Cache {
+    Number *keys, *values;  // [N, P, K, D]
+};
+
+struct Shape {
+    int64_t num_layers, hidden_size, intermediate_size, num_heads, num_kv_heads, head_dim, page_size;
+    float eps, scale;
+
+    int64_t query_size() const { return num_heads * head_dim; }
+    int64_t heads_size() const { return query_size() + 2 * num_kv_heads * head_dim; }
+    int64_t num_products() const {
+        return num_layers * hidden_size * (heads_size() + query_size() + 3 * intermediate_size);
+    }
+};
+
+struct Tokens {
+    const int64_t *ids, *positions, *slots;  // [T]
+    int64_t count;
+};
+
+// Memory of the caller's thread, kept for its next step.
+template <class Number>
+class Activations {
+  public:
+    Number *residual, *update, *normed, *heads, *attended, *gate_up, *gated;
+
+    Activations(const Shape& shape, int64_t num_tokens) {
+        const int64_t chunk = std::min(num_tokens, kChunkTokens);
+        const int64_t sizes[] = {num_tokens * shape.hidden_size,        num_tokens * shape.hidden_size,
+                                 num_tokens * shape.hidden_size,        num_tokens * shape.heads_size(),
+                                 num_tokens * shape.query_size(),       2 * chunk * shape.intermediate_size,
+                                 chunk * shape.intermediate_size};
+        Number** parts[] = {&residual, &update, &normed, &heads, &attended, &gate_up, &gated};
+        int64_t total = 0;
+        for (int64_t size : sizes) total += whole_lines(size);
+        Number* next = reserve(total + whole_lines(1));
+        next += (64 - reinterpret_cast<uintptr_t>(next) % 64) / sizeof(Number);
+        for (int i = 0; i < 7; ++i) {
+            *parts[i] = next;
+            next += whole_lines(sizes[i]);
+        }
+    }
+
+  private:
+    static int64_t whole_lines(int64_t size) { return (size + 63) / 64 * 64; }
+
+    static Number* reserve(int64_t size) {
+        static thread_local std::unique_ptr<Number[]> memory;
+        static thread_local int64_t capacity = 0;
+        if (capacity < size) {
+            memory.reset();
+            memory.reset(new Number[size]);
+            capacity = size;
+        }
+        return memory.get();
+    }
+};
+
+// One division of the step for each reach that its layers have.
+class Divisions {
+  public:
+    Divisions(const Shape& shape, const attention::Lengths& lengths, int64_t num_threads)
+        : shape_(shape), lengths_(lengths), num_threads_(num_threads) {}
+
+    void add(int64_t window) {
+        for (int64_t known : windows_)
+            if (known == window) return;
+        windows_.push_back(window);
+        divisions_.emplace_back(attention::Layout{shape_.num_heads, shape_.num_kv_heads, shape_.head_dim, window},
+                                lengths_, num_threads_);
+    }
+
+    attention::Division& of(int64_t window) {
+        size_t i = 0;
+        while (windows_[i] != window) ++i;
+        return divisions_[i];
+    }
+
+  private:
+    const Shape& shape_;
+    const attention::Lengths lengths_;
+    const int64_t num_threads_;
+    std::vector<int64_t> windows_;
+    std::vector<attention::Division> divisions_;
+};
+
+template <class Number>
+struct Pass {
+    const Shape& shape;
+    const Layer<Number>* layers;
+    const Cache<Number>* caches;
+    const Tokens tokens;
+    const Number* embedding;  // [V, E], packed or not
+    bool is_embedding_packed;
+    const float* angles;  // [max_positions, D]: cosines, then sines
+    const int64_t* page_tables;
+    int64_t num_table_pages;
+    const Number* final_norm;
+    Number* out;  // [T, E]
+    Activations<Number> memory;
+    Divisions divisions;
+
+    void run(Team& team) {
+        embed(team);
+        for (int64_t i = 0; i < shape.num_layers; ++i) {
+            norm(layers[i].attention_norm, i > 0, memory.normed, team);
+            attend(layers[i], caches[i], team);
+            norm(layers[i].feed_forward_norm, true, memory.normed, team);
+            feed_forward(layers[i], team);
+        }
+        norm(final_norm, true, out, team);
+    }
+
+    void embed(Team& team) {
+        const int64_t size = shape.hidden_size;
+        team(tokens.count, 0, [&](int64_t t) {
+            Number* to = memory.residual + t * size;
+            if (is_embedding_packed)
+                linear::unpack_row(embedding, size, tokens.ids[t], to);
+            else
+                std::memcpy(to, embedding + tokens.ids[t] * size, size * sizeof(Number));
+        });
+    }
+
+    void norm(const Number* weight, bool has_update, Number* normed, Team& team) {
+        const Number* x = has_update ? memory.update : memory.residual;
+        const Number* residual = has_update ? memory.residual : nullptr;
+        norm::norm_rows(x, residual, weight, shape.eps, tokens.count, shape.hidden_size, memory.residual, normed, team);
+    }
+
+    void multiply(const Number* x, const Matrix<Number>& matrix, int64_t num_rows, int64_t num_inputs,
+                  int64_t num_outputs, Number* to, Team& team) {
+        linear::multiply(
+            linear::Product<Number>{x, num_inputs, matrix.packed, matrix.bias, num_rows, num_inputs, num_outputs}, to,
+            team);
+    }
+
+    void attend(const Layer<Number>& layer, const Cache<Number>& cache, Team& team) {
+        const int64_t D = shape.head_dim, H = shape.num_heads, K = shape.num_kv_heads;
+        multiply(memory.normed, layer.qkv, tokens.count, shape.hidden_size, shape.heads_size(), memory.heads, team);
+        const rotation::Heads<Number> heads{memory.heads,     layer.query_norm, layer.key_norm, shape.eps,    angles,
+                                            angles + D / 2,   D,                tokens.positions, tokens.slots,
+                                            cache.keys,       cache.values,     tokens.count,   H,            K, D};
+        rotation::place_tokens(heads, team);
+        const attention::Step<Number> step{memory.heads, shape.heads_size(), cache.keys, cache.values, page_tables,
+                                           num_table_pages, shape.page_size, H, K, D, shape.scale, layer.window,
+                                           memory.attended};
+        attention::attend(step, divisions.of(layer.window), team);
+        multiply(memory.attended, layer.output, tokens.count, H * D, shape.hidden_size, memory.update, team);
+    }
+
+    void feed_forward(const Layer<Number>& layer, Team& team) {
+        const int64_t E = shape.hidden_size, I = shape.intermediate_size;
+        for (int64_t first = 0; first < tokens.count; first += kChunkTokens) {
+            const int64_t num_rows = std::min(kChunkTokens, tokens.count - first);
+            multiply(memory.normed + first * E, layer.gate_up, num_rows, E, 2 * I, memory.gate_up, team);
+            gate::gate_rows(memory.gate_up, num_rows, I, memory.gated, team);
+            multiply(memory.gated, layer.down, num_rows, I, E, memory.update + first * E, team);
+        }
+    }
+};
+
+template <class Number>
+void run_together(Pass<Number>& pass, int num_threads) {
+    if (num_threads == 1) {
+        Team alone(1);
+        pass.run(alone);
+        return;
+    }
+    std::optional<Team> team;
+#pragma omp parallel num_threads(num_threads)
+    {
+        // OpenMP may give fewer than were asked for.
+#pragma omp single
+        team.emplace(omp_get_num_threads());
+        pass.run(*team);
+    }
+}
+
+}  // namespace
+
+#define KVASIR_DECODER_PASS(suffix, Number)                                                                           \
+    extern "C" void kvasir_decoder_pass_##suffix(                                                                     \
+        const Shape* shape, const Layer<Number>* layers, const Cache<Number>* caches, const int64_t* token_ids,       \
+        const int64_t* positions, const int64_t* slots, int64_t num_tokens, const Number* embedding,                  \
+        int64_t is_embedding_packed, const float* angles, const int64_t* page_tables, int64_t num_table_pages,        \
+        const int64_t* query_lens, const int64_t* context_lens, int64_t num_sequences, const Number* final_norm,      \
+        Number* out, int64_t thread_limit) {                                                                          \
+        const int64_t work = shape->num_products() * std::max<int64_t>(num_tokens / 4, 1);                            \
+        const int num_threads = threads_for(work, thread_limit);                                                      \
+        Pass<Number> pass{*shape,                                                                                     \
+                          layers,                                                                                     \
+                          caches,                                                                                     \
+                          {token_ids, positions, slots, num_tokens},                                                  \
+                          embedding,                                                                                  \
+                          is_embedding_packed != 0,                                                                   \
+                          angles,                                                                                     \
+                          page_tables,                                                                                \
+                          num_table_pages,                                                                            \
+                          final_norm,                                                                                 \
+                          out,                                                                                        \
+                          Activations<Number>(*shape, num_tokens),                                                    \
+                          Divisions(*shape, {query_lens, context_lens, num_sequences}, num_threads)};                 \
+        for (int64_t i = 0; i < shape->num_layers; ++i) pass.divisions.add(layers[i].window);                         \
+        run_together(pass, num_threads);                                                                              \
+    }
+
+KVASIR_DECODER_PASS(float32, float)
+KVASIR_DECODER_PASS(bfloat16, Bf16)

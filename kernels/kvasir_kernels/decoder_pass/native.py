@@ -1,0 +1,109 @@
+"""A step through a whole plain decoder by one call of the C++ kernel."""
+
+import ctypes
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from kvasir_kernels.decoder_pass.reference import Affine, PlainDecoder, PlainLayer, StepTokens
+from kvasir_kernels.linear.native import NativeWeight
+from kvasir_kernels.native.library import Kernel, KernelLibrary
+from kvasir_kernels.paged_cache import LayerCache
+
+_decoder_pass = Kernel("decoder_pass", "ppppppipippippipp")
+
+_LANES = 16
+
+_NO_WINDOW = 2**40
+
+
+class _Shape(ctypes.Structure):
+    """As kernel.cpp lays it out."""
+
+    _fields_ = (
+        *((name, ctypes.c_int64) for name in ("num_layers", "hidden_size", "intermediate_size")),
+        *((name, ctypes.c_int64) for name in ("num_heads", "num_kv_heads", "head_dim", "page_size")),
+        *((name, ctypes.c_float) for name in ("eps", "scale")),
+    )
+
+
+def can_pass(decoder: PlainDecoder[object]) -> bool:
+    """Whether the kernel takes a decoder of this form: all matrices packed for it, in one dtype."""
+    weights = [weight for layer in decoder.layers for weight in _weights(layer)]
+    dtype = decoder.norm.dtype
+    return decoder.head_dim % _LANES == 0 and all(
+        isinstance(weight, NativeWeight) and weight.packed.dtype == dtype for weight in weights
+    )
+
+
+def _weights(layer: PlainLayer[object]) -> tuple[object, ...]:
+    return layer.qkv.weight, layer.output.weight, layer.gate_up.weight, layer.down.weight
+
+
+class NativePass:
+    """The addresses of a decoder's weights, as the kernel reads them; the weights stay where they are from now on."""
+
+    def __init__(self, library: KernelLibrary, decoder: PlainDecoder[NativeWeight]) -> None:
+        self._library = library
+        self._decoder = decoder
+        self._layers = torch.tensor([list(_layer_row(layer)) for layer in decoder.layers], dtype=torch.int64)
+        self._caches: Sequence[LayerCache] = ()
+        self._cache_table = torch.empty(0, dtype=torch.int64)
+        first = decoder.layers[0]
+        self._shape = _Shape(
+            num_layers=len(decoder.layers),
+            hidden_size=first.qkv.weight.num_inputs,
+            intermediate_size=first.down.weight.num_inputs,
+            num_heads=decoder.num_heads,
+            num_kv_heads=decoder.num_kv_heads,
+            head_dim=decoder.head_dim,
+            page_size=0,
+            eps=decoder.eps,
+            scale=decoder.head_dim**-0.5,
+        )
+        embedding = decoder.embedding
+        self._is_embedding_packed = isinstance(embedding, NativeWeight)
+        self._embedding = embedding.packed if isinstance(embedding, NativeWeight) else embedding
+
+    def run(self, step: StepTokens, caches: Sequence[LayerCache]) -> Tensor:
+        """See reference.py."""
+        if caches is not self._caches:
+            self._look_up(caches)
+        decoder, batch = self._decoder, step.batch
+        num_tokens, num_sequences = len(step.token_ids), len(batch.query_lens)
+        out = decoder.norm.new_empty(num_tokens, self._shape.hidden_size)
+        lengths = batch.lengths.data_ptr()
+        _decoder_pass(
+            self._library, out.dtype, ctypes.addressof(self._shape), self._layers.data_ptr(),
+            self._cache_table.data_ptr(), step.token_ids.data_ptr(), step.positions.data_ptr(), step.slots.data_ptr(),
+            num_tokens, self._embedding.data_ptr(), self._is_embedding_packed, decoder.angles.data_ptr(),
+            batch.page_tables.data_ptr(), batch.page_tables.stride(0), lengths, lengths + 8 * num_sequences,
+            num_sequences, decoder.norm.data_ptr(), out.data_ptr(),
+        )  # fmt: skip
+        return out
+
+    def _look_up(self, caches: Sequence[LayerCache]) -> None:
+        """Kept with the addresses, so that no others can come to be at the same place."""
+        assert len(caches) == len(self._decoder.layers), f"{len(caches)} caches for {len(self._decoder.layers)} layers"
+        rows = [(cache.key.data_ptr(), cache.value.data_ptr()) for cache in caches]
+        self._cache_table = torch.tensor(rows, dtype=torch.int64)
+        self._shape.page_size = caches[0].key.shape[1]
+        self._caches = caches
+
+
+def _layer_row(layer: PlainLayer[NativeWeight]) -> Iterator[int]:
+    yield layer.attention_norm.data_ptr()
+    yield from _addresses(layer.qkv)
+    yield from (
+        (0, 0) if layer.head_norms is None else (layer.head_norms.query.data_ptr(), layer.head_norms.key.data_ptr())
+    )
+    yield from _addresses(layer.output)
+    yield layer.feed_forward_norm.data_ptr()
+    yield from _addresses(layer.gate_up)
+    yield from _addresses(layer.down)
+    yield layer.window or _NO_WINDOW
+
+
+def _addresses(affine: Affine[NativeWeight]) -> tuple[int, int]:
+    return affine.weight.packed.data_ptr(), 0 if affine.bias is None else affine.bias.data_ptr()
