@@ -133,6 +133,7 @@ class Grammar:
     """A compiled form, shared by all sequences that asked for it."""
 
     def __init__(self, matcher: LLMatcher, table: TokenTable) -> None:
+        matcher.compute_bitmask()  # what this finds out about the form's words its copies need not find out again
         self._matcher = matcher
         self._table = table
 
