@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from kvasir_protocol.errors import InvalidRequest
+from kvasir_protocol.request import MAX_CACHE_PRIORITY
 
 
 def _without_lone_surrogates(text: str) -> str:
@@ -102,6 +103,7 @@ class GenerationBody(Body):
     return_token_ids: bool = False
     cache_salt: Text = ""
     priority: Annotated[int, Field(ge=-(2**31), lt=2**31)] = 0
+    cache_priority: Annotated[int, Field(ge=0, le=MAX_CACHE_PRIORITY)] = 0
     deadline_s: Annotated[float, Field(gt=0, le=MAX_WAIT_S)] | None = None
 
 

@@ -30,6 +30,7 @@ class Order:
     default_max_tokens: int | None
     cache_salt: str
     priority: int
+    cache_priority: int
     tenant: str
     deadline_s: float | None
     hides_answer: bool = False
@@ -96,6 +97,7 @@ class Generation:
                         choice_index=choice_index,
                         cache_salt=self._order.cache_salt,
                         priority=self._order.priority,
+                        cache_priority=self._order.cache_priority,
                         tenant=self._order.tenant,
                         deadline_s=self._order.deadline_s,
                     )

@@ -58,6 +58,7 @@ def openai_routes(door: FrontDoor) -> APIRouter:
             default_max_tokens=DEFAULT_COMPLETION_TOKENS,
             cache_salt=body.cache_salt,
             priority=body.priority,
+            cache_priority=body.cache_priority,
             tenant=http.state.tenant,
             deadline_s=body.deadline_s,
         )
@@ -77,6 +78,7 @@ def openai_routes(door: FrontDoor) -> APIRouter:
             default_max_tokens=None,
             cache_salt=body.cache_salt,
             priority=body.priority,
+            cache_priority=body.cache_priority,
             tenant=http.state.tenant,
             deadline_s=body.deadline_s,
         )

@@ -36,15 +36,15 @@ async def test_every_route_but_health_asks_for_a_key(
         assert (await server.client.post("/v1/chat/completions", json=CHAT)).status_code == 200
 
 
-async def test_tenant_priority_and_deadline_reach_the_replica(
+async def test_tenant_priorities_and_deadline_reach_the_replica(
     make_replica: MakeReplica, make_settings: Callable[..., MakeSettings]
 ) -> None:
     mixed = make_replica("mixed-0")
     async with serving(make_settings(api_keys=("good",)), mixed, api_key="good") as server:
-        body = {**CHAT, "priority": 3, "deadline_s": 60}
+        body = {**CHAT, "priority": 3, "cache_priority": 7, "deadline_s": 60}
         assert (await server.client.post("/v1/chat/completions", json=body)).status_code == 200
     request = mixed.got(Submit)[0].request
-    assert (request.tenant, request.priority) == (tenant_of_key("good"), 3)
+    assert (request.tenant, request.priority, request.cache_priority) == (tenant_of_key("good"), 3, 7)
     assert request.deadline_s is not None and 0 < request.deadline_s <= 60
 
 

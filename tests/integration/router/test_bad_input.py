@@ -65,6 +65,8 @@ CHAT: list[tuple[dict[str, Any], str]] = [
     ({"messages": USER, "stream_options": {"include_usage": True}}, "stream_options"),
     ({"messages": USER, "model": 5}, "model"),
     ({"messages": USER, "priority": 2**70}, "priority"),
+    ({"messages": USER, "cache_priority": 101}, "cache_priority"),
+    ({"messages": USER, "cache_priority": -1}, "cache_priority"),
     ({"messages": USER, "deadline_s": 0}, "deadline_s"),
     ({"messages": USER, "deadline_s": 1e9}, "deadline_s"),
     ({"messages": USER, "tools": [{"type": "function"}]}, "tools"),
