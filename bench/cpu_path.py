@@ -5,8 +5,9 @@
 
 Three engines with the same random weights: one whose step is one call of the C++ kernels (native), one that calls them
 operation by operation, and one on torch's operators alone, as on a machine without a compiler. They take turns, each
-round anew, so that what else the machine does falls on all alike; times are CPU seconds of the process per thread. A decode step must read all weights and the keys and values of its contexts,
-and must multiply each weight once per row; the floor is the larger of the two times:
+round anew, so that what else the machine does falls on all alike; times are CPU seconds of the process per thread. A
+decode step must read all weights and the keys and values of its contexts, and must multiply each weight once per row;
+the floor is the larger of the two times:
 
     bytes       over the bandwidth of a big read, measured in the same round
     operations  over the speed of a big matrix product in the model's dtype, measured in the same round

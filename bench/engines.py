@@ -28,7 +28,7 @@ class SimulatedFlight:
     def __init__(self, plan: StepPlan) -> None:
         self._sampled = [SampledToken(1, None) for entry in plan.entries if entry.samples]
 
-    def allow(self, make_masks: Callable[[], GrammarMasks] | None) -> None:
+    def allow(self, make_masks: Callable[[], GrammarMasks | None] | None) -> None:
         """No bench asks for a grammar."""
 
     def land(self) -> list[SampledToken]:

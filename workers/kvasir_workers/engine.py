@@ -163,7 +163,7 @@ class Engine:
         if before is not None:
             outputs += self._land(before)
         if self._flight is not None and self._flight.is_structured:
-            self._flight.step.allow(self._masks(self._flight.plan))
+            self._flight.step.allow(partial(self._masks, self._flight.plan))
         if self._flight is not None and not self._overlaps:
             landing, self._flight = self._flight, None
             outputs += self._land(landing)
@@ -185,14 +185,15 @@ class Engine:
         self._scheduler.take_off(plan)
         return _Flight(plan, step, is_structured=is_structured)
 
-    def _masks(self, plan: StepPlan) -> Callable[[], GrammarMasks] | None:
+    def _masks(self, plan: StepPlan) -> GrammarMasks | None:
+        """Called by another thread, if the plan's step runs in this one."""
         sampling = [entry for entry in plan.entries if entry.samples]
         rows = [
             StructuredRow(row, entry.sequence.grammar, entry.num_generated, entry.sequence.request.sampling)
             for row, entry in enumerate(sampling)
             if entry.sequence.grammar is not None and not entry.sequence.has_ended
         ]
-        return partial(make_masks, rows, self._limits.eos_token_ids) if rows else None
+        return make_masks(rows, self._limits.eos_token_ids) if rows else None
 
     def _give_up(self, sequence: Sequence) -> TokenOutput:
         """End a sequence that waits for its first token and would get it too late."""

@@ -94,7 +94,7 @@ class FakeFlight:
     def __init__(self, run: Callable[[], list[SampledToken]]) -> None:
         self._run = run
 
-    def allow(self, make_masks: Callable[[], GrammarMasks] | None) -> None:
+    def allow(self, make_masks: Callable[[], GrammarMasks | None] | None) -> None:
         assert make_masks is None, "the fake model knows no grammars"
 
     def land(self) -> list[SampledToken]:

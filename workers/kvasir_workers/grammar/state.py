@@ -77,9 +77,11 @@ class GrammarState:
         return bits.view(np.bool_)
 
 
-def mask_threads() -> LLExecutor:
-    """llguidance's own threads, four for five cores, which sleep between steps."""
-    return LLExecutor(max(1, len(os.sched_getaffinity(0)) * 4 // 5))
+def mask_threads() -> LLExecutor | None:
+    """llguidance's own threads, four for five cores, which sleep between steps. None where that makes but one: handing
+    it the work would cost more than it saves."""
+    num_threads = len(os.sched_getaffinity(0)) * 4 // 5
+    return LLExecutor(num_threads) if num_threads > 1 else None
 
 
 def packed_masks(states: Sequence[GrammarState], threads: LLExecutor | None) -> NDArray[np.uint32]:

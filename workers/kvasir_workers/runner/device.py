@@ -11,7 +11,7 @@ from kvasir_workers.step_plan import StepPlan
 class StepFlight(Protocol):
     """A step on its way through the device."""
 
-    def allow(self, make_masks: Callable[[], GrammarMasks] | None) -> None:
+    def allow(self, make_masks: Callable[[], GrammarMasks | None] | None) -> None:
         """How to make the masks of its structured rows, None if it has none; said once. It waits for this before it
         samples, and the masks are made while the model runs."""
         ...
