@@ -2,12 +2,13 @@
 
 import os
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from kvasir_cluster.hosts import own_address
 from kvasir_cluster.spec import BuildRank, RunningRank
 from kvasir_protocol.config import ReplicaConfig
 from kvasir_protocol.errors import CheckpointError, ConfigError, KvasirError, OutOfMemory, PlacementError
-from kvasir_protocol.view import ReplicaInfo
+from kvasir_protocol.view import ReplicaInfo, Role
 
 HOPELESS = (CheckpointError, ConfigError, OutOfMemory, PlacementError)
 """Errors that another try with the same configuration can't heal."""
@@ -65,13 +66,23 @@ class RankActor:
         if self._config.engine.num_threads is not None:
             # Read when torch is loaded, which is below: replicas on one host must not fight for its cores.
             os.environ["OMP_NUM_THREADS"] = str(self._config.engine.num_threads)
-        self._rank = self._build(self._config, self._secret, self._rank_index)
+        config = self._config if self._config.host else replace(self._config, host=own_address())
+        self._rank = self._build(config, self._secret, self._rank_index)
         self._rank.start()
         return RankStarted(endpoint=self._rank.endpoint, info=self._rank.info)
 
     def failure(self) -> str | None:
         """Why the rank is of no use any more; None while it is healthy or still starts."""
         return self._rank.failure() if self._rank is not None else None
+
+    def num_streams(self) -> int:
+        """Requests that it holds."""
+        return self._rank.num_streams if self._rank is not None else 0
+
+    def change_role(self, role: Role) -> None:
+        """Call itself otherwise from now on; whatever it is doing goes on."""
+        if self._rank is not None:
+            self._rank.change_role(role)
 
     def wait_until_stopped(self) -> None:
         """Return after stop. While it hasn't, the pending answer fails the moment this process dies.

@@ -1,7 +1,7 @@
 """The one actor that keeps the cluster as it is wanted: observe, plan, act.
 
-Its memory is what it finds: gangs are named, so that after its own death it takes the living ones over,
-and Ray's table of placement groups remembers the names of the dead ones.
+Its memory survives its own death: what is wanted lies in Ray's table on the head (`desired.py`), gangs are named, so
+that it takes the living ones over, and Ray's table of placement groups remembers the names of the dead ones.
 """
 
 import dataclasses
@@ -9,16 +9,26 @@ import logging
 import os
 import threading
 import time
+from collections.abc import Iterable
 from typing import Any
 
 import ray
 from ray.exceptions import RayError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from kvasir_cluster.gang import Gang, GangSpec, find_groups, read_nodes
+from kvasir_cluster.desired import Desired
+from kvasir_cluster.desired_store import DesiredStore
+from kvasir_cluster.drain import Drain
+from kvasir_cluster.gang import Gang, GangSpec, find_groups, read_nodes, remove_group
+from kvasir_cluster.hosts import list_hosts, own_address
+from kvasir_cluster.listening import find_control_port
 from kvasir_cluster.placement import check_fits
 from kvasir_cluster.plan import (
+    Action,
+    DrainGang,
     ObservedGang,
     Plan,
+    ReassignGang,
     Slot,
     SlotMemory,
     StartGang,
@@ -30,9 +40,14 @@ from kvasir_cluster.plan import (
     recall,
     remember,
 )
-from kvasir_cluster.spec import ControllerSpec, Progress
+from kvasir_cluster.pools import resource_of
+from kvasir_cluster.report import ClusterReport, GangReport, Progress
+from kvasir_cluster.router_process import DRAIN_S, RouterOrder
+from kvasir_cluster.routers import RouterKeeper
+from kvasir_cluster.spec import ControllerSpec
+from kvasir_cluster.sweep import sweep_segments
 from kvasir_cluster.view_server import ViewServer
-from kvasir_protocol.config import PoolConfig, ReplicaConfig
+from kvasir_protocol.config import ClusterConfig, ReplicaConfig
 from kvasir_protocol.errors import KvasirError
 from kvasir_protocol.ids import ReplicaId
 from kvasir_protocol.view import ClusterView
@@ -50,11 +65,17 @@ ADOPTION_S = 5.0
 """How long a restarted controller waits for the gangs that it found, before it serves a view of them."""
 
 
-def create_controller(spec: ControllerSpec, *, detached: bool) -> Any:
+SWEEP_S = 10.0
+"""For hosts to take away shared memory, at the end."""
+
+
+def create_controller(spec: ControllerSpec, *, detached: bool, node_id: str | None = None) -> Any:
     """A handle on the cluster's controller, created in the namespace of this Ray session.
 
     detached: it outlives this process, as does all that it creates; without, both end with the local Ray.
+    node_id: the host that it runs on, where routers look for it also after it was restarted.
     """
+    strategy = NodeAffinitySchedulingStrategy(node_id, soft=False) if node_id is not None else "DEFAULT"
     return (
         ray.remote(Controller)
         .options(
@@ -63,6 +84,7 @@ def create_controller(spec: ControllerSpec, *, detached: bool) -> Any:
             num_cpus=0,
             max_restarts=-1,
             max_concurrency=CALLS_AT_ONCE,
+            scheduling_strategy=strategy,
         )
         .remote(spec)
     )
@@ -74,57 +96,103 @@ class Controller:
     def __init__(self, spec: ControllerSpec) -> None:
         logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
         self._spec = spec
-        self._slots = desired_slots(spec.config.pools)
-        self._pools = {pool.role: pool for pool in spec.config.pools}
+        self._store = DesiredStore(spec.name)
+        self._desired = self._store.load() or Desired(config=spec.wish, resolved=spec.config, view_port=spec.view_port)
+        self._wishes: list[tuple[ClusterConfig, ClusterConfig]] = []
         self._news: list[str] = []
         self._fatal: str | None = None
         self._observed: tuple[ObservedGang, ...] = ()
+        self._drains: dict[ReplicaId, Drain] = {}
         # Milliseconds since 1970: a restarted controller's first version is above its predecessor's last.
         self._view = ClusterView(version=time.time_ns() // 1_000_000, replicas=(), phase="starting")
         self._gangs, self._memory = self._adopt()
         self._observe()
+        self._woken = threading.Event()
         self._stopping = threading.Event()
         self._server: ViewServer | None = None
+        self._routers = RouterKeeper(spec.name)
         try:
             if not self._memory:
-                check_fits(spec.config.pools, spec.resource, read_nodes())
-            self._server = ViewServer(spec.secret, spec.view_host, spec.view_port, lambda: self._view)
-            self._server.start()
+                self._check_fits(spec.config)
+            self._server = self._serve_view()
         except KvasirError as error:
             self._fatal = str(error)
         self._loop = threading.Thread(target=self._run, name="controller", daemon=True)
         self._loop.start()
 
+    def apply(self, wish: ClusterConfig, config: ClusterConfig) -> None:
+        """Want something else from now on; config is wish, settled for the hosts. The same wish changes nothing."""
+        self._wishes.append((wish, config))
+        self._woken.set()
+
     def progress(self) -> Progress:
         """How far the cluster has come."""
         return Progress(
             process_id=os.getpid(),
-            phase=self._view.phase,
+            phase="taking in the new settings" if self._wishes else self._view.phase,
             gangs=tuple((gang.replica_id, gang.state) for gang in self._observed),
             news=tuple(self._news),
+            routers=self._routers.states,
             fatal=self._fatal,
         )
 
+    def report(self) -> ClusterReport:
+        """All that there is to know, for a person."""
+        gangs = {**self._gangs, **{replica_id: drain.gang for replica_id, drain in self._drains.items()}}
+        return ClusterReport(
+            instance=self._spec.instance,
+            wish=self._desired.config,
+            progress=self.progress(),
+            gangs=tuple(
+                GangReport(
+                    replica_id=observed.replica_id,
+                    role=observed.slot.role,
+                    state=observed.state,
+                    is_outdated=observed.is_outdated,
+                    hosts=tuple(gangs[observed.replica_id].where()) if observed.replica_id in gangs else (),
+                )
+                for observed in self._observed
+            ),
+        )
+
     def stop(self) -> None:
-        """End every gang in order, by force those that take longer than stop_s, and stop serving the view."""
+        """End every router and gang in order, by force those that take longer than stop_s; stop serving the view."""
         self._stopping.set()
+        self._woken.set()
         self._loop.join()
-        farewells = [reference for gang in self._gangs.values() for reference in gang.ask_to_stop()]
+        self._routers.stop(DRAIN_S)
+        gangs = [*self._gangs.values(), *(drain.gang for drain in self._drains.values())]
+        farewells = [reference for gang in gangs for reference in gang.ask_to_stop()]
         if farewells:
             ray.wait(farewells, num_returns=len(farewells), timeout=self._spec.timings.stop_s)
-        for gang in self._gangs.values():
+        for gang in gangs:
             gang.tear_down()
+        sweeps = sweep_segments(f"{self._spec.name}-", self._other_hosts(host.node_id for host in list_hosts()))
+        if sweeps:
+            ray.wait(sweeps, num_returns=len(sweeps), timeout=SWEEP_S)
+        self._store.remove()
         if self._server is not None:
             self._server.stop()
+
+    def _serve_view(self) -> ViewServer:
+        host = self._spec.view_host or own_address()
+        port = self._desired.view_port or find_control_port(host)
+        server = ViewServer(self._spec.secret, host, port, lambda: self._view)
+        server.start()
+        self._want(dataclasses.replace(self._desired, view_port=port))
+        return server
 
     def _adopt(self) -> tuple[dict[ReplicaId, Gang], dict[Slot, SlotMemory]]:
         """The gangs that a predecessor left, and the memory of all ids it ever gave out."""
         groups = find_groups(self._spec.name)
+        known = {record.replica_id for record in self._desired.gangs}
         gangs: dict[ReplicaId, Gang] = {}
         for replica_id in (replica_id for replica_id, exists in groups.items() if exists):
-            gang = Gang.adopt(self._gang_spec(replica_id), time.monotonic())
-            if gang is not None:
+            if replica_id not in known:
+                remove_group(self._spec.name, replica_id)
+            elif gang := Gang.adopt(self._gang_spec(replica_id), time.monotonic()):
                 gangs[replica_id] = gang
+                gang.take_role(self._desired.record(replica_id).slot.role)
                 self._tell(f"took over {replica_id}")
         # Until they have said where they listen, the view would tell routers that nobody serves.
         answers = [reference for gang in gangs.values() for reference in gang.unanswered_starts]
@@ -134,17 +202,32 @@ class Controller:
 
     def _run(self) -> None:
         try:
-            while not self._stopping.is_set() and self._fatal is None:
+            while not self._stopping.is_set():
+                self._take_wishes()
                 self._step()
         except Exception:
             # Ray starts this process anew, and the new controller takes over what lives: better than a silent one.
             log.exception("the controller's loop died")
             os._exit(1)
 
+    def _take_wishes(self) -> None:
+        self._woken.clear()
+        while self._wishes:
+            wish, config = self._wishes[0]
+            if wish != self._desired.config or self._fatal is not None:
+                self._want(dataclasses.replace(self._desired, config=wish, resolved=config))
+                self._fatal = None
+                self._tell("new settings")
+                self._observe()
+                self._keep_routers()
+            # Not before they show in what `progress` tells.
+            del self._wishes[0]
+
     def _step(self) -> None:
         try:
             self._observe()
             self._act(self._plan())
+            self._keep_routers()
             self._wait()
         except RayError as error:
             log.warning("Ray failed a step, trying again: %s", error)
@@ -153,7 +236,10 @@ class Controller:
     def _observe(self) -> None:
         """Look at every gang, and publish the view at once: nobody should be sent to a replica known as dead."""
         now_s = time.monotonic()
-        self._observed = tuple(gang.observe(now_s) for gang in self._gangs.values())
+        self._observed = (
+            *(self._recognise(gang.observe(now_s)) for gang in self._gangs.values()),
+            *(drain.observed for drain in self._drains.values()),
+        )
         self._memory = remember(self._memory, self._observed, now_s, self._spec.pacing)
         serving = [self._gangs[gang.replica_id].address for gang in self._observed if gang.state == "ready"]
         view = dataclasses.replace(
@@ -161,25 +247,72 @@ class Controller:
             replicas=tuple(address for address in serving if address is not None),
             phase=describe_phase(self._slots, self._observed),
         )
+        before = {address.replica_id for address in self._view.replicas}
         for address in view.replicas:
-            if address not in self._view.replicas:
+            if address.replica_id not in before:
                 self._tell(f"{address.replica_id} serves at {address.endpoint}")
         if view != self._view:
             self._view = dataclasses.replace(view, version=self._view.version + 1)
 
+    def _recognise(self, gang: ObservedGang) -> ObservedGang:
+        """With what the records say of it."""
+        record = self._desired.record(gang.replica_id)
+        return dataclasses.replace(gang, reassigned=record.reassigned, fits=self._desired.fits(record))
+
     def _plan(self) -> Plan:
-        return plan(self._slots, self._observed, self._memory, time.monotonic())
+        now_s = time.monotonic()
+        return plan(self._slots, self._observed, self._memory, now_s, may_start_new=self._fatal is None)
 
     def _act(self, decision: Plan) -> None:
         for action in decision.actions:
-            match action:
-                case StartGang(replica_id):
-                    self._tell(f"starting {replica_id}")
-                    self._gangs[replica_id] = Gang.create(self._gang_spec(replica_id), time.monotonic())
-                case StopGang(replica_id, reason):
-                    self._tell(f"stopping {replica_id}: {reason}")
-                    self._gangs.pop(replica_id).tear_down()
-        self._fatal = decision.fatal
+            self._take(action)
+        for replica_id in [key for key, drain in self._drains.items() if drain.is_over(time.monotonic())]:
+            self._end(replica_id, self._drains.pop(replica_id).gang)
+            self._tell(f"{replica_id} has ended")
+        self._fatal = self._fatal or decision.fatal
+
+    def _take(self, action: Action) -> None:
+        match action:
+            case StartGang(replica_id):
+                self._tell(f"starting {replica_id}")
+                self._want(self._desired.with_gang(replica_id, parse_replica(replica_id)[0]))
+                self._gangs[replica_id] = Gang.create(self._gang_spec(replica_id), time.monotonic())
+            case StopGang(replica_id, reason):
+                self._tell(f"stopping {replica_id}: {reason}")
+                self._end(replica_id, self._gangs.pop(replica_id))
+            case DrainGang(replica_id, reason):
+                self._tell(f"draining {replica_id}: {reason}")
+                observed = next(gang for gang in self._observed if gang.replica_id == replica_id)
+                leaving = dataclasses.replace(observed, state="draining")
+                gang = self._gangs.pop(replica_id)
+                self._drains[replica_id] = Drain(gang, leaving, time.monotonic(), self._spec.timings)
+            case ReassignGang(replica_id, slot):
+                self._tell(f"{replica_id} is {slot.role} from now on")
+                self._want(self._desired.with_slot(replica_id, slot))
+                self._gangs[replica_id].take_role(slot.role)
+
+    def _end(self, replica_id: ReplicaId, gang: Gang) -> None:
+        """Leave nothing of it on any host."""
+        hosts = set(gang.where())
+        gang.tear_down()
+        self._want(self._desired.without_gang(replica_id))
+        sweep_segments(f"{self._spec.name}-{replica_id}-", self._other_hosts(hosts))
+
+    def _other_hosts(self, node_ids: Iterable[str]) -> list[str]:
+        here = ray.get_runtime_context().get_node_id()
+        return [node_id for node_id in node_ids if node_id != here]
+
+    def _keep_routers(self) -> None:
+        if not self._spec.places_routers or self._server is None:
+            return
+        order = RouterOrder.of(
+            self._desired.resolved,
+            secret=self._spec.secret,
+            controller_endpoint=self._server.endpoint,
+            log_level=self._spec.log_level,
+        )
+        for news in self._routers.keep(order, time.monotonic()):
+            self._tell(news)
 
     def _wait(self) -> None:
         """Until something happens to a gang, or it is time to look anyway."""
@@ -187,31 +320,40 @@ class Controller:
         if signals:
             ray.wait(signals, timeout=self._spec.timings.poll_s)
         else:
-            self._stopping.wait(self._spec.timings.poll_s)
+            self._woken.wait(self._spec.timings.poll_s)
 
     def _gang_spec(self, replica_id: ReplicaId) -> GangSpec:
-        spec, pool = self._spec, self._pool_of(replica_id)
+        spec, config = self._spec, self._desired.resolved
+        record = self._desired.record(replica_id)
         replica = ReplicaConfig(
             replica_id=replica_id,
-            role=pool.role,
-            model=spec.config.model,
-            engine=spec.config.engine,
-            handover=spec.config.handover,
+            role=record.slot.role,
+            model=config.model,
+            engine=config.engine,
+            handover=config.handover,
             host=spec.replica_host,
             segment_prefix=spec.name,
         )
         return GangSpec(
             replica=replica,
-            pool=pool,
-            resource=spec.resource,
+            pool=record.pool,
+            resource=resource_of(config),
             secret=spec.secret,
             build_rank=spec.build_rank,
             timings=spec.timings,
         )
 
-    def _pool_of(self, replica_id: ReplicaId) -> PoolConfig:
-        slot, _ = parse_replica(replica_id)
-        return self._pools[slot.role]
+    @property
+    def _slots(self) -> tuple[Slot, ...]:
+        return desired_slots(self._desired.resolved.pools)
+
+    def _check_fits(self, config: ClusterConfig) -> None:
+        check_fits(config.pools, resource_of(config), read_nodes())
+
+    def _want(self, desired: Desired) -> None:
+        """Change what is wanted or known, and never forget it."""
+        self._desired = desired
+        self._store.save(desired)
 
     def _tell(self, news: str) -> None:
         log.info(news)

@@ -1,7 +1,7 @@
 """One replica as Ray sees it: a placement group and its rank actors, which live and die together."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,7 +18,7 @@ from kvasir_cluster.probe import HealthProbe, describe_error
 from kvasir_cluster.spec import BuildRank, Timings
 from kvasir_protocol.config import PoolConfig, ReplicaConfig
 from kvasir_protocol.ids import ReplicaId
-from kvasir_protocol.view import ReplicaAddress
+from kvasir_protocol.view import ReplicaAddress, Role
 
 CALLS_AT_ONCE = 8
 """Threads of a rank actor: start and the death sentinel each hold one for long, questions must not wait for them."""
@@ -70,6 +70,12 @@ def find_groups(cluster: str) -> dict[ReplicaId, bool]:
     }
 
 
+def remove_group(cluster: str, replica_id: ReplicaId) -> None:
+    """End a gang of which parts are missing: what is left of its ranks dies with its place."""
+    remove_placement_group(get_placement_group(name_group(cluster, replica_id)))
+    remove_segments(f"{cluster}-{replica_id}-")
+
+
 def read_nodes() -> list[NodeResources]:
     """What the living hosts of the cluster offer."""
     free = cast(dict[str, dict[str, float]], available_resources_per_node())  # type: ignore[no-untyped-call]
@@ -109,14 +115,12 @@ class Gang:
     @classmethod
     def adopt(cls, spec: GangSpec, now_s: float) -> "Gang | None":
         """The gang that an earlier controller created, or None (and its remains removed) if a rank is missing."""
-        group = get_placement_group(spec.group_name)
         try:
             actors = [ray.get_actor(spec.actor_name(rank)) for rank in range(spec.placement.num_ranks)]
         except ValueError:
-            remove_placement_group(group)
-            remove_segments(spec.segment_prefix)
+            remove_group(spec.replica.segment_prefix, spec.replica.replica_id)
             return None
-        return cls(spec, group, actors, now_s)
+        return cls(spec, get_placement_group(spec.group_name), actors, now_s)
 
     @property
     def address(self) -> ReplicaAddress | None:
@@ -175,6 +179,23 @@ class Gang:
         if waited_s >= timings.start_s:
             return Failure(message=f"it has not started within {timings.start_s:g} s")
         return None
+
+    def take_role(self, role: Role) -> None:
+        """Let it be of another role; what it is doing goes on."""
+        self._actors[LEADER].change_role.remote(role)
+        if self._address is not None:
+            self._address = replace(self._address, role=role)
+
+    def ask_num_streams(self) -> Any:
+        """A Ray reference to how many requests it holds."""
+        return self._actors[LEADER].num_streams.remote()
+
+    def where(self) -> list[str]:
+        """The id of each rank's host, in their order; empty before it has a place."""
+        nodes = placement_group_table(self._group).get("bundles_to_node_id", {})
+        placement = self._spec.placement
+        found = [nodes.get(placement.bundle_of(rank)) or "" for rank in range(placement.num_ranks)]
+        return found if all(found) else []
 
     def ask_to_stop(self) -> list[Any]:
         """Begin an orderly end; the references are answered when each rank has stopped."""

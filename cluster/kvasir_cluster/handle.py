@@ -7,7 +7,7 @@ import ray
 from ray.exceptions import ActorDiedError, RayError
 
 from kvasir_cluster.probe import describe_error
-from kvasir_cluster.spec import Progress
+from kvasir_cluster.report import Progress
 from kvasir_protocol.errors import ServiceUnavailable
 
 SILENCE_S = 60.0

@@ -4,6 +4,9 @@ A *slot* is a place in a pool, such as decode-0, and holds one gang at a time. A
 replaced by one with a new id, so that nobody takes the new replica's pages or streams for the old one's:
 
     decode-0  --lost-->  decode-0.2  --lost-->  decode-0.3
+
+A gang that its pool has no slot for any more takes a free one of another pool, if it is built as that pool wants: its
+role changes, its id and its weights stay.
 """
 
 import dataclasses
@@ -19,7 +22,10 @@ from kvasir_protocol.view import Role
 MAX_FIRST_STARTS = 3
 """Tries of a gang that has never served: one that crashes three times from the start will crash for ever."""
 
-GangState = Literal["starting", "ready", "failed"]
+GangState = Literal["starting", "ready", "draining", "failed"]
+"""draining: it takes nothing new, and is stopped when it has ended what it has."""
+
+ALL_ROLES = frozenset(get_args(Role))
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,11 +44,26 @@ class Failure:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ObservedGang:
-    """One gang as it was found. failure is set when, and only when, state is "failed"."""
+    """One gang as it was found. failure is set when, and only when, state is "failed".
+
+    reassigned: the slot that it has taken instead of the one in its id. fits: roles in whose pools it can serve as it
+    is built; a gang that doesn't fit the role it has is outdated.
+    """
 
     replica_id: ReplicaId
     state: GangState
     failure: Failure | None = None
+    reassigned: Slot | None = None
+    fits: frozenset[Role] = ALL_ROLES
+
+    @property
+    def slot(self) -> Slot:
+        """The place that it holds."""
+        return self.reassigned or parse_replica(self.replica_id)[0]
+
+    @property
+    def is_outdated(self) -> bool:
+        return self.slot.role not in self.fits
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,11 +101,30 @@ class StopGang:
     reason: str
 
 
+@dataclass(frozen=True, slots=True)
+class DrainGang:
+    """Let it end what it has, then stop it."""
+
+    replica_id: ReplicaId
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class ReassignGang:
+    """Let it take a slot of another pool, and that pool's role."""
+
+    replica_id: ReplicaId
+    slot: Slot
+
+
+Action = StartGang | StopGang | DrainGang | ReassignGang
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
     """Actions in the order to take them. fatal: why the cluster can't come up as it is configured."""
 
-    actions: tuple[StartGang | StopGang, ...] = ()
+    actions: tuple[Action, ...] = ()
     fatal: str | None = None
 
 
@@ -129,9 +169,13 @@ def remember(
     """Memory after this look at the gangs. Call once per failure: each one lengthens the pause."""
     updated = dict(memory)
     for gang in gangs:
-        slot, generation = parse_replica(gang.replica_id)
-        before = updated.get(slot, SlotMemory())
-        after = dataclasses.replace(before, last_generation=max(generation, before.last_generation))
+        named, generation = parse_replica(gang.replica_id)
+        named_before = updated.get(named, SlotMemory())
+        updated[named] = dataclasses.replace(
+            named_before, last_generation=max(generation, named_before.last_generation)
+        )
+        slot = gang.slot
+        before = after = updated.get(slot, SlotMemory())
         if gang.state == "ready" and before.ready_at_s is None:
             after = dataclasses.replace(after, has_served=True, ready_at_s=now_s)
         elif gang.state == "failed":
@@ -147,31 +191,70 @@ def _after_failure(memory: SlotMemory, now_s: float, pacing: Pacing) -> SlotMemo
     return dataclasses.replace(memory, ready_at_s=None, failures_in_a_row=failures, retry_at_s=now_s + pause_s)
 
 
-def plan(slots: Iterable[Slot], gangs: Iterable[ObservedGang], memory: Mapping[Slot, SlotMemory], now_s: float) -> Plan:
-    """What brings the gangs nearer to one serving gang in each slot. memory already knows of gangs (`remember`)."""
-    wanted = tuple(slots)
-    occupied: set[Slot] = set()
-    stops: list[StopGang] = []
-    fatal: str | None = None
-    for gang in gangs:
-        slot, _ = parse_replica(gang.replica_id)
-        if gang.failure is not None:
-            stops.append(StopGang(gang.replica_id, gang.failure.message))
-            fatal = fatal or _fatal_reason(gang, gang.failure, memory.get(slot, SlotMemory()))
-        elif slot not in wanted:
-            stops.append(StopGang(gang.replica_id, "no longer wanted"))
+def plan(
+    slots: Iterable[Slot],
+    gangs: Iterable[ObservedGang],
+    memory: Mapping[Slot, SlotMemory],
+    now_s: float,
+    *,
+    may_start_new: bool = True,
+) -> Plan:
+    """What brings the gangs nearer to one serving gang in each slot. memory already knows of gangs (`remember`).
+
+    may_start_new: False once a slot that never served has proved fatal; those that served are still looked after.
+    """
+    found, wanted = tuple(gangs), tuple(slots)
+    failed = [(gang, gang.failure) for gang in found if gang.failure is not None]
+    stops = tuple(StopGang(gang.replica_id, failure.message) for gang, failure in failed)
+    for gang, failure in failed:
+        if fatal := _fatal_reason(gang, failure, memory.get(gang.slot, SlotMemory())):
+            return Plan(actions=stops, fatal=fatal)
+    alive = [gang for gang in found if gang.state in ("starting", "ready")]
+    leaving = {gang.slot for gang in found if gang.state == "draining"}
+    spare = [gang for gang in alive if gang.slot not in wanted]
+    held = {gang.slot for gang in alive}
+    missing = [slot for slot in wanted if slot not in held | leaving]
+    moves, missing = _use_spare(spare, missing)
+    # A newcomer without a past may need the place of one that leaves; that it had to wait would be fatal.
+    starts = [_start(slot, memory, now_s, may_be_new=may_start_new and not leaving) for slot in missing]
+    renewal = () if missing or leaving else _renew_one([gang for gang in alive if gang.slot in wanted])
+    return Plan(actions=(*stops, *moves, *(start for start in starts if start is not None), *renewal))
+
+
+def _use_spare(spare: Iterable[ObservedGang], missing: Iterable[Slot]) -> tuple[list[Action], list[Slot]]:
+    """Send gangs without a slot to missing ones that they fit, or away; and what is missing then."""
+    actions: list[Action] = []
+    left = list(missing)
+    for gang in spare:
+        slot = next((slot for slot in left if slot.role in gang.fits), None)
+        if gang.state != "ready":
+            actions.append(StopGang(gang.replica_id, "no longer wanted"))
+        elif slot is None:
+            actions.append(DrainGang(gang.replica_id, "no longer wanted"))
         else:
-            occupied.add(slot)
-    if fatal is not None:
-        return Plan(actions=tuple(stops), fatal=fatal)
-    starts = [_start(slot, memory.get(slot, SlotMemory()), now_s) for slot in wanted if slot not in occupied]
-    return Plan(actions=(*stops, *(start for start in starts if start is not None)))
+            left.remove(slot)
+            actions.append(ReassignGang(gang.replica_id, slot))
+    return actions, left
 
 
-def _start(slot: Slot, memory: SlotMemory, now_s: float) -> StartGang | None:
-    if now_s < memory.retry_at_s:
+def _renew_one(gangs: Iterable[ObservedGang]) -> tuple[Action, ...]:
+    """One outdated gang at a time makes room for its successor, and only while all others serve."""
+    found = tuple(gangs)
+    outdated = [gang for gang in found if gang.is_outdated]
+    loading = [gang for gang in found if gang.state == "starting"]
+    for gang in outdated:
+        if gang in loading:
+            return (StopGang(gang.replica_id, "its settings changed"),)
+        if not loading:
+            return (DrainGang(gang.replica_id, "its settings changed"),)
+    return ()
+
+
+def _start(slot: Slot, memory: Mapping[Slot, SlotMemory], now_s: float, *, may_be_new: bool) -> StartGang | None:
+    past = memory.get(slot, SlotMemory())
+    if now_s < past.retry_at_s or not (past.has_served or may_be_new):
         return None
-    return StartGang(name_replica(slot, memory.last_generation + 1), slot.role)
+    return StartGang(name_replica(slot, past.last_generation + 1), slot.role)
 
 
 def _fatal_reason(gang: ObservedGang, failure: Failure, memory: SlotMemory) -> str | None:
@@ -185,7 +268,11 @@ def _fatal_reason(gang: ObservedGang, failure: Failure, memory: SlotMemory) -> s
 
 
 def describe_phase(slots: Iterable[Slot], gangs: Iterable[ObservedGang]) -> str:
-    """What goes on, for a person: "ready", or which slots are still without a serving gang."""
-    serving = {parse_replica(gang.replica_id)[0] for gang in gangs if gang.state == "ready"}
+    """What goes on, for a person: "ready", or which slots are still without a gang that serves as it should."""
+    found = tuple(gangs)
+    serving = {gang.slot for gang in found if gang.state == "ready" and not gang.is_outdated}
     missing = [name_replica(slot, 1) for slot in slots if slot not in serving]
-    return f"waiting for {', '.join(missing)}" if missing else "ready"
+    leaving = [gang.replica_id for gang in found if gang.state == "draining"]
+    if missing:
+        return f"waiting for {', '.join(missing)}"
+    return f"draining {', '.join(leaving)}" if leaving else "ready"

@@ -1,10 +1,11 @@
 """How the pools share what a host has. Pure."""
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from kvasir_cluster.placement import Resource
+from kvasir_cluster.placement import NodeResources, Resource
 from kvasir_protocol.config import ClusterConfig, PoolConfig
 from kvasir_protocol.errors import ConfigError
 
@@ -43,6 +44,19 @@ def resolve(config: ClusterConfig, hardware: Hardware) -> ClusterConfig:
         )
     device = _resolve_device(config, hardware)
     threads = config.engine.num_threads or max(1, hardware.num_cores // num_wanted)
+    return dataclasses.replace(config, engine=dataclasses.replace(config.engine, device=device, num_threads=threads))
+
+
+def resolve_over(config: ClusterConfig, nodes: Sequence[NodeResources]) -> ClusterConfig:
+    """The same for a cluster, where a replica may come to any host that has room.
+
+    Threads: so few that the smallest host with replicas could be full of them. Raises ConfigError.
+    """
+    num_gpus = round(sum(node.total.get("GPU", 0.0) for node in nodes))
+    sizes = [int(cpus) for node in nodes if (cpus := node.total.get("CPU", 0.0)) >= 1]
+    num_cores = min(sizes, default=1)
+    device = _resolve_device(config, Hardware(num_cores=num_cores, num_gpus=num_gpus))
+    threads = config.engine.num_threads or max(1, num_cores // num_ranks(config.pools))
     return dataclasses.replace(config, engine=dataclasses.replace(config.engine, device=device, num_threads=threads))
 
 

@@ -4,10 +4,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from kvasir_cluster.placement import Resource
-from kvasir_cluster.plan import GangState, Pacing
+from kvasir_cluster.plan import Pacing
 from kvasir_protocol.config import ClusterConfig, ReplicaConfig
-from kvasir_protocol.view import ReplicaInfo
+from kvasir_protocol.view import ReplicaInfo, Role
 
 
 class RunningRank(Protocol):
@@ -18,6 +17,13 @@ class RunningRank(Protocol):
 
     @property
     def info(self) -> ReplicaInfo: ...
+
+    @property
+    def num_streams(self) -> int:
+        """Requests that it holds."""
+
+    def change_role(self, role: Role) -> None:
+        """Call itself otherwise; whatever it is doing goes on."""
 
     def start(self) -> None:
         """Return once a canary token has gone through the model."""
@@ -38,7 +44,8 @@ class Timings:
     """How long to wait for what. poll_s bounds how late the controller notices what sends it no signal.
 
     start_s covers loading the weights. health_deadline_s: a replica that leaves a question unanswered for
-    this long is taken for hung. stop_s: for a replica to finish in order before it is killed.
+    this long is taken for hung. stop_s: for a replica to finish in order before it is killed. drain_s: for the streams
+    of one that is not wanted any more; it is not asked for them before unseen_s, when every router has seen it leave.
     """
 
     poll_s: float = 0.25
@@ -47,24 +54,31 @@ class Timings:
     health_period_s: float = 1.0
     health_deadline_s: float = 15.0
     stop_s: float = 5.0
+    drain_s: float = 30.0
+    unseen_s: float = 1.5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ControllerSpec:
     """The desired state and the place to serve the view from.
 
-    instance tells this cluster from others on the same hosts.
-    view_port is fixed, because routers must find the controller again after it was restarted.
+    instance tells this cluster from others on the same hosts. wish: the configuration as it was asked for, config: the
+    same with its "auto" and None settled.
+    replica_host, view_host: addresses to listen on; "" is the one under which Ray knows the host.
+    view_port is fixed, because routers must find the controller again after it was restarted; 0 lets it choose once.
+    places_routers: routers belong to the cluster; otherwise they are somebody else's affair.
     """
 
     instance: str
+    wish: ClusterConfig
     config: ClusterConfig
     secret: bytes = field(repr=False)
     build_rank: BuildRank
-    resource: Resource
     replica_host: str
     view_host: str
     view_port: int
+    places_routers: bool = False
+    log_level: str = "warning"
     timings: Timings = field(default_factory=Timings)
     pacing: Pacing = field(default_factory=Pacing)
 
@@ -72,22 +86,3 @@ class ControllerSpec:
     def name(self) -> str:
         """What the names of its placement groups, actors and shared-memory segments start with."""
         return f"kvasir-{self.instance}"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Progress:
-    """How far the cluster has come. news: what happened since the controller lives, oldest first, for a person.
-
-    fatal: why it can't come up as it is configured; nothing is tried any more.
-    """
-
-    process_id: int
-
-    phase: str
-    gangs: tuple[tuple[str, GangState], ...]
-    news: tuple[str, ...]
-    fatal: str | None = None
-
-    @property
-    def is_ready(self) -> bool:
-        return self.phase == "ready"

@@ -39,8 +39,9 @@ listening on {url} (OpenAI's API below {url}/v1)
 
 Ctrl-C stops it."""
     )
-    if is_open and not _is_loopback(config.router.host):
-        phases.say(f"note: whoever reaches {config.router.host} may use this server; --api-key KEY asks for a key")
+    host = config.router.host
+    if is_open and host is not None and not _is_loopback(host):
+        phases.say(f"note: whoever reaches {host} may use this server; --api-key KEY asks for a key")
 
 
 def _is_loopback(host: str) -> bool:

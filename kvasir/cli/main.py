@@ -5,6 +5,7 @@ import sys
 from collections.abc import Sequence
 
 from kvasir.cli.bench_options import add_bench_options
+from kvasir.cli.cluster_options import add_address, add_cluster_name, add_down_options, add_up_options
 from kvasir.cli.options import add_serve_options
 from kvasir_protocol.errors import KvasirError
 
@@ -44,7 +45,17 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add_serve_options(plan)
     plan.add_argument("--json", action="store_true", help="print the figures as JSON")
+    up = commands.add_parser(
+        "up",
+        help="make a cluster, or change it, on a Ray that runs",
+        description="Make the cluster on a running Ray as FILE says; what is so already stays as it is.",
+    )
+    add_up_options(up)
+    add_down_options(commands.add_parser("down", help="take away what up made"))
     status = commands.add_parser("status", help="show the replicas of a running server and what they do")
+    add_cluster_name(status)
+    add_address(status, default=None)
+    status.add_argument("--watch", action="store_true", help="again every second, until Ctrl-C")
     chat = commands.add_parser(
         "chat",
         help="talk to a running server",
@@ -71,7 +82,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
             case "status":
                 from kvasir.cli.status import show_status
 
-                return show_status(options.url, options.api_key)
+                return show_status(options)
+            case "up":
+                from kvasir.cli.up import up
+
+                return up(options)
+            case "down":
+                from kvasir.cli.up import down
+
+                return down(options)
             case "plan":
                 from kvasir.cli.plan import show_plan
 

@@ -3,6 +3,7 @@
 import argparse
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -20,6 +21,9 @@ from kvasir_protocol.config import (
 )
 from kvasir_protocol.errors import ConfigError
 from kvasir_protocol.wire import to_plain
+
+DEMO_MODEL = {"path": str(demo_model_path()), "served_name": ""}
+"""The lowest defaults: the embedded model, which `settle_model` gives its name."""
 
 
 def add_serve_options(parser: argparse.ArgumentParser) -> None:
@@ -55,14 +59,18 @@ def make_config(options: argparse.Namespace, *, default_is_mixed: bool) -> Clust
     """
     if options.served_model_name is not None and not options.served_model_name.strip():
         raise ConfigError("--served-model-name must not be empty; leave it out to use the folder's name")
-    defaults: dict[str, Any] = {"model": {"path": str(demo_model_path()), "served_name": ""}}
+    defaults: dict[str, Any] = {"model": DEMO_MODEL}
     if default_is_mixed:
         defaults["pools"] = [{"role": "mixed"}]
     below = load_config(options.config, defaults) if options.config else build(ClusterConfig, defaults)
-    config = build(ClusterConfig, merge(to_plain(below), _flags_tree(options, below.pools)))
+    return settle_model(build(ClusterConfig, merge(to_plain(below), _flags_tree(options, below.pools))))
+
+
+def settle_model(config: ClusterConfig) -> ClusterConfig:
+    """The configuration with an absolute path to the model, and a name where it had none."""
     path = Path(config.model.path).expanduser().absolute()
     name = config.model.served_name or (DEMO_MODEL_NAME if path == demo_model_path() else path.name)
-    return build(ClusterConfig, merge(to_plain(config), {"model": {"path": str(path), "served_name": name}}))
+    return replace(config, model=replace(config.model, path=str(path), served_name=name))
 
 
 def _flags_tree(options: argparse.Namespace, pools: tuple[PoolConfig, ...]) -> Mapping[str, Any]:

@@ -9,19 +9,20 @@ from typing import TYPE_CHECKING, NoReturn
 
 from kvasir.cli.descendants import adopt_orphans, kill_descendants
 from kvasir.cli.examples import describe, show_examples
-from kvasir.cli.host import url_of
 from kvasir.cli.phases import Phases
-from kvasir.cli.router_process import DRAIN_S, RouterProcess, router_command
 from kvasir.cli.setup import Setup, prepare
 from kvasir.cli.signals import StopRequested, StopSignals
+from kvasir_cluster.listening import url_of
 from kvasir_cluster.local_ray import LOOPBACK, LocalRay, close_ray_to_others
-from kvasir_cluster.pools import num_ranks, num_replicas, resource_of
+from kvasir_cluster.pools import num_ranks, num_replicas
+from kvasir_cluster.router_process import DRAIN_S, RouterOrder, RouterProcess, router_command
 from kvasir_protocol.errors import ServiceUnavailable
 from kvasir_protocol.sockets import load_secret
 
 if TYPE_CHECKING:
     from kvasir_cluster.handle import ClusterHandle
-    from kvasir_cluster.spec import ControllerSpec, Progress
+    from kvasir_cluster.report import Progress
+    from kvasir_cluster.spec import ControllerSpec
 
 POLL_S = 0.1
 WATCH_S = 0.5
@@ -67,7 +68,7 @@ class LocalServer:
         self._setup = setup
         self._stop = stop
         self._phases = phases
-        self._router = RouterProcess(router_command(setup), setup.listener)
+        self._router = RouterProcess(router_command(_router_order(setup), setup.listener), setup.listener)
         self._ray = LocalRay(setup.instance.id, setup.instance.directory)
         self._cluster: ClusterHandle | None = None
         self._num_news = 0
@@ -133,10 +134,10 @@ class LocalServer:
 
         return ControllerSpec(
             instance=self._setup.instance.id,
+            wish=self._setup.config,
             config=self._setup.config,
             secret=load_secret(self._setup.secret_file),
             build_rank=build_replica,
-            resource=resource_of(self._setup.config),
             replica_host=LOOPBACK,
             view_host=LOOPBACK,
             view_port=self._setup.control_port,
@@ -192,3 +193,12 @@ class LocalServer:
             if self._stop.num_requests > num_requests:
                 return
             time.sleep(POLL_S)
+
+
+def _router_order(setup: Setup) -> RouterOrder:
+    return RouterOrder.of(
+        setup.config,
+        secret=load_secret(setup.secret_file),
+        controller_endpoint=setup.controller_endpoint,
+        log_level=setup.log_level,
+    )

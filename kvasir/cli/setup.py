@@ -8,9 +8,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from kvasir.cli.host import check_model, find_control_port, find_hardware, listen
+from kvasir.cli.host import check_model, find_hardware
 from kvasir.cli.instance import Instance, new_instance, remove_dead_instances
 from kvasir.cli.options import make_config
+from kvasir_cluster.listening import find_control_port, listen
 from kvasir_cluster.local_ray import LOOPBACK
 from kvasir_cluster.pools import Hardware, resolve
 from kvasir_protocol.config import ClusterConfig
@@ -51,23 +52,30 @@ def prepare(options: argparse.Namespace) -> Iterator[Setup]:
     is_single_gpu = 0 < hardware.num_gpus < GPUS_FOR_SEPARATE_POOLS
     config = resolve(make_config(options, default_is_mixed=is_single_gpu), hardware)
     check_model(config.model)
-    secret_file = Path(os.environ.get("KVASIR_HOME", "~/.kvasir")).expanduser() / "secret"
-    load_or_create_secret(secret_file)
-    log_level = _read_log_level()
+    secret_file = find_secret_file()
+    log_level = read_log_level()
     remove_dead_instances()
-    with listen(config.router.host, config.router.port) as listener, new_instance() as instance:
+    with listen(config.router.host or LOOPBACK, config.router.port) as listener, new_instance() as instance:
         yield Setup(
             config=config,
             hardware=hardware,
             listener=listener,
             instance=instance,
             secret_file=secret_file,
-            control_port=find_control_port(),
+            control_port=find_control_port(LOOPBACK),
             log_level=log_level,
         )
 
 
-def _read_log_level() -> str:
+def find_secret_file() -> Path:
+    """The cluster secret of this user, made at first use. Raises ConfigError."""
+    secret_file = Path(os.environ.get("KVASIR_HOME", "~/.kvasir")).expanduser() / "secret"
+    load_or_create_secret(secret_file)
+    return secret_file
+
+
+def read_log_level() -> str:
+    """What the environment asks for. Raises ConfigError."""
     level = os.environ.get("KVASIR_LOG_LEVEL", "warning").lower()
     if level not in LOG_LEVELS:
         raise ConfigError(f"KVASIR_LOG_LEVEL is {level!r}; choose one of {', '.join(LOG_LEVELS)}")

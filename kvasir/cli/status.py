@@ -1,10 +1,14 @@
 """`kvasir status`: the replicas of a running server, in a table."""
 
+import argparse
 import time
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
 from rich.table import Table
+from rich.text import Text
 
 from kvasir.cli.server_api import ServerApi
 
@@ -13,48 +17,77 @@ SAMPLE_S = 1.0
 
 PLAIN_WIDTH = 120
 
-COLUMNS = ("replica", "role", "state", "running", "waiting", "pages", "prompt tok/s", "new tok/s", "cached", "memory")
+NAME_COLUMNS = ("replica", "role", "state")
+LOAD_COLUMNS = ("running", "waiting", "pages", "prompt tok/s", "new tok/s", "cached", "memory")
 
 
-def show_status(url: str, api_key: str | None) -> int:
-    """Print it. Raises KvasirError when the server can't be asked."""
-    server = ServerApi(url, api_key)
+def show_status(options: argparse.Namespace) -> int:
+    """Print it, once or until Ctrl-C. Raises KvasirError when nobody can be asked."""
+    if options.address is not None:
+        from kvasir.cli.cluster_status import show_cluster
+
+        return show_cluster(options)
+    server = ServerApi(options.url, options.api_key)
     before = server.status()
+
+    def look() -> RenderableType:
+        nonlocal before
+        earlier, before = before, server.status()
+        return Group(Text(_headline(options.url, before)), make_table(earlier, before))
+
     time.sleep(SAMPLE_S)
-    after = server.status()
+    show(look, is_live=options.watch)
+    return 0
+
+
+def show(look: Callable[[], RenderableType], *, is_live: bool) -> None:
+    """Print what look returns; is_live: every SAMPLE_S anew, in a terminal at the same place, for ever."""
     console = Console(highlight=False)
     if not console.is_terminal:
         console.width = PLAIN_WIDTH
-    view = after["view"]
-    console.print(
-        f"{after['model']} at {url}: {view['phase']}, up for {after['uptime_s']:.0f} s, "
-        f"{after['num_inflight']} streams, context of {after['max_model_len']} tokens",
-        markup=False,
+    if not is_live:
+        console.print(look())
+        return
+    with Live(look(), console=console, auto_refresh=False) as live:
+        while True:
+            time.sleep(SAMPLE_S)
+            live.update(look(), refresh=True)
+
+
+def _headline(url: str, status: dict[str, Any]) -> str:
+    return (
+        f"{status['model']} at {url}: {status['view']['phase']}, up for {status['uptime_s']:.0f} s, "
+        f"{status['num_inflight']} streams, context of {status['max_model_len']} tokens"
     )
-    console.print(make_table(before, after))
-    return 0
 
 
 def make_table(before: dict[str, Any], after: dict[str, Any]) -> Table:
     """One row per replica of the later answer of /status; rates from the difference to the earlier one."""
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for index, column in enumerate(COLUMNS):
-        table.add_column(column, justify="left" if index < 3 else "right")
+    table = new_table(NAME_COLUMNS, LOAD_COLUMNS)
     seconds = after["uptime_s"] - before["uptime_s"]
     earlier = {replica["id"]: replica["stats"] for replica in before["replicas"]}
     for replica in after["replicas"]:
-        table.add_row(*_cells(replica, earlier.get(replica["id"]), seconds))
+        name = (replica["id"], replica["role"], replica["state"])
+        table.add_row(*name, *load_cells(replica["stats"], earlier.get(replica["id"]), seconds))
     return table
 
 
-def _cells(replica: dict[str, Any], earlier: dict[str, Any] | None, seconds: float) -> list[str]:
-    name = [replica["id"], replica["role"], replica["state"]]
-    stats = replica["stats"]
+def new_table(words: Sequence[str], figures: Sequence[str]) -> Table:
+    """An empty one, with the columns of figures to the right."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in words:
+        table.add_column(column)
+    for column in figures:
+        table.add_column(column, justify="right")
+    return table
+
+
+def load_cells(stats: dict[str, Any] | None, earlier: dict[str, Any] | None, seconds: float) -> list[str]:
+    """What a replica does, under LOAD_COLUMNS; rates from the difference to its earlier statistics."""
     if stats is None:
-        return name + ["-"] * (len(COLUMNS) - len(name))
+        return ["-"] * len(LOAD_COLUMNS)
     engine = stats["engine"]
     return [
-        *name,
         str(stats["num_running"]),
         str(stats["num_waiting"]),
         f"{stats['num_used_pages']}/{stats['num_pages']}",

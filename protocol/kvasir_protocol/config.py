@@ -2,24 +2,25 @@
 
 import dataclasses
 import difflib
+import re
 import types
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
-
-import yaml
 
 from kvasir_protocol.errors import ConfigError
 from kvasir_protocol.ids import ReplicaId
 from kvasir_protocol.messages import MAX_DEADLINE_S
 from kvasir_protocol.sizes import parse_bytes
 from kvasir_protocol.view import Role
+from kvasir_protocol.yaml_lines import read_document
 
 T = TypeVar("T")
 
 DType = Literal["auto", "float32", "bfloat16", "float16"]
 Device = Literal["auto", "cpu", "cuda"]
+RouterPlacement = Literal["head", "every-host"]
 RoutingPolicyName = Literal["least-loaded", "round-robin"]
 SchedulingPolicyName = Literal["fcfs", "priority", "longest-prefix"]
 AdmissionPolicyName = Literal["max-utilization", "no-evict"]
@@ -150,15 +151,20 @@ class HandoverConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PoolConfig:
-    """Replicas of one role. A prefill pool needs a decode pool beside it, and the other way round."""
+    """Replicas of one role. A prefill pool needs a decode pool beside it, and the other way round.
+
+    node_resource: only hosts that offer this custom resource of Ray (`ray start --resources`) hold the pool; None: any.
+    """
 
     role: Role
     replicas: int = 1
     tensor_parallel_size: int = 1
     pipeline_parallel_size: int = 1
+    node_resource: str | None = None
 
     def __post_init__(self) -> None:
-        _require(self.replicas >= 1, f"a pool needs at least one replica, got {self.replicas}")
+        _require(self.node_resource != "", f"pool {self.role!r}: node_resource must not be empty; leave it out")
+        _require(self.replicas >= 1, f"pool {self.role!r} needs at least one replica, got replicas: {self.replicas}")
         for name in ("tensor_parallel_size", "pipeline_parallel_size"):
             value = getattr(self, name)
             _require(value >= 1, f"pool {self.role!r}: {name} must be at least 1, got {value}")
@@ -167,10 +173,15 @@ class PoolConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RouterConfig:
-    """The HTTP front door. With api_keys every route but /health asks for one of them."""
+    """The HTTP front door. With api_keys every route but /health asks for one of them.
 
-    host: str = "127.0.0.1"
+    host None: with `kvasir serve` 127.0.0.1, with `kvasir up` the address under which Ray knows each host.
+    placement: on which hosts `kvasir up` puts a router; `kvasir serve` has one, beside it.
+    """
+
+    host: str | None = None
     port: int = 8000
+    placement: RouterPlacement = "head"
     api_keys: tuple[str, ...] = ()
     policy: RoutingPolicyName = "least-loaded"
     max_inflight_requests: int = 1024
@@ -185,15 +196,20 @@ SEPARATE_POOLS = (PoolConfig(role="prefill"), PoolConfig(role="decode"))
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClusterConfig:
-    """Everything that a person may set."""
+    """Everything that a person may set. name tells clusters apart that `kvasir up` made in the same Ray."""
 
     model: ModelConfig
+    name: str = "main"
     engine: EngineConfig = field(default_factory=EngineConfig)
     handover: HandoverConfig = field(default_factory=HandoverConfig)
     pools: tuple[PoolConfig, ...] = SEPARATE_POOLS
     router: RouterConfig = field(default_factory=RouterConfig)
 
     def __post_init__(self) -> None:
+        _require(
+            re.fullmatch(r"[a-z][a-z0-9-]{0,30}", self.name) is not None,
+            f"name must be 1 to 31 of a-z, 0-9 and -, the first a letter; got {self.name!r}",
+        )
         roles = [pool.role for pool in self.pools]
         _require(
             sorted(roles) in (["mixed"], ["decode", "prefill"]),
@@ -216,16 +232,15 @@ class ReplicaConfig:
 
 
 def load_config(path: Path, defaults: Mapping[str, object]) -> ClusterConfig:
-    """The tree in a YAML file over defaults (a nested mapping). Raises ConfigError naming file and key."""
-    try:
-        document = yaml.safe_load(path.read_text()) or {}
-    except OSError as error:
-        raise ConfigError(f"can't read {path}: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not YAML: {error}") from error
-    if not isinstance(document, Mapping):
+    """The tree in a YAML file over defaults (a nested mapping). Raises ConfigError naming file, line and key."""
+    document = read_document(path)
+    tree = {} if document.tree is None else document.tree
+    if not isinstance(tree, Mapping):
         raise ConfigError(f"{path}: expected a mapping with keys such as `model` and `pools`")
-    return build(ClusterConfig, merge(defaults, document))
+    try:
+        return build(ClusterConfig, merge(defaults, tree))
+    except ConfigError as error:
+        raise ConfigError(f"{document.place(error.setting)}: {error}", error.setting) from error
 
 
 def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
@@ -240,20 +255,29 @@ def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
 def build(cls: type[T], tree: object, where: str = "") -> T:
     """The dataclass that a plain tree describes. An unknown key is an error that names the nearest right one."""
     if not isinstance(tree, Mapping):
-        raise ConfigError(f"{where or 'configuration'}: expected keys and values, got {tree!r}")
+        raise ConfigError(f"{where or 'configuration'}: expected keys and values, got {tree!r}", where)
     hints = get_type_hints(cls)
     known = {item.name: item for item in dataclasses.fields(cls)}  # type: ignore[arg-type]
     values: dict[str, object] = {}
     for key, value in tree.items():
         path = f"{where}.{key}" if where else str(key)
         if key not in known:
-            raise ConfigError(f"unknown setting {path!r}{_nearest(str(key), known)}")
+            raise ConfigError(f"unknown setting {path!r}{_nearest(str(key), known)}", path)
         values[key] = _convert(hints[key], value, path)
     for name, item in known.items():
         has_default = item.default is not dataclasses.MISSING or item.default_factory is not dataclasses.MISSING
         if name not in values and not has_default:
-            raise ConfigError(f"{where + '.' if where else ''}{name} is missing")
-    return cls(**values)
+            raise ConfigError(f"{where + '.' if where else ''}{name} is missing", where)
+    try:
+        return cls(**values)
+    except ConfigError as error:
+        raise ConfigError(str(error), error.setting or _blamed(str(error), values, where)) from error
+
+
+def _blamed(message: str, fields: Iterable[str], where: str) -> str:
+    """The first of the fields that the message of a check names, or what holds them all."""
+    named = re.search("|".join(rf"\b{name}\b" for name in fields) or "$^", message)
+    return ".".join(part for part in (where, named[0] if named else "") if part)
 
 
 def _nearest(key: str, known: Mapping[str, object]) -> str:
@@ -272,11 +296,11 @@ def _convert(annotation: Any, value: object, path: str) -> object:
         return None if value is None else _convert(member, value, path)
     if origin is Literal:
         if value not in get_args(annotation):
-            raise ConfigError(f"{path}: {value!r} is none of {', '.join(map(repr, get_args(annotation)))}")
+            raise ConfigError(f"{path}: {value!r} is none of {', '.join(map(repr, get_args(annotation)))}", path)
         return value
     if origin is tuple:
         if not isinstance(value, list | tuple):
-            raise ConfigError(f"{path}: expected a list, got {value!r}")
+            raise ConfigError(f"{path}: expected a list, got {value!r}", path)
         return tuple(_convert(get_args(annotation)[0], item, f"{path}[{i}]") for i, item in enumerate(value))
     return _convert_scalar(annotation, value, path)
 
@@ -286,5 +310,5 @@ def _convert_scalar(expected: type, value: object, path: str) -> object:
         return parse_bytes(value, path)
     accepted = (int, float) if expected is float else (expected,)
     if not isinstance(value, accepted) or (isinstance(value, bool) and expected is not bool):
-        raise ConfigError(f"{path}: expected {expected.__name__}, got {value!r}")
+        raise ConfigError(f"{path}: expected {expected.__name__}, got {value!r}", path)
     return value

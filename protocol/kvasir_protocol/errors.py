@@ -35,7 +35,11 @@ class ModelNotFound(InvalidRequest):
 
 
 class ConfigError(KvasirError):
-    """A setting that cannot be."""
+    """A setting that cannot be; `setting` is its path in the tree, such as `engine.page_size`, where it is known."""
+
+    def __init__(self, message: str, setting: str | None = None) -> None:
+        super().__init__(message)
+        self.setting = setting
 
 
 class CheckpointError(KvasirError):

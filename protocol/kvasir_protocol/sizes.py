@@ -17,5 +17,5 @@ def parse_bytes(text: str, name: str) -> int:
     """Bytes in a size such as 512MiB, 1.5G (binary) or 2GB (decimal). Raises ConfigError, with the setting's name."""
     match = re.fullmatch(r"(\d{1,18}(?:\.\d{1,18})?)\s*([A-Za-z]*)", text.strip(), flags=re.ASCII)
     if match is None or match[2].upper() not in _UNITS:
-        raise ConfigError(f"{name}: {text!r} is no size; write it like 512MiB or 2GiB")
+        raise ConfigError(f"{name}: {text!r} is no size; write it like 512MiB or 2GiB", name)
     return int(float(match[1]) * _UNITS[match[2].upper()])

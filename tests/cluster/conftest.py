@@ -14,7 +14,8 @@ import zmq
 
 from kvasir_cluster.local_ray import LocalRay, close_ray_to_others
 from kvasir_cluster.plan import Pacing
-from kvasir_cluster.spec import ControllerSpec, Progress, Timings
+from kvasir_cluster.report import Progress
+from kvasir_cluster.spec import ControllerSpec, Timings
 from kvasir_protocol.config import ClusterConfig, ModelConfig, PoolConfig
 from kvasir_protocol.messages import GetView, View
 from kvasir_protocol.sockets import connect_client
@@ -23,8 +24,8 @@ from kvasir_protocol.wire import decode, encode
 
 close_ray_to_others()
 # The processes of the cluster import the fake replica by the same name as this one.
-os.environ["PYTHONPATH"] = str(Path(__file__).parent)
-sys.path.insert(0, os.environ["PYTHONPATH"])
+sys.path.insert(0, str(Path(__file__).parent))
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (sys.path[0], os.environ.get("PYTHONPATH"))))
 
 import ray  # noqa: E402
 from fake_replica import build_fake  # noqa: E402
@@ -50,12 +51,13 @@ class FakeCluster:
 
     def __init__(self, orders: Path, *pools: PoolConfig, port: int, timings: Timings) -> None:
         self.orders = orders
+        config = ClusterConfig(model=ModelConfig(path=str(orders), served_name="fake"), pools=pools)
         self.spec = ControllerSpec(
             instance=uuid.uuid4().hex[:6],
-            config=ClusterConfig(model=ModelConfig(path=str(orders), served_name="fake"), pools=pools),
+            wish=config,
+            config=config,
             secret=SECRET,
             build_rank=build_fake,
-            resource="CPU",
             replica_host="127.0.0.1",
             view_host="127.0.0.1",
             view_port=port,

@@ -2,6 +2,7 @@
 
 REPLICA.refuse   CheckpointError with the file's text while it is built      REPLICA.sick   failure() gives the text
 REPLICA.crash    the process ends while it starts                            REPLICA.pid    written by the replica
+REPLICA.streams  how many requests it holds                                  REPLICA.role   written when it changes
 A name without generation, such as decode-0, stands for every generation of the slot; `RANK:` may stand before it.
 """
 
@@ -10,7 +11,7 @@ from pathlib import Path
 
 from kvasir_protocol.config import ReplicaConfig
 from kvasir_protocol.errors import CheckpointError
-from kvasir_protocol.view import ReplicaInfo
+from kvasir_protocol.view import ReplicaInfo, Role
 
 
 class FakeReplica:
@@ -47,6 +48,13 @@ class FakeReplica:
         if self._order("crash") is not None:
             os._exit(3)
         self._segment.touch()
+
+    @property
+    def num_streams(self) -> int:
+        return int(self._order("streams") or 0)
+
+    def change_role(self, role: Role) -> None:
+        (self._orders / f"{self._name}.role").write_text(role)
 
     def failure(self) -> str | None:
         return self._order("sick")

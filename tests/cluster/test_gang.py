@@ -32,7 +32,9 @@ def make_spec(local_ray, tmp_path):
                 handover=HandoverConfig(),
                 segment_prefix=cluster,
             ),
-            pool=SimpleNamespace(role="decode", replicas=1, tensor_parallel_size=num_ranks, pipeline_parallel_size=1),
+            pool=SimpleNamespace(
+                role="decode", replicas=1, tensor_parallel_size=num_ranks, pipeline_parallel_size=1, node_resource=None
+            ),
             resource="CPU",
             secret=b"s" * 32,
             build_rank=build_fake,

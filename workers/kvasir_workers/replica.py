@@ -4,6 +4,7 @@
 """
 
 import argparse
+import dataclasses
 import os
 import secrets
 import signal
@@ -22,7 +23,7 @@ from kvasir_protocol.events import ReplicaStats
 from kvasir_protocol.ids import RequestId
 from kvasir_protocol.request import GenerationRequest, SamplingParams
 from kvasir_protocol.sockets import bind_publisher, bind_server, load_or_create_secret, start_gatekeeper
-from kvasir_protocol.view import ReplicaInfo
+from kvasir_protocol.view import ReplicaInfo, Role
 from kvasir_workers.kv.event_log import KvEventLog
 from kvasir_workers.kv.event_server import EventSockets, KvEventServer
 from kvasir_workers.kv.offload.open_tiers import OpenTiers, open_tiers
@@ -95,6 +96,17 @@ class Replica:
 
     def stats(self) -> ReplicaStats:
         return self._server.stats()
+
+    @property
+    def num_streams(self) -> int:
+        """Requests of routers that it holds, pages reserved for one included."""
+        return self._server.num_streams
+
+    def change_role(self, role: Role) -> None:
+        """Tell routers another role from now on. Any role can do what any other does, so nothing else changes:
+        weights, pages and running streams stay."""
+        self.info = dataclasses.replace(self.info, role=role)
+        self._server.change_info(self.info)
 
     def failure(self) -> str | None:
         """Why this replica must be replaced; None while all is well."""

@@ -116,6 +116,15 @@ class ReplicaServer:
         """The thread runs: False before `start`, after `stop`, and when an error ended it."""
         return self._thread.is_alive()
 
+    @property
+    def num_streams(self) -> int:
+        """Requests that routers have here; exact on the server's thread only."""
+        return len(self._streams)
+
+    def change_info(self, info: ReplicaInfo) -> None:
+        """Present itself like this to routers that greet it from now on."""
+        self._mailbox.post(partial(self._set_info, info))
+
     def stop(self) -> bool:
         """False if a step hangs: it goes on behind everything."""
         has_ended = self.loop.stop()
@@ -134,6 +143,9 @@ class ReplicaServer:
             handover=self._importer.counters(self._pushed()),
             resident_bytes=resident_bytes(),
         )
+
+    def _set_info(self, info: ReplicaInfo) -> None:
+        self._info = info
 
     def _set_stopping(self) -> None:
         self._is_stopping = True

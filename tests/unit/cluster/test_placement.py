@@ -2,19 +2,25 @@ from types import SimpleNamespace
 
 import pytest
 
-from kvasir_cluster.placement import NodeResources, Placement, check_fits, explain_wait, place
+from kvasir_cluster.placement import NODE_RESOURCE_AMOUNT, NodeResources, Placement, check_fits, explain_wait, place
 from kvasir_protocol.config import PoolConfig
 from kvasir_protocol.errors import PlacementError
 
 
-def node(total, free=None, resource="GPU"):
+def node(total, free=None, resource="GPU", **others):
     free = total if free is None else free
-    return NodeResources(address="10.0.0.1", total={resource: total}, free={resource: free})
+    return NodeResources(address="10.0.0.1", total={resource: total, **others}, free={resource: free, **others})
 
 
-def pool(role="decode", replicas=1, tp=1, pp=1):
+def pool(role="decode", replicas=1, tp=1, pp=1, node_resource=None):
     """PoolConfig admits no parallelism yet; placement already knows it."""
-    return SimpleNamespace(role=role, replicas=replicas, tensor_parallel_size=tp, pipeline_parallel_size=pp)
+    return SimpleNamespace(
+        role=role,
+        replicas=replicas,
+        tensor_parallel_size=tp,
+        pipeline_parallel_size=pp,
+        node_resource=node_resource,
+    )
 
 
 def test_one_rank_asks_for_one_piece_of_the_resource():
@@ -70,3 +76,23 @@ def test_waiting_gang_is_explained_by_what_is_free_now():
 def test_cluster_without_nodes_has_room_for_nothing():
     with pytest.raises(PlacementError, match="the largest free node has 0"):
         check_fits([pool()], "CPU", [])
+
+
+def test_a_pool_with_hosts_of_its_own_asks_for_a_crumb_of_what_marks_them():
+    assert place(pool(tp=2, node_resource="fast"), "GPU").bundles == [{"GPU": 2.0, "fast": NODE_RESOURCE_AMOUNT}]
+
+
+def test_only_marked_hosts_count_for_a_pool_of_their_own():
+    marked = pool(tp=2, node_resource="fast")
+    check_fits([marked], "GPU", [node(8), node(2, fast=1)])
+    with pytest.raises(PlacementError, match=r"on a node with fast but the largest free node has 1"):
+        check_fits([marked], "GPU", [node(8), node(1, fast=1)])
+
+
+def test_hosts_that_nobody_marked_are_named():
+    with pytest.raises(PlacementError, match="on a node with fast but no node offers it"):
+        check_fits([pool(node_resource="fast")], "GPU", [node(8)])
+
+
+def test_a_pool_with_hosts_of_its_own_chooses_first():
+    check_fits([pool("prefill"), pool("decode", node_resource="fast")], "GPU", [node(1, fast=1), node(1)])

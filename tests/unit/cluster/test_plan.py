@@ -1,8 +1,12 @@
+import dataclasses
+
 from kvasir_cluster.plan import (
+    DrainGang,
     Failure,
     ObservedGang,
     Pacing,
     Plan,
+    ReassignGang,
     Slot,
     SlotMemory,
     StartGang,
@@ -22,8 +26,8 @@ PREFILL, DECODE = Slot("prefill", 0), Slot("decode", 0)
 PACING = Pacing(first_pause_s=1.0, max_pause_s=8.0, stable_s=60.0)
 
 
-def gang(replica_id, state="ready", failure=None):
-    return ObservedGang(replica_id=ReplicaId(replica_id), state=state, failure=failure)
+def gang(replica_id, state="ready", failure=None, **others):
+    return ObservedGang(replica_id=ReplicaId(replica_id), state=state, failure=failure, **others)
 
 
 def failed(replica_id, message="its process died", can_heal=True):
@@ -109,10 +113,83 @@ def test_third_crash_before_the_first_service_is_fatal():
     assert verdicts == [None, None, "decode-0.3 failed to start 3 times: its process died"]
 
 
-def test_gang_without_a_slot_is_stopped():
+def test_gang_without_a_slot_may_end_what_it_has():
     assert plan([DECODE], [gang("decode-0"), gang("decode-1")], {}, 0.0).actions == (
+        DrainGang(ReplicaId("decode-1"), "no longer wanted"),
+    )
+
+
+def test_gang_without_a_slot_that_still_loads_is_stopped_at_once():
+    assert plan([DECODE], [gang("decode-0"), gang("decode-1", "starting")], {}, 0.0).actions == (
         StopGang(ReplicaId("decode-1"), "no longer wanted"),
     )
+
+
+def test_spare_gang_takes_a_slot_of_another_pool():
+    slots = [PREFILL, DECODE, Slot("decode", 1)]
+    gangs = [gang("prefill-0"), gang("prefill-1"), gang("decode-0")]
+    assert plan(slots, gangs, {}, 0.0).actions == (ReassignGang(ReplicaId("prefill-1"), Slot("decode", 1)),)
+
+
+def test_spare_gang_that_is_built_otherwise_takes_no_slot():
+    slots = [DECODE, Slot("decode", 1)]
+    gangs = [gang("decode-0"), gang("prefill-1", fits=frozenset({"prefill"}))]
+    assert plan(slots, gangs, {}, 0.0).actions == (
+        DrainGang(ReplicaId("prefill-1"), "no longer wanted"),
+        StartGang(ReplicaId("decode-1"), "decode"),
+    )
+
+
+def test_reassigned_gang_holds_its_new_slot_and_frees_its_old_one():
+    moved = gang("prefill-0", reassigned=DECODE)
+    memory = remember({}, [moved], 0.0, PACING)
+    assert plan([DECODE], [moved], memory, 0.0) == Plan()
+    assert plan([PREFILL, DECODE], [moved], memory, 0.0).actions == (StartGang(ReplicaId("prefill-0.2"), "prefill"),)
+
+
+def test_failed_gang_is_replaced_in_the_slot_that_it_held():
+    moved = dataclasses.replace(failed("prefill-0"), reassigned=DECODE)
+    memory = remember(remember({}, [gang("prefill-0", reassigned=DECODE)], 0.0, PACING), [moved], 1.0, PACING)
+    assert plan([DECODE], [moved], memory, 1.0).actions[-1] == StartGang(ReplicaId("decode-0"), "decode")
+
+
+def test_newcomer_waits_for_the_place_of_one_that_leaves():
+    leaving = gang("prefill-0", "draining")
+    assert plan([DECODE], [leaving], {}, 0.0).actions == ()
+    assert plan([DECODE], [], {}, 0.0).actions == (StartGang(ReplicaId("decode-0"), "decode"),)
+
+
+def test_slot_that_has_served_does_not_wait_for_others_to_leave():
+    memory = {DECODE: SlotMemory(last_generation=1, has_served=True)}
+    assert plan([DECODE], [gang("prefill-0", "draining")], memory, 0.0).actions == (
+        StartGang(ReplicaId("decode-0.2"), "decode"),
+    )
+
+
+def test_slot_of_a_leaving_gang_is_filled_only_when_it_has_left():
+    memory = {DECODE: SlotMemory(last_generation=1, has_served=True)}
+    assert plan([DECODE], [gang("decode-0", "draining")], memory, 0.0).actions == ()
+
+
+def test_outdated_gangs_make_room_one_at_a_time():
+    old = [gang("prefill-0", fits=frozenset()), gang("decode-0", fits=frozenset())]
+    assert plan([PREFILL, DECODE], old, {}, 0.0).actions == (DrainGang(ReplicaId("prefill-0"), "its settings changed"),)
+    half_way = [gang("prefill-0.2", "starting"), old[1]]
+    assert plan([PREFILL, DECODE], half_way, {}, 0.0).actions == ()
+    assert plan([PREFILL, DECODE], [gang("prefill-0.2"), old[1]], {}, 0.0).actions == (
+        DrainGang(ReplicaId("decode-0"), "its settings changed"),
+    )
+
+
+def test_outdated_gang_that_still_loads_is_stopped_at_once():
+    old = gang("decode-0", "starting", fits=frozenset())
+    assert plan([DECODE], [old], {}, 0.0).actions == (StopGang(ReplicaId("decode-0"), "its settings changed"),)
+
+
+def test_after_a_fatal_start_only_slots_that_have_served_are_filled():
+    memory = {DECODE: SlotMemory(last_generation=1, has_served=True)}
+    decision = plan([PREFILL, DECODE], [], memory, 0.0, may_start_new=False)
+    assert decision.actions == (StartGang(ReplicaId("decode-0.2"), "decode"),)
 
 
 def test_recalled_ids_are_not_given_out_again():
@@ -124,3 +201,9 @@ def test_phase_names_the_slots_without_service():
     gangs = [gang("prefill-0.2"), gang("decode-0", "starting")]
     assert describe_phase([PREFILL, DECODE], gangs) == "waiting for decode-0"
     assert describe_phase([PREFILL], gangs) == "ready"
+
+
+def test_phase_tells_of_outdated_and_leaving_gangs():
+    assert describe_phase([DECODE], [gang("decode-0", fits=frozenset())]) == "waiting for decode-0"
+    assert describe_phase([DECODE], [gang("decode-0"), gang("decode-1", "draining")]) == "draining decode-1"
+    assert describe_phase([DECODE], [gang("prefill-0", reassigned=DECODE)]) == "ready"

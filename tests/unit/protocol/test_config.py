@@ -176,6 +176,25 @@ def test_contradiction_says_what_would_do(tmp_path: Path, text: str, complaint: 
 
 
 @pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("router:\n  port: 80\nengin: {}\n", 3),
+        ("router:\n  port: 80\n  hosts: a\n", 3),
+        ("pools:\n  - role: prefill\n  - role: decode\n    replicas: many\n", 4),
+        ("pools:\n  - role: prefill\n  - role: decode\n    replicas: 0\n", 4),
+        ("engine:\n  max_num_seqs: 9\n  page_size: 0\n", 3),
+        ("engine:\n  max_num_seqs: 9\n  max_num_batched_tokens: 8\n", 3),
+        ("name: a\npools:\n  - role: prefill\n", 2),
+        ("router: {port: 80}\nname: Ä\n", 2),
+    ],
+)
+def test_an_error_names_the_line_of_the_file(tmp_path: Path, text: str, line: int) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load(tmp_path, text)
+    assert f"cluster.yaml:{line}: " in str(caught.value)
+
+
+@pytest.mark.parametrize(
     ("content", "complaint"),
     [
         (b"a: [", "is not YAML"),
@@ -229,4 +248,4 @@ def test_a_replicas_configuration_is_built_from_the_same_words() -> None:
 
 
 def test_router_settings_have_few_surprises() -> None:
-    assert RouterConfig() == RouterConfig(host="127.0.0.1", port=8000, policy="least-loaded")
+    assert RouterConfig() == RouterConfig(host=None, port=8000, placement="head", policy="least-loaded")

@@ -8,13 +8,11 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
-from kvasir.cli.host import url_of
-from kvasir.cli.setup import Setup
+from kvasir_cluster.listening import url_of
+from kvasir_protocol.config import ClusterConfig, ModelConfig, RouterConfig
 from kvasir_protocol.errors import ServiceUnavailable
 
 MAX_RESTARTS = 5
@@ -37,10 +35,42 @@ class RouterHealth:
     num_live: int
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RouterOrder:
+    """What a router serves, and from whom it learns of the replicas."""
+
+    model: ModelConfig
+    router: RouterConfig
+    handover_deadline_s: float
+    secret: bytes = field(repr=False)
+    controller_endpoint: str
+    log_level: str
+
+    @classmethod
+    def of(cls, config: ClusterConfig, *, secret: bytes, controller_endpoint: str, log_level: str) -> "RouterOrder":
+        """What concerns the routers of a cluster."""
+        return cls(
+            model=config.model,
+            router=config.router,
+            handover_deadline_s=config.handover.deadline_s,
+            secret=secret,
+            controller_endpoint=controller_endpoint,
+            log_level=log_level,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RouterCommand:
+    """words start a router that inherits the descriptors in files."""
+
+    words: tuple[str, ...]
+    files: tuple[int, ...]
+
+
 class RouterProcess:
     """A router on a socket that this process holds, so that no connection is refused while it restarts."""
 
-    def __init__(self, command: Sequence[str], listener: socket.socket) -> None:
+    def __init__(self, command: RouterCommand, listener: socket.socket) -> None:
         """command: what starts a router that serves on listener (`router_command`)."""
         self._command = command
         self._listener = listener
@@ -51,9 +81,9 @@ class RouterProcess:
     def start(self) -> None:
         """Return at once; it serves a little later."""
         self._process = subprocess.Popen(
-            self._command,
+            self._command.words,
             stdin=subprocess.DEVNULL,
-            pass_fds=(self._listener.fileno(),),
+            pass_fds=self._command.files,
             # Ctrl-C in the terminal goes to the whole group; the router must hear it from us, in its turn.
             start_new_session=True,
             env={name: value for name, value in os.environ.items() if not name.startswith("RAY_")},
@@ -97,24 +127,32 @@ class RouterProcess:
         return self._process is None or self._process.poll() is not None
 
 
-def router_command(setup: Setup) -> list[str]:
-    """How to start the router of a server; the keys go into a file, which is written here."""
-    model, router = setup.config.model, setup.config.router
+def router_command(order: RouterOrder, listener: socket.socket) -> RouterCommand:
+    """How to start the router of a cluster on listener."""
+    model, router = order.model, order.router
+    secret = _hidden_file(order.secret)
+    files = [listener.fileno(), secret]
     command = [sys.executable, "-m", "kvasir_router"]
     command += ["--model", model.path, "--served-model-name", model.served_name]
-    command += ["--controller", setup.controller_endpoint, "--secret-file", str(setup.secret_file)]
-    command += ["--fd", str(setup.listener.fileno()), "--parent-pid", str(os.getpid())]
+    command += ["--controller", order.controller_endpoint, "--secret-file", _path_of(secret)]
+    command += ["--fd", str(listener.fileno()), "--parent-pid", str(os.getpid())]
     command += ["--policy", router.policy, "--max-inflight", str(router.max_inflight_requests)]
-    command += ["--handover-deadline-s", str(setup.config.handover.deadline_s)]
-    command += ["--log-level", setup.log_level]
+    command += ["--handover-deadline-s", str(order.handover_deadline_s)]
+    command += ["--log-level", order.log_level]
     if router.api_keys:
-        command += ["--api-key-file", str(_write_keys(setup))]
-    return command
+        keys = _hidden_file("".join(f"{key}\n" for key in router.api_keys).encode())
+        files.append(keys)
+        command += ["--api-key-file", _path_of(keys)]
+    return RouterCommand(words=tuple(command), files=tuple(files))
 
 
-def _write_keys(setup: Setup) -> Path:
-    """A file and not the command line, which every user of this host can read."""
-    path = setup.instance.directory / "api-keys"
-    path.touch(mode=0o600)
-    path.write_text("\n".join(setup.config.router.api_keys) + "\n")
-    return path
+def _hidden_file(content: bytes) -> int:
+    """A descriptor of a file in memory: what is secret is neither on disk nor on a command line that all can read."""
+    descriptor = os.memfd_create("kvasir")
+    os.fchmod(descriptor, 0o600)
+    os.write(descriptor, content)
+    return descriptor
+
+
+def _path_of(descriptor: int) -> str:
+    return f"/proc/self/fd/{descriptor}"

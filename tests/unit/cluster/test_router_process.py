@@ -2,15 +2,11 @@ import socket
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 
-from kvasir.cli.host import listen
-from kvasir.cli.instance import Instance
-from kvasir.cli.router_process import MAX_RESTARTS, RouterProcess, router_command
-from kvasir.cli.setup import Setup
-from kvasir_cluster.pools import Hardware
+from kvasir_cluster.listening import listen
+from kvasir_cluster.router_process import MAX_RESTARTS, RouterCommand, RouterOrder, RouterProcess, router_command
 from kvasir_protocol.config import ClusterConfig, ModelConfig, RouterConfig
 from kvasir_protocol.errors import ServiceUnavailable
 
@@ -39,7 +35,8 @@ def run(listener):
     routers = []
 
     def run(code):
-        routers.append(RouterProcess([sys.executable, "-c", code, str(listener.fileno())], listener))
+        words = (sys.executable, "-c", code, str(listener.fileno()))
+        routers.append(RouterProcess(RouterCommand(words=words, files=(listener.fileno(),)), listener))
         routers[-1].start()
         return routers[-1]
 
@@ -93,36 +90,32 @@ def test_a_living_router_is_left_alone_and_ends_when_asked(run):
 
 
 @pytest.fixture
-def setup_with_keys(listener, tmp_path):
-    class Here(Instance):
-        @property
-        def directory(self) -> Path:
-            return tmp_path
-
-    return Setup(
-        config=ClusterConfig(
-            model=ModelConfig(path="/models/m", served_name="m"), router=RouterConfig(api_keys=("sesame",))
-        ),
-        hardware=Hardware(num_cores=1, num_gpus=0),
-        listener=listener,
-        instance=Here("abc"),
-        secret_file=tmp_path / "secret",
-        control_port=20000,
-        log_level="warning",
+def command(listener):
+    config = ClusterConfig(
+        model=ModelConfig(path="/models/m", served_name="m"), router=RouterConfig(api_keys=("sesame",))
     )
+    order = RouterOrder.of(config, secret=b"s" * 32, controller_endpoint="tcp://127.0.0.1:20000", log_level="warning")
+    return router_command(order, listener)
 
 
-def test_keys_reach_the_router_by_a_file_that_others_cannot_read(setup_with_keys, tmp_path):
-    command = router_command(setup_with_keys)
-    file = tmp_path / "api-keys"
-    assert str(file) in command
-    assert "sesame" not in command
-    assert file.read_text() == "sesame\n"
-    assert file.stat().st_mode & 0o777 == 0o600
+def arguments_of(command, attribute):
+    """An attribute of what the router reads from its command line, in a process that inherits its files."""
+    _, _, module, *arguments = command.words
+    code = (
+        f"from {module}.__main__ import parse_arguments, read_settings\n"
+        f"options = parse_arguments({arguments!r})\nprint({attribute})"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, pass_fds=command.files
+    )
+    return run.stdout.strip()
 
 
-def test_the_router_understands_its_command_line(setup_with_keys):
-    _, _, module, *arguments = router_command(setup_with_keys)
-    code = f"from {module}.__main__ import parse_arguments; print(parse_arguments({arguments!r}).controller)"
-    parsed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert parsed.stdout == "tcp://127.0.0.1:20000\n"
+def test_keys_and_secret_reach_the_router_and_neither_the_disk_nor_the_command_line(command):
+    assert arguments_of(command, "read_settings(options).api_keys") == "('sesame',)"
+    assert arguments_of(command, "read_settings(options).secret") == str(b"s" * 32)
+    assert not any("sesame" in word or "ssss" in word for word in command.words)
+
+
+def test_the_router_understands_its_command_line(command):
+    assert arguments_of(command, "options.controller") == "tcp://127.0.0.1:20000"

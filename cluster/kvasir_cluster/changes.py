@@ -1,0 +1,117 @@
+"""What `kvasir up` and `kvasir down` are about to do, for a person. Pure."""
+
+import dataclasses
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from kvasir_cluster.desired import fingerprint
+from kvasir_protocol.config import ClusterConfig, PoolConfig
+from kvasir_protocol.view import Role
+
+ChangeKind = Literal["create", "change", "remove"]
+
+REPLACED = "its replicas are replaced, one at a time"
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    kind: ChangeKind
+    what: str
+
+
+def find_changes(present: ClusterConfig | None, wanted: ClusterConfig | None) -> tuple[Change, ...]:
+    """From what there is (None: nothing) to what is wanted; empty if they are the same."""
+    return tuple(_changes(present, wanted))
+
+
+def _changes(present: ClusterConfig | None, wanted: ClusterConfig | None) -> Iterator[Change]:
+    if present is None and wanted is not None:
+        yield Change("create", f"controller of {wanted.name!r}, on the head")
+    yield from _pool_changes(present, wanted)
+    yield from _setting_changes(present, wanted)
+    yield from _router_changes(present, wanted)
+    if wanted is None and present is not None:
+        yield Change("remove", f"controller of {present.name!r}")
+
+
+def _pool_changes(present: ClusterConfig | None, wanted: ClusterConfig | None) -> Iterator[Change]:
+    there, wished = _pools(present), _pools(wanted)
+    spare = {
+        role: pool.replicas - wished[role].replicas if role in wished else pool.replicas for role, pool in there.items()
+    }
+    for role, pool in wished.items():
+        num_more = pool.replicas - (there[role].replicas if role in there else 0)
+        movers = _movers(present, wanted, role, num_more, spare)
+        if role not in there:
+            yield Change("create", f"pool {role}: {describe_pool(pool)}{movers}")
+        elif there[role] != pool:
+            yield Change("change", f"pool {role}: {describe_pool(there[role])} -> {describe_pool(pool)}{movers}")
+    for role, pool in there.items():
+        if role not in wished:
+            yield Change("remove", f"pool {role}: {describe_pool(pool)}")
+
+
+def _movers(
+    present: ClusterConfig | None, wanted: ClusterConfig | None, role: Role, num_more: int, spare: dict[Role, int]
+) -> str:
+    """In words, which replicas of other pools will take this role; they are taken out of spare."""
+    if present is None or wanted is None:
+        return ""
+    goal = fingerprint(wanted, _pools(wanted)[role])
+    movers = []
+    for other, pool in _pools(present).items():
+        count = min(spare[other], num_more)
+        if other != role and count > 0 and fingerprint(present, pool) == goal:
+            spare[other] -= count
+            num_more -= count
+            movers.append(f"{count} from {other}, with the weights they have")
+    return f" ({'; '.join(movers)})" if movers else ""
+
+
+def _setting_changes(present: ClusterConfig | None, wanted: ClusterConfig | None) -> Iterator[Change]:
+    if present is None or wanted is None:
+        return
+    for hall in ("model", "engine", "handover"):
+        before, after = getattr(present, hall), getattr(wanted, hall)
+        for name, old, new in _differences(before, after):
+            yield Change("change", f"{hall}.{name}: {old} -> {new} ({REPLACED})")
+
+
+def _router_changes(present: ClusterConfig | None, wanted: ClusterConfig | None) -> Iterator[Change]:
+    if wanted is not None and present is None:
+        yield Change("create", f"router {_describe_routers(wanted)}")
+    elif present is not None and wanted is None:
+        yield Change("remove", f"router {_describe_routers(present)}")
+    elif present is not None and wanted is not None:
+        for name, old, new in _differences(present.router, wanted.router):
+            said = "other keys" if name == "api_keys" else f"{old} -> {new}"
+            yield Change("change", f"router.{name}: {said}")
+
+
+def _differences(before: Any, after: Any) -> Iterator[tuple[str, object, object]]:
+    for item in dataclasses.fields(before):
+        old, new = getattr(before, item.name), getattr(after, item.name)
+        if old != new:
+            yield item.name, old, new
+
+
+def _pools(config: ClusterConfig | None) -> dict[Role, PoolConfig]:
+    return {pool.role: pool for pool in config.pools} if config is not None else {}
+
+
+def describe_pool(pool: PoolConfig) -> str:
+    """In a few words: how many replicas of what form."""
+    words = [f"{pool.replicas} replica{'s' if pool.replicas > 1 else ''}"]
+    if pool.tensor_parallel_size > 1:
+        words.append(f"tensor parallel over {pool.tensor_parallel_size}")
+    if pool.pipeline_parallel_size > 1:
+        words.append(f"pipeline of {pool.pipeline_parallel_size}")
+    if pool.node_resource is not None:
+        words.append(f"on hosts with {pool.node_resource}")
+    return ", ".join(words)
+
+
+def _describe_routers(config: ClusterConfig) -> str:
+    where = "on the head" if config.router.placement == "head" else "on every host"
+    return f"{where}, port {config.router.port}"

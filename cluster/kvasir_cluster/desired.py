@@ -1,0 +1,94 @@
+"""What a controller must not forget when it dies: what is wanted, and what its gangs are. Pure."""
+
+import dataclasses
+import functools
+import hashlib
+from dataclasses import dataclass
+
+import msgpack
+
+from kvasir_cluster.plan import Slot, parse_replica
+from kvasir_protocol.config import ClusterConfig, PoolConfig
+from kvasir_protocol.ids import ReplicaId
+from kvasir_protocol.view import Role
+from kvasir_protocol.wire import from_plain, to_plain
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GangRecord:
+    """What one gang was built as, and the slot that it holds now."""
+
+    replica_id: ReplicaId
+    slot: Slot
+    pool: PoolConfig
+    fingerprint: str
+
+    @property
+    def reassigned(self) -> Slot | None:
+        """Its slot, if that is not the one in its id."""
+        return self.slot if self.slot != parse_replica(self.replica_id)[0] else None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Desired:
+    """config: as it was asked for; resolved: the same with its "auto" and None settled for the hosts of that moment.
+
+    view_port: where routers find the controller, 0 before its first start.
+    """
+
+    config: ClusterConfig
+    resolved: ClusterConfig
+    gangs: tuple[GangRecord, ...] = ()
+    view_port: int = 0
+
+    def pack(self) -> bytes:
+        """As bytes, for `unpack`."""
+        packed: bytes = msgpack.packb(to_plain(self))
+        return packed
+
+    @classmethod
+    def unpack(cls, packed: bytes) -> "Desired":
+        return from_plain(cls, msgpack.unpackb(packed))
+
+    def pool(self, role: Role) -> PoolConfig:
+        """The wanted pool of a role that has one."""
+        return next(pool for pool in self.resolved.pools if pool.role == role)
+
+    def fits(self, record: GangRecord) -> frozenset[Role]:
+        """Roles in whose pools a gang built like this may serve as it is."""
+        return frozenset(
+            pool.role for pool in self.config.pools if fingerprint(self.config, pool) == record.fingerprint
+        )
+
+    def with_gang(self, replica_id: ReplicaId, slot: Slot) -> "Desired":
+        """A gang is about to be built for a slot, as its pool is wanted now."""
+        pool = self.pool(slot.role)
+        record = GangRecord(
+            replica_id=replica_id, slot=slot, pool=pool, fingerprint=fingerprint(self.config, self._wish(slot.role))
+        )
+        return dataclasses.replace(self, gangs=(*self._others(replica_id), record))
+
+    def with_slot(self, replica_id: ReplicaId, slot: Slot) -> "Desired":
+        """A gang holds another slot from now on."""
+        moved = dataclasses.replace(self.record(replica_id), slot=slot)
+        return dataclasses.replace(self, gangs=(*self._others(replica_id), moved))
+
+    def without_gang(self, replica_id: ReplicaId) -> "Desired":
+        return dataclasses.replace(self, gangs=self._others(replica_id))
+
+    def record(self, replica_id: ReplicaId) -> GangRecord:
+        return next(record for record in self.gangs if record.replica_id == replica_id)
+
+    def _others(self, replica_id: ReplicaId) -> tuple[GangRecord, ...]:
+        return tuple(record for record in self.gangs if record.replica_id != replica_id)
+
+    def _wish(self, role: Role) -> PoolConfig:
+        return next(pool for pool in self.config.pools if pool.role == role)
+
+
+@functools.lru_cache(maxsize=64)
+def fingerprint(config: ClusterConfig, pool: PoolConfig) -> str:
+    """The same for two replicas if, and only if, one could stand in for the other; their role makes no difference."""
+    form = dataclasses.replace(pool, role="mixed", replicas=1)
+    parts = [to_plain(part) for part in (config.model, config.engine, config.handover, form)]
+    return hashlib.sha256(msgpack.packb(parts)).hexdigest()[:16]

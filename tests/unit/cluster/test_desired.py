@@ -1,0 +1,67 @@
+import dataclasses
+
+from kvasir_cluster.desired import Desired, fingerprint
+from kvasir_cluster.plan import Slot
+from kvasir_protocol.config import ClusterConfig, EngineConfig, ModelConfig, PoolConfig, RouterConfig
+from kvasir_protocol.ids import ReplicaId
+
+CONFIG = ClusterConfig(model=ModelConfig(path="/m", served_name="m"))
+RESOLVED = dataclasses.replace(CONFIG, engine=EngineConfig(device="cpu", num_threads=2))
+PREFILL_1 = ReplicaId("prefill-1")
+
+
+def with_one_gang():
+    return Desired(config=CONFIG, resolved=RESOLVED).with_gang(PREFILL_1, Slot("prefill", 1))
+
+
+def wanting(desired, **changes):
+    return dataclasses.replace(desired, config=dataclasses.replace(desired.config, **changes))
+
+
+def test_nothing_is_lost_on_the_way_through_bytes():
+    desired = dataclasses.replace(with_one_gang(), view_port=20001)
+    assert Desired.unpack(desired.pack()) == desired
+
+
+def test_a_gang_is_remembered_with_the_pool_it_was_built_for():
+    record = with_one_gang().record(PREFILL_1)
+    assert (record.slot, record.pool, record.reassigned) == (Slot("prefill", 1), PoolConfig(role="prefill"), None)
+
+
+def test_a_gang_may_hold_another_slot_and_be_forgotten():
+    moved = with_one_gang().with_slot(PREFILL_1, Slot("decode", 4))
+    assert moved.record(PREFILL_1).reassigned == Slot("decode", 4)
+    assert moved.without_gang(PREFILL_1).gangs == ()
+
+
+def test_a_gang_fits_every_pool_that_is_built_alike():
+    desired = with_one_gang()
+    record = desired.record(PREFILL_1)
+    assert desired.fits(record) == {"prefill", "decode"}
+    marked = (PoolConfig(role="prefill"), PoolConfig(role="decode", node_resource="fast"))
+    assert wanting(desired, pools=marked).fits(record) == {"prefill"}
+
+
+def test_more_replicas_and_other_routers_leave_a_gang_as_good_as_before():
+    desired = with_one_gang()
+    record = desired.record(PREFILL_1)
+    more = (PoolConfig(role="prefill", replicas=3), PoolConfig(role="decode", replicas=2))
+    assert wanting(desired, pools=more, router=RouterConfig(port=9)).fits(record) == {"prefill", "decode"}
+
+
+def test_other_settings_of_the_engine_outdate_a_gang():
+    desired = with_one_gang()
+    assert wanting(desired, engine=EngineConfig(page_size=32)).fits(desired.record(PREFILL_1)) == frozenset()
+
+
+def test_what_the_hosts_settled_does_not_outdate_a_gang():
+    desired = with_one_gang()
+    other_hosts = dataclasses.replace(CONFIG, engine=EngineConfig(device="cpu", num_threads=7))
+    assert dataclasses.replace(desired, resolved=other_hosts).fits(desired.record(PREFILL_1)) == {"prefill", "decode"}
+
+
+def test_fingerprints_tell_models_apart_but_not_roles():
+    prefill, decode = CONFIG.pools
+    assert fingerprint(CONFIG, prefill) == fingerprint(CONFIG, decode)
+    other = dataclasses.replace(CONFIG, model=ModelConfig(path="/n", served_name="m"))
+    assert fingerprint(other, prefill) != fingerprint(CONFIG, prefill)
