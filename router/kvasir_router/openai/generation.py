@@ -4,7 +4,7 @@ import secrets
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 
 from kvasir_protocol.ids import RequestId
 from kvasir_protocol.request import FinishReason, GenerationRequest, SamplingParams
@@ -13,6 +13,17 @@ from kvasir_router.front_door import FrontDoor
 from kvasir_router.openai.prompts import TokenIds
 from kvasir_router.openai.sampling import resolve_max_tokens
 from kvasir_router.pieces import Piece
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Terms:
+    """On which terms it is served, as GenerationRequest has them."""
+
+    tenant: str
+    cache_salt: str
+    priority: int
+    cache_priority: int
+    deadline_s: float | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,11 +39,7 @@ class Order:
     num_prompts: int
     tokenise: Callable[[], Awaitable[list[TokenIds]]]
     default_max_tokens: int | None
-    cache_salt: str
-    priority: int
-    cache_priority: int
-    tenant: str
-    deadline_s: float | None
+    terms: Terms
     hides_answer: bool = False
 
     @property
@@ -95,11 +102,7 @@ class Generation:
                         prompt_token_ids=prompt,
                         sampling=sampling,
                         choice_index=choice_index,
-                        cache_salt=self._order.cache_salt,
-                        priority=self._order.priority,
-                        cache_priority=self._order.cache_priority,
-                        tenant=self._order.tenant,
-                        deadline_s=self._order.deadline_s,
+                        **asdict(self._order.terms),
                     )
                 )
         return requests

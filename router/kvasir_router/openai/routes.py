@@ -12,7 +12,7 @@ from kvasir_router.front_door import VERSION, FrontDoor
 from kvasir_router.openai.bodies import ChatBody, CompletionBody, GenerationBody
 from kvasir_router.openai.completion_format import BestOf, CompletionFormat, Echo
 from kvasir_router.openai.formats import AnswerHead, ChatFormat, ChoiceFormat, frames, whole_answer
-from kvasir_router.openai.generation import Generation, Order
+from kvasir_router.openai.generation import Generation, Order, Terms
 from kvasir_router.openai.prompts import TokenIds, chat_prompt, check_ids, completion_prompts, echoed_texts
 from kvasir_router.openai.sampling import (
     DEFAULT_COMPLETION_TOKENS,
@@ -56,11 +56,7 @@ def openai_routes(door: FrontDoor) -> APIRouter:
             hides_answer=only_echoes(body),
             tokenise=tokenise,
             default_max_tokens=DEFAULT_COMPLETION_TOKENS,
-            cache_salt=body.cache_salt,
-            priority=body.priority,
-            cache_priority=body.cache_priority,
-            tenant=http.state.tenant,
-            deadline_s=body.deadline_s,
+            terms=_terms(body, http),
         )
         return await _answer(door, body, http, order, answer_format)
 
@@ -76,11 +72,7 @@ def openai_routes(door: FrontDoor) -> APIRouter:
             num_prompts=1,
             tokenise=tokenise,
             default_max_tokens=None,
-            cache_salt=body.cache_salt,
-            priority=body.priority,
-            cache_priority=body.cache_priority,
-            tenant=http.state.tenant,
-            deadline_s=body.deadline_s,
+            terms=_terms(body, http),
         )
         return await _answer(door, body, http, order, answer_format)
 
@@ -107,6 +99,16 @@ async def _answer(
         return JSONResponse(await unless_client_leaves(http.receive, whole))
     include_usage = body.stream_options is not None and body.stream_options.include_usage
     return EventStream(frames(generation, answer_format, head, include_usage=include_usage))
+
+
+def _terms(body: GenerationBody, http: Request) -> Terms:
+    return Terms(
+        tenant=http.state.tenant,
+        cache_salt=body.cache_salt,
+        priority=body.priority,
+        cache_priority=body.cache_priority,
+        deadline_s=body.deadline_s,
+    )
 
 
 def _answer_id(http: Request, answer_format: ChoiceFormat) -> str:
