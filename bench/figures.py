@@ -11,6 +11,8 @@ def percentile(values: Sequence[float], share: float) -> float:
 
 
 def spread(values: Sequence[float], digits: int = 2) -> str:
-    """The median, and between what all lie."""
+    """The median, and between what all lie; of one value just that."""
+    if len(values) == 1:
+        return f"{values[0]:.{digits}f}"
     low, middle, high = (f"{value:.{digits}f}" for value in (min(values), statistics.median(values), max(values)))
     return f"{middle} ({low} to {high})"

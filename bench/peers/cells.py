@@ -10,9 +10,11 @@ from typing import Any
 import uvloop
 
 from bench.peers.launch import Launch, Peer
-from bench.peers.process import PeerFailed, busy_seconds_of_host, cpu_seconds_of_tree, running
+from bench.peers.process import PeerFailed, running
+from bench.peers.usage import busy_seconds_of_host, cpu_seconds_of_tree, memory_bytes_of_tree
 from kvasir.bench.arrivals import Traffic
 from kvasir.bench.client import Target
+from kvasir.bench.drive import Outcome
 from kvasir.bench.http_client import Origin
 from kvasir.bench.metrics import Wanted
 from kvasir.bench.records import Record
@@ -22,6 +24,8 @@ from kvasir.bench.workloads import Lengths, random_prompts
 from kvasir_protocol.errors import ServiceUnavailable
 
 MIN_REQUESTS = 8
+
+CONCURRENCIES = (1, 8, 32)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,27 +46,47 @@ SHAPES = (
 
 @dataclass(frozen=True, slots=True)
 class Cell:
+    """A shape, and how many requests run at once."""
+
     shape: Shape
     concurrency: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.shape.name}@{self.concurrency}"
+
+
+CELLS = tuple(Cell(shape, concurrency) for shape in SHAPES for concurrency in CONCURRENCIES)
+
+HEADLINE = ("128/64@1", "128/64@32", "1000+32/32@8")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Asking:
-    """num_per_place: requests of a cell for each that runs at once."""
+    """num_per_place: requests of a cell for each that runs at once. limit_s: for one cell; what has not been answered
+    then is cut."""
 
     cells: Sequence[Cell]
     num_per_place: int
     num_warmups: int
+    limit_s: float
 
 
 @dataclass(slots=True)
 class Run:
-    """One start of one peer. results: by cell, as `kvasir bench serve` has them, and `others_share`: the part of the
-    host's cores that neither server nor client used. problem: why there are none, or not all."""
+    """One start of one peer.
+
+    results: by cell, as `kvasir bench serve` has them, and `others_share`: the part of the host's cores that neither
+    server nor client used. ready_bytes, used_bytes: physical memory of all its processes when it was ready (page_bytes
+    of it for keys and values), and after the last cell. problem: why there are no results, or not all.
+    """
 
     peer: str
     model: str
     ready_s: float | None = None
+    page_bytes: int = 0
+    ready_bytes: int | None = None
+    used_bytes: int | None = None
     results: dict[Cell, dict[str, Any]] = field(default_factory=dict)
     problem: str | None = None
 
@@ -72,7 +96,7 @@ class _Nobody:
         """Nobody watches."""
 
 
-def run_peer(peer: Peer, launch: Launch, asking: Asking, seed: int) -> Run:
+def run_peer(peer: Peer, launch: Launch, asking: Asking, round_index: int) -> Run:
     """Start it, ask all cells, stop it. Whatever goes wrong is the run's problem, never an error."""
     run = Run(peer.name, launch.model.name)
     if (missing := peer.missing(launch)) is not None:
@@ -81,14 +105,21 @@ def run_peer(peer: Peer, launch: Launch, asking: Asking, seed: int) -> Run:
     source = words_of_tokenizer(launch.model)
     try:
         with running(peer, launch) as (process, run.ready_s):
-            for number, cell in enumerate(asking.cells):
-                bench = make_bench(peer, launch, cell, asking, source, 1000 * seed + number)
-                run.results[cell] = _measure(bench, source, process.pid)
+            run.page_bytes, run.ready_bytes = peer.page_bytes(launch), memory_bytes_of_tree(process.pid)
+            for cell in asking.cells:
+                bench = make_bench(peer, launch, cell, asking, source, seed_of(round_index, cell))
+                run.results[cell] = _measure(bench, source, process.pid, asking.limit_s)
                 if process.poll() is not None:
                     raise PeerFailed(f"died with exit code {process.returncode}")
+                run.used_bytes = memory_bytes_of_tree(process.pid)
     except (PeerFailed, ServiceUnavailable, OSError) as error:
         run.problem = f"failed: {error}"
     return run
+
+
+def seed_of(round_index: int, cell: Cell) -> int:
+    """No two cells of any rounds ask the same: whatever a server keeps, it has not seen these prompts."""
+    return 1000 * round_index + CELLS.index(cell)
 
 
 def make_bench(peer: Peer, launch: Launch, cell: Cell, asking: Asking, source: CountedWords, seed: int) -> ServeBench:
@@ -112,15 +143,21 @@ def make_bench(peer: Peer, launch: Launch, cell: Cell, asking: Asking, source: C
     )
 
 
-def _measure(bench: ServeBench, source: CountedWords, server: int) -> dict[str, Any]:
+def _measure(bench: ServeBench, source: CountedWords, server: int, limit_s: float) -> dict[str, Any]:
     def used() -> float:
         return busy_seconds_of_host() - cpu_seconds_of_tree(server) - time.process_time()
 
-    async def run() -> Any:
-        return await bench.run(asyncio.Event(), _Nobody())
-
     before_s, started_s = used(), time.monotonic()
-    outcome = count_answers(uvloop.run(run()), source)
+    outcome = count_answers(uvloop.run(_run_within(bench, limit_s)), source)
     cores_s = (time.monotonic() - started_s) * (os.cpu_count() or 1)
     result = result_of(outcome, Wanted(metrics=("ttft", "tpot", "itl", "e2el"), percentiles=(50, 99)))
     return {**result, "others_share": max(0.0, used() - before_s) / cores_s}
+
+
+async def _run_within(bench: ServeBench, limit_s: float) -> Outcome:
+    stop = asyncio.Event()
+    timer = asyncio.get_running_loop().call_later(limit_s, stop.set)
+    try:
+        return await bench.run(stop, _Nobody())
+    finally:
+        timer.cancel()

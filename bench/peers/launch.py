@@ -1,5 +1,6 @@
 """How each server is started on a model."""
 
+import json
 import os
 import sys
 from collections.abc import Callable, Mapping
@@ -10,8 +11,12 @@ HERE = Path(__file__).parent
 
 CONTEXT_TOKENS = 4096
 MAX_SEQUENCES = 32
+LLAMA_CONTEXT_TOKENS = MAX_SEQUENCES * 1536
+PAGES_GIB = 4
 
 SERVED_NAME = "m"
+
+OFFLINE = {"HF_HUB_OFFLINE": "1"}
 
 KVASIR = "import sys; from kvasir.cli.main import main; sys.exit(main())"
 
@@ -29,11 +34,18 @@ class Launch:
     def gguf(self) -> Path:
         return self.model.with_name(f"{self.model.name}-bf16.gguf")
 
+    @property
+    def token_bytes(self) -> int:
+        """Of the keys and values of one token, in bfloat16."""
+        config = json.loads((self.model / "config.json").read_text())
+        return 4 * int(config["num_hidden_layers"]) * int(config["num_key_value_heads"]) * int(config["head_dim"])
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Peer:
     """program: what has to be there. ready_path: answers 200 when requests may come.
 
+    page_bytes: of the keys and values that lie in physical memory when it is ready: most only touch what they use.
     served_name: what requests call the model. ignores_eos: whether it knows the field; to one that does not, answers
     are as long all the same if the model never says its end, as those of `make_models.py`.
     """
@@ -43,6 +55,7 @@ class Peer:
     command: Callable[[Launch], list[str]]
     environment: Mapping[str, str] = field(default_factory=dict)
     ready_path: str = "/health"
+    page_bytes: Callable[[Launch], int] = lambda launch: 0
     served_name: Callable[[Launch], str] = lambda launch: SERVED_NAME
     ignores_eos: bool = True
     needs_gguf: bool = False
@@ -89,7 +102,7 @@ def _kvasir() -> Peer:
         config = launch.scratch / "kvasir.yaml"
         config.write_text(f"engine: {{num_threads: {launch.threads}, max_num_seqs: {MAX_SEQUENCES}}}\n")
         more = ["--config", str(config), "--mixed", "--dtype", "bfloat16", "--device", "cpu"]
-        more += ["--max-model-len", str(CONTEXT_TOKENS), "--kv-cache-memory-bytes", "4GiB"]
+        more += ["--max-model-len", str(CONTEXT_TOKENS), "--kv-cache-memory-bytes", f"{PAGES_GIB}GiB"]
         return [sys.executable, "-c", KVASIR, "serve", str(launch.model), "--served-model-name", SERVED_NAME, *more,
                 *_address(launch)]  # fmt: skip
 
@@ -117,7 +130,7 @@ def _transformers_serve(programs: Programs) -> Peer:
         name="transformers serve",
         program=program,
         command=command,
-        environment={"HF_HUB_OFFLINE": "1"},
+        environment=OFFLINE,
         served_name=lambda launch: str(launch.model),
         ignores_eos=False,
     )
@@ -127,17 +140,23 @@ def _llama_server(programs: Programs) -> Peer:
     def command(launch: Launch) -> list[str]:
         threads = ["-t", str(launch.threads), "-tb", str(launch.threads)]
         # Its context is divided among the places.
-        places = ["-np", str(MAX_SEQUENCES), "-no-kvu", "-c", str(MAX_SEQUENCES * 1536)]
+        places = ["-np", str(MAX_SEQUENCES), "-no-kvu", "-c", str(LLAMA_CONTEXT_TOKENS)]
         return [str(programs.llama_server), "-m", str(launch.gguf), "-a", SERVED_NAME, *threads, *places,
                 *_address(launch)]  # fmt: skip
 
-    return Peer(name="llama-server", program=programs.llama_server, command=command, needs_gguf=True)
+    return Peer(
+        name="llama-server",
+        program=programs.llama_server,
+        command=command,
+        page_bytes=lambda launch: LLAMA_CONTEXT_TOKENS * launch.token_bytes,
+        needs_gguf=True,
+    )
 
 
 def _vllm(programs: Programs) -> Peer:
     program = programs.vllm_venv / "bin" / "vllm"
-    openmp = programs.vllm_venv / "lib" / "libiomp5.so"
-    preloaded = ["libtcmalloc_minimal.so.4", *([str(openmp)] if openmp.exists() else [])]
+    libraries = [programs.vllm_venv / "lib" / name for name in ("libtcmalloc_minimal.so.4", "libiomp5.so")]
+    preloaded = [str(library) for library in libraries if library.exists()]
 
     def command(launch: Launch) -> list[str]:
         cores = f"0-{launch.threads - 1}"
@@ -146,5 +165,11 @@ def _vllm(programs: Programs) -> Peer:
         return ["env", f"VLLM_CPU_OMP_THREADS_BIND={cores}", str(program), "serve", str(launch.model),
                 "--served-model-name", SERVED_NAME, *more, *_address(launch)]  # fmt: skip
 
-    environment = {"HF_HUB_OFFLINE": "1", "VLLM_CPU_KVCACHE_SPACE": "4", "LD_PRELOAD": ":".join(preloaded)}
-    return Peer(name="vllm-cpu", program=program, command=command, environment=environment)
+    environment = {"VLLM_CPU_KVCACHE_SPACE": str(PAGES_GIB), "LD_PRELOAD": ":".join(preloaded), **OFFLINE}
+    return Peer(
+        name="vllm-cpu",
+        program=program,
+        command=command,
+        environment=environment,
+        page_bytes=lambda launch: PAGES_GIB * 2**30,
+    )

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import secrets
 import signal
 import socket
 import subprocess
@@ -18,6 +19,9 @@ READY_S = 600.0
 STOP_S = 60.0
 POLL_S = 0.1
 
+MARK = "KVASIR_BENCH_PEER"
+"""Environment variable by which all processes of a server are known, whatever group or parent they took."""
+
 
 class PeerFailed(Exception):
     """It did not start, or died."""
@@ -31,15 +35,18 @@ def free_port() -> int:
 
 @contextmanager
 def running(peer: Peer, launch: Launch) -> Iterator[tuple[subprocess.Popen[bytes], float]]:
-    """The process and the seconds until it was ready. Raises PeerFailed."""
+    """The process and the seconds from its command until it was ready. Raises PeerFailed."""
     log = launch.scratch / "server.log"
-    process = start(peer.command(launch), peer.environment, log)
+    mark = secrets.token_hex(8)
+    command = peer.command(launch)
+    started_s = time.monotonic()
+    process = start(command, {**peer.environment, MARK: mark}, log)
     try:
-        started_s = time.monotonic()
         wait_until_ready(process, f"http://127.0.0.1:{launch.port}{peer.ready_path}", log)
         yield process, time.monotonic() - started_s
     finally:
         stop(process)
+        end_marked(mark)
 
 
 def start(command: Sequence[str], environment: Mapping[str, str], log: Path) -> subprocess.Popen[bytes]:
@@ -82,26 +89,10 @@ def stop(process: subprocess.Popen[bytes]) -> None:
     process.wait()
 
 
-def cpu_seconds_of_tree(root: int) -> float:
-    """CPU time of a process, all below it, and the children that these have waited for."""
-    parents: dict[int, int] = {}
-    seconds: dict[int, float] = {}
-    for path in Path("/proc").glob("[0-9]*/stat"):
+def end_marked(mark: str) -> None:
+    """End what the server left in other groups: vLLM, asked to stop while it loads, leaves a process of its API."""
+    entry = f"{MARK}={mark}".encode()
+    for path in Path("/proc").glob("[0-9]*/environ"):
         with contextlib.suppress(OSError):
-            pid, _, rest = path.read_text().partition(" (")
-            fields = rest.rpartition(") ")[2].split()
-            parents[int(pid)] = int(fields[1])
-            seconds[int(pid)] = sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")
-    return sum(seconds[pid] for pid in seconds if _is_below(pid, root, parents))
-
-
-def _is_below(pid: int, root: int, parents: Mapping[int, int]) -> bool:
-    while pid in parents and pid != root:
-        pid = parents[pid]
-    return pid == root
-
-
-def busy_seconds_of_host() -> float:
-    """CPU time that anybody took, since the host started."""
-    user, nice, system, _, _, interrupts, soft, stolen = map(int, Path("/proc/stat").read_text().split()[1:9])
-    return (user + nice + system + interrupts + soft + stolen) / os.sysconf("SC_CLK_TCK")
+            if entry in path.read_bytes().split(b"\0"):
+                os.kill(int(path.parent.name), signal.SIGKILL)
