@@ -14,8 +14,9 @@ from kvasir.bench.records import Record
 from kvasir.bench.workloads import Conversation, Lengths, TextSource, random_prompts
 from kvasir_protocol.errors import ServiceUnavailable
 
-WARM_UP_SEED = -1
-"""Not that of any load: what warms up must not lie in the cache afterwards."""
+WARM_UP_SEED = 2**64 + 1
+"""Not that of any load: what warms up must not lie in the cache afterwards. (-1 would do as 1 does: the generator is
+seeded with the absolute value.)"""
 
 
 class Progress(Protocol):

@@ -6,7 +6,7 @@ from kvasir.bench.metrics import Wanted
 from kvasir.bench.records import Failure, Record
 from kvasir.bench.serve import ServeBench, count_answers, make_warm_up, result_of
 from kvasir.bench.text_source import CountedWords, PlainWords
-from kvasir.bench.workloads import Conversation, Turn
+from kvasir.bench.workloads import Conversation, Lengths, Turn, random_prompts
 
 
 def one_more_than_words(text):
@@ -44,6 +44,14 @@ def test_warm_up_is_as_long_as_the_load_and_has_nothing_of_it():
     assert [(item.turns[0].num_tokens, item.turns[0].max_tokens) for item in warm_up] == [(12, 5)] * 3
     (guessed,) = make_warm_up([Conversation((Turn("x y z", None, 5),))], 1, PlainWords())
     assert len(guessed.turns[0].text.split()) == 3
+
+
+def test_warm_up_is_that_of_no_load():
+    source = CountedWords(one_more_than_words)
+    lengths = Lengths(input_len=12, output_len=5)
+    for seed in (0, 1, 2, 1001):
+        load = random_prompts(4, lengths, source, seed)
+        assert not set(load) & set(make_warm_up(load, 4, source))
 
 
 def bench(*conversations, **options):
