@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kvasir_protocol.errors import WireError
+from kvasir_protocol.events import TokenOutput
 from kvasir_protocol.ids import RequestId
-from kvasir_protocol.messages import Abort, Message, Reserve, Submit
+from kvasir_protocol.messages import Abort, Message, Reserve, Submit, Tokens
 from kvasir_protocol.request import GenerationRequest, SamplingParams
 from kvasir_protocol.wire import MAX_MESSAGE_BYTES, WIRE_VERSION, decode, encode, from_plain, to_plain
 from tests.unit.protocol.any_message import MESSAGE_TYPES, any_of, messages, plain_values
@@ -132,10 +133,24 @@ def test_missing_field_is_refused_by_name(kind: type, data: st.DataObject) -> No
         decode(pack(body))
 
 
-def test_fields_with_a_default_may_be_left_out() -> None:
+def test_fields_with_a_default_may_be_left_out_and_are() -> None:
     body = body_of(Submit(request=REQUEST))
-    del body["ticket"]
-    assert decode(pack(body)) == Submit(request=REQUEST)
+    assert "ticket" not in body and "priority" not in body["request"]
+    assert decode(pack(body | {"ticket": None})) == decode(pack(body)) == Submit(request=REQUEST)
+
+
+def test_token_of_a_stream_travels_in_few_bytes() -> None:
+    outputs = tuple(TokenOutput(request_id=RequestId("r"), first_index=i, token_ids=(i,)) for i in range(8))
+    (output, *_) = body_of(Tokens(outputs=outputs))["outputs"]
+    assert output == {"request_id": "r", "first_index": 0, "token_ids": [0]}
+
+
+@pytest.mark.parametrize("ids", [[1, True], [1, None], [1, 2.0], ["1"], [[1]]])
+def test_list_with_one_wrong_item_is_refused(ids: list[object]) -> None:
+    body = body_of(Submit(request=REQUEST))
+    body["request"]["prompt_token_ids"] = ids
+    with pytest.raises(WireError, match="prompt_token_ids: expected int"):
+        decode(pack(body))
 
 
 @pytest.mark.parametrize("version", [0, 2, -1, None, "1", True, 1.0, [1], 2**64 - 1])
