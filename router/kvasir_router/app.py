@@ -8,12 +8,13 @@ import socket
 from collections.abc import AsyncIterator, Callable
 
 import zmq.asyncio
-from fastapi import FastAPI
+from fastapi import APIRouter, FastAPI
 from prometheus_client import CollectorRegistry
 from starlette.types import ASGIApp
 
 from kvasir_protocol.view import ReplicaAddress
 from kvasir_router.dispatch import Dispatcher
+from kvasir_router.express import Express
 from kvasir_router.fleet import Fleet
 from kvasir_router.front_door import VERSION, FrontDoor
 from kvasir_router.gate import ApiKeys, Gate
@@ -21,7 +22,7 @@ from kvasir_router.http_errors import install_error_handlers
 from kvasir_router.limits import InflightLimit
 from kvasir_router.links import LinkSettings, ReplicaLink
 from kvasir_router.metrics import FrontDoorMetrics, ReplicaCollector
-from kvasir_router.openai.routes import openai_routes
+from kvasir_router.openai.routes import openai_lanes, openai_routes
 from kvasir_router.operations import operations_routes
 from kvasir_router.patience import Patience
 from kvasir_router.routing.policy import make_policy
@@ -63,7 +64,8 @@ def create_app(settings: RouterSettings, patience: Patience) -> ASGIApp:
         metrics=metrics,
         registry=registry,
     )
-    app = _fastapi(door, _view_source(settings, context), context)
+    routes = openai_routes(door)
+    app = Express(_fastapi(door, routes, _view_source(settings, context), context), openai_lanes(routes))
     # Outside of the application's own error handling, so that every answer passes the gate, a 500 as well.
     max_body_bytes = settings.max_body_bytes or body_limit_bytes(door.context_tokens)
     return Gate(app, ApiKeys(settings.api_keys), max_body_bytes, metrics)
@@ -75,7 +77,7 @@ def _view_source(settings: RouterSettings, context: zmq.asyncio.Context) -> View
     return ControllerView(context, settings.secret, settings.controller_endpoint)
 
 
-def _fastapi(door: FrontDoor, view_source: ViewSource, context: zmq.asyncio.Context) -> FastAPI:
+def _fastapi(door: FrontDoor, routes: APIRouter, view_source: ViewSource, context: zmq.asyncio.Context) -> FastAPI:
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         following = asyncio.create_task(view_source.follow(door.fleet.apply), name="view of the cluster")
@@ -90,7 +92,7 @@ def _fastapi(door: FrontDoor, view_source: ViewSource, context: zmq.asyncio.Cont
 
     # The documentation pages would load scripts from elsewhere; /openapi.json stays.
     app = FastAPI(title="Kvasir", version=VERSION, lifespan=lifespan, docs_url=None, redoc_url=None)
-    app.include_router(openai_routes(door))
+    app.include_router(routes)
     app.include_router(operations_routes(door))
     install_error_handlers(app)
     return app

@@ -1,6 +1,5 @@
 """One try to serve a request along one route, over the links, until it ends or something is lost."""
 
-import asyncio
 from collections import deque
 from collections.abc import AsyncGenerator
 from contextlib import ExitStack, aclosing
@@ -12,7 +11,8 @@ from kvasir_protocol.ids import ReplicaId
 from kvasir_protocol.messages import Abort, HandoverFailed, HandoverTicket, Rejected, Reserve, Reserved, Submit
 from kvasir_protocol.messages import ReserveRefused as Refused
 from kvasir_protocol.request import GenerationRequest
-from kvasir_router.links import Arrival, LinkLost, Mailbox, ReplicaLink
+from kvasir_router.links import Arrival, Arrivals, LinkLost, ReplicaLink
+from kvasir_router.mailbox import Mailbox
 from kvasir_router.patience import Patience
 from kvasir_router.routing.load import InflightCounter
 
@@ -55,7 +55,7 @@ class Attempt:
         self._request = request
         self._patience = patience
         self._inflight = inflight
-        self._mailbox: Mailbox = asyncio.Queue()
+        self._mailbox: Arrivals = Mailbox()
         self._holders: dict[ReplicaId, tuple[ReplicaLink, ExitStack]] = {}
         self._next_index = len(request.emitted_token_ids)
         # Decode's first tokens come by another connection and may overtake the last of prefill's.
@@ -105,8 +105,7 @@ class Attempt:
         self._involve(decode)
         decode.send(Reserve(request=self._request, deadline_s=self._patience.handover_s))
         try:
-            async with asyncio.timeout(self._patience.reservation_s):
-                _, arrival = await self._mailbox.get()
+            _, arrival = await self._mailbox.get(self._patience.reservation_s)
         except TimeoutError:
             waited = self._patience.reservation_s
             raise HandoverBroken(f"{decode.replica_id} reserved no pages within {waited:g} s") from None
@@ -196,14 +195,11 @@ class Attempt:
 
     async def _next(self, awaited: ReplicaLink) -> tuple[ReplicaId, Arrival]:
         """The next arrival. Raises ReplicaLost after a silence in which the awaited replica made no progress."""
-        if not self._mailbox.empty():
-            return self._mailbox.get_nowait()
         silence_s = 0.0
         while True:
             stats = awaited.stats
             try:
-                async with asyncio.timeout(self._patience.silence_s):
-                    return await self._mailbox.get()
+                return await self._mailbox.get(self._patience.silence_s)
             except TimeoutError:
                 silence_s += self._patience.silence_s
             if _has_stalled(stats, awaited.stats) or silence_s >= self._patience.max_silence_s:

@@ -84,6 +84,17 @@ def answer_to(error: Exception) -> ErrorAnswer:
             return ErrorAnswer(status=500, message="internal error; see the router's log", kind="server_error")
 
 
+NO_OBJECT = invalid("the body must be a JSON object, sent with Content-Type: application/json")
+
+
+class BodyRefused(Exception):
+    """A body that holds no request."""
+
+    def __init__(self, answer: ErrorAnswer) -> None:
+        super().__init__(answer.message)
+        self.answer = answer
+
+
 def answer_to_validation(errors: Sequence[Mapping[str, Any]]) -> ErrorAnswer:
     """pydantic's findings as one sentence that names the field."""
     first = errors[0]
@@ -91,7 +102,7 @@ def answer_to_validation(errors: Sequence[Mapping[str, Any]]) -> ErrorAnswer:
     if first["type"] == "json_invalid":
         return invalid(f"the body is not JSON: {first['ctx']['error']} at character {first['loc'][-1]}")
     if not location:
-        return invalid("the body must be a JSON object, sent with Content-Type: application/json")
+        return NO_OBJECT
     field = str(location[0])
     # A field with several accepted types has one finding for each.
     findings = [error["msg"] for error in errors if field in map(str, error["loc"])]
@@ -99,30 +110,31 @@ def answer_to_validation(errors: Sequence[Mapping[str, Any]]) -> ErrorAnswer:
     return invalid(f"{'.'.join(map(str, location[:1] if len(findings) > 1 else location))}: {message}", field)
 
 
+def response_to(error: Exception, request: Request) -> Response:
+    """The response to any error that comes before the answer begins."""
+    match error:
+        case BodyRefused():
+            return error.answer.response()
+        case RequestValidationError():
+            return answer_to_validation(error.errors()).response()
+        case HTTPException():
+            response = invalid(_route_message(request, error), status=error.status_code).response()
+            response.headers.update(error.headers or {})
+            return response
+        case ClientLeft():
+            return Response(status_code=499)
+        case _:
+            return answer_to(error).response()
+
+
 def install_error_handlers(app: FastAPI) -> None:
     """Every error of every route leaves in OpenAI's shape."""
 
     async def on_error(request: Request, error: Exception) -> Response:
-        return answer_to(error).response()
+        return response_to(error, request)
 
-    async def on_invalid_body(request: Request, error: Exception) -> Response:
-        assert isinstance(error, RequestValidationError)
-        return answer_to_validation(error.errors()).response()
-
-    async def on_http_error(request: Request, error: Exception) -> Response:
-        assert isinstance(error, HTTPException)
-        response = invalid(_route_message(request, error), status=error.status_code).response()
-        response.headers.update(error.headers or {})
-        return response
-
-    async def on_client_left(request: Request, error: Exception) -> Response:
-        return Response(status_code=499)
-
-    app.add_exception_handler(KvasirError, on_error)
-    app.add_exception_handler(Exception, on_error)
-    app.add_exception_handler(RequestValidationError, on_invalid_body)
-    app.add_exception_handler(HTTPException, on_http_error)
-    app.add_exception_handler(ClientLeft, on_client_left)
+    for kind in (KvasirError, RequestValidationError, HTTPException, ClientLeft, Exception):
+        app.add_exception_handler(kind, on_error)
 
 
 def _route_message(request: Request, error: HTTPException) -> str:

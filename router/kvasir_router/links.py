@@ -29,6 +29,7 @@ from kvasir_protocol.messages import (
 )
 from kvasir_protocol.sockets import connect_client
 from kvasir_protocol.view import ReplicaAddress, ReplicaInfo
+from kvasir_router.mailbox import Mailbox
 
 logger = logging.getLogger(__name__)
 
@@ -49,8 +50,8 @@ class LinkLost:
 
 Arrival = TokenOutput | Rejected | Reserved | ReserveRefused | HandoverFailed | LinkLost
 
-Mailbox = asyncio.Queue[tuple[ReplicaId, Arrival]]
-"""What the replicas of one stream say, in the order of arrival."""
+Arrivals = Mailbox[tuple[ReplicaId, Arrival]]
+"""What the replicas of one stream say."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +83,7 @@ class ReplicaLink:
         self._settings = settings
         self._on_change = on_change
         self._socket: zmq.asyncio.Socket | None = None
-        self._mailboxes: dict[RequestId, Mailbox] = {}
+        self._mailboxes: dict[RequestId, Arrivals] = {}
         self._unanswered_pings = 0
         self._task = asyncio.create_task(self._run(), name=f"link to {address.replica_id}")
 
@@ -94,12 +95,12 @@ class ReplicaLink:
     def num_streams(self) -> int:
         return len(self._mailboxes)
 
-    def attach(self, request_id: RequestId, mailbox: Mailbox) -> None:
+    def attach(self, request_id: RequestId, mailbox: Arrivals) -> None:
         """Deliver what the replica says of request_id; a LinkLost at once if it is down."""
         if self.is_up:
             self._mailboxes[request_id] = mailbox
         else:
-            mailbox.put_nowait((self.replica_id, LinkLost("is not connected")))
+            mailbox.put((self.replica_id, LinkLost("is not connected")))
 
     def detach(self, request_id: RequestId) -> None:
         self._mailboxes.pop(request_id, None)
@@ -192,7 +193,7 @@ class ReplicaLink:
         """Late words of a stream that has gone elsewhere find no mailbox and are dropped."""
         mailbox = self._mailboxes.get(request_id)
         if mailbox is not None:
-            mailbox.put_nowait((self.replica_id, arrival))
+            mailbox.put((self.replica_id, arrival))
 
     def _welcome(self, info: ReplicaInfo) -> None:
         logger.info("%s is up: %s, %d pages", self.replica_id, self.address.endpoint, info.num_pages)
@@ -205,7 +206,7 @@ class ReplicaLink:
         self.stats = None
         mailboxes, self._mailboxes = self._mailboxes, {}
         for mailbox in mailboxes.values():
-            mailbox.put_nowait((self.replica_id, LinkLost(reason)))
+            mailbox.put((self.replica_id, LinkLost(reason)))
         self._on_change()
 
 

@@ -19,7 +19,9 @@ T = TypeVar("T")
 
 _encode = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False).encode
 
-DONE_FRAME = b"data: [DONE]\n\n"
+FRAME_END = b"\n\n"
+
+DONE_FRAME = b"data: [DONE]" + FRAME_END
 
 _HEADERS = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
@@ -29,8 +31,12 @@ _HEADERS = [
 """The last one asks nginx not to collect frames."""
 
 
+def to_json(value: dict[str, Any]) -> bytes:
+    return _encode(value).encode()
+
+
 def frame(event: dict[str, Any]) -> bytes:
-    return b"data: " + _encode(event).encode() + b"\n\n"
+    return b"data: " + to_json(event) + FRAME_END
 
 
 async def unless_client_leaves(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
@@ -62,12 +68,13 @@ class EventStream(Response):
     """Sends frames as they come. Nothing is sent before the first: an error until then has its own status code.
 
     A later error becomes the last frame. However it ends, the generator is closed, and with it the streams behind.
+    An item that ends with DONE_FRAME ends the answer with it.
     """
 
     def __init__(self, frames: AsyncGenerator[bytes, None]) -> None:
         super().__init__()
         self._frames = frames
-        self._has_started = False
+        self._has_started = self._has_ended = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
@@ -82,8 +89,10 @@ class EventStream(Response):
             is_unexpected = answer.status == 500
             log = logger.error if is_unexpected else logger.warning
             log("%s: ended by %s", scope["state"]["request_id"], error, exc_info=is_unexpected)
-            await self._send_body(send, frame(answer.body()))
-        await self._send_body(send, b"", more_body=False)
+            if not self._has_ended:
+                await self._send_body(send, frame(answer.body()), more_body=False)
+        if not self._has_ended:
+            await self._send_body(send, b"", more_body=False)
 
     async def _send_all(self, send: Send) -> None:
         async with aclosing(self._frames) as frames:
@@ -91,7 +100,8 @@ class EventStream(Response):
                 if not self._has_started:
                     self._has_started = True
                     await send({"type": "http.response.start", "status": 200, "headers": list(_HEADERS)})
-                await self._send_body(send, item)
+                await self._send_body(send, item, more_body=not item.endswith(DONE_FRAME))
 
-    async def _send_body(self, send: Send, body: bytes, *, more_body: bool = True) -> None:
+    async def _send_body(self, send: Send, body: bytes, *, more_body: bool) -> None:
+        self._has_ended = not more_body
         await send({"type": "http.response.body", "body": body, "more_body": more_body})

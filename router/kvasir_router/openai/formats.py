@@ -7,7 +7,7 @@ from typing import Any, Literal, Protocol
 
 from kvasir_router.openai.generation import Generation
 from kvasir_router.pieces import Piece, ScoredToken
-from kvasir_router.sse import DONE_FRAME, frame
+from kvasir_router.sse import DONE_FRAME, FRAME_END, frame, to_json
 from kvasir_router.tokenise import TextCodec
 
 LOWEST_LOGPROB = -9999.0
@@ -144,25 +144,47 @@ def _joined(pieces: Sequence[Piece]) -> Piece:
 async def frames(
     generation: Generation, answer_format: ChoiceFormat, head: AnswerHead, *, include_usage: bool
 ) -> AsyncGenerator[bytes, None]:
-    """The answer as server-sent events. A piece that shows nothing (its text is held back) makes no frame."""
-    object_name = answer_format.object_name(is_chunk=True)
-    no_usage = {"usage": None} if include_usage else {}
-    opened: set[int] = set()
+    """The answer as server-sent events. A piece that shows nothing (its text is held back) makes no frame.
 
-    def chunk(choice: Json) -> bytes:
-        return frame({**head.around(object_name, [choice]), **no_usage})
+    What belongs together comes in one item, for each is a call of the system: the last choice's end, usage and DONE.
+    """
+    chunk = ChunkWriter(head, answer_format.object_name(is_chunk=True), include_usage=include_usage)
+    opened: set[int] = set()
+    num_open = generation.num_choices
 
     async with aclosing(generation.pieces()) as pieces:
         async for piece in pieces:
-            opening = b""
+            item = b""
             if piece.choice_index not in opened:
                 opened.add(piece.choice_index)
                 if (first := answer_format.opening(piece)) is not None:
-                    opening = chunk(first)
+                    item = chunk.around(first)
             if piece.text or piece.scored or piece.finish_reason is not None:
-                yield opening + chunk(answer_format.choice(piece, is_chunk=True))
-            elif opening:
-                yield opening
-    if include_usage:
-        yield frame({**head.around(object_name, []), "usage": generation.usage()})
-    yield DONE_FRAME
+                item += chunk.around(answer_format.choice(piece, is_chunk=True))
+            if piece.finish_reason is not None:
+                num_open -= 1
+            if not num_open:
+                yield item + chunk.ending(generation.usage())
+            elif item:
+                yield item
+
+
+class ChunkWriter:
+    """Writes chunks of one answer: what they have in common is turned into JSON once."""
+
+    def __init__(self, head: AnswerHead, object_name: str, *, include_usage: bool) -> None:
+        self._head = head
+        self._object_name = object_name
+        self._includes_usage = include_usage
+        self._before = frame(head.around(object_name, [])).removesuffix(b"]}" + FRAME_END)
+        self._after = (b'],"usage":null}' if include_usage else b"]}") + FRAME_END
+
+    def around(self, choice: Json) -> bytes:
+        """The frame of a chunk with one choice."""
+        return self._before + to_json(choice) + self._after
+
+    def ending(self, usage: Json) -> bytes:
+        """What follows the last choice's last chunk."""
+        if not self._includes_usage:
+            return DONE_FRAME
+        return frame({**self._head.around(self._object_name, []), "usage": usage}) + DONE_FRAME

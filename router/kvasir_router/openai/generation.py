@@ -48,7 +48,7 @@ class Order:
 
 
 class Generation:
-    """An order being served. usage() is right when pieces() has ended."""
+    """An order being served. usage() is right when the last piece of every choice has come."""
 
     def __init__(self, door: FrontDoor, order: Order) -> None:
         self._door = door

@@ -2,12 +2,14 @@
 
 import secrets
 import time
-from typing import Any
+from typing import Any, get_type_hints
 
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
+from fastapi.routing import APIRoute
 from starlette.responses import Response
 
+from kvasir_router.express import Lane
 from kvasir_router.front_door import VERSION, FrontDoor
 from kvasir_router.openai.bodies import ChatBody, CompletionBody, GenerationBody
 from kvasir_router.openai.completion_format import BestOf, CompletionFormat, Echo
@@ -77,6 +79,12 @@ def openai_routes(door: FrontDoor) -> APIRouter:
         return await _answer(door, body, http, order, answer_format)
 
     return routes
+
+
+def openai_lanes(routes: APIRouter) -> dict[str, Lane[Any]]:
+    """Those of openai_routes that generate, by path."""
+    posts = (route for route in routes.routes if isinstance(route, APIRoute) and "POST" in (route.methods or ()))
+    return {route.path: Lane(get_type_hints(route.endpoint)["body"], route.endpoint) for route in posts}
 
 
 async def _answer(

@@ -3,7 +3,8 @@ import asyncio
 import pytest
 
 from kvasir_protocol.messages import Hello, Submit
-from kvasir_router.links import LinkLost, Mailbox
+from kvasir_router.links import Arrivals, LinkLost
+from kvasir_router.mailbox import Mailbox
 from tests.fakes.replica import DEADLINE_S, FakeReplica
 from tests.fakes.requests import make_request
 from tests.fakes.serving import SECRET, listening, running_fleet, until_live, view_of
@@ -41,13 +42,12 @@ async def test_outputs_of_a_message_reach_their_streams(replica: FakeReplica) ->
     async with listening([replica]), running_fleet() as fleet:
         fleet.apply(view_of(replica))
         await until_live(fleet, 1)
-        mailbox: Mailbox = asyncio.Queue()
+        mailbox: Arrivals = Mailbox()
         link = fleet.link(replica.replica_id)
         request = make_request(max_tokens=1)
         link.attach(request.request_id, mailbox)
         link.send(Submit(request=request))
-        async with asyncio.timeout(DEADLINE_S):
-            replica_id, output = await mailbox.get()
+        replica_id, output = await mailbox.get(DEADLINE_S)
         assert replica_id == replica.replica_id
         assert output.token_ids == (100,)  # type: ignore[union-attr]
 
@@ -56,12 +56,11 @@ async def test_closed_connection_tells_its_streams_at_once(replica: FakeReplica)
     async with listening([replica]), running_fleet() as fleet:
         fleet.apply(view_of(replica))
         await until_live(fleet, 1)
-        mailbox: Mailbox = asyncio.Queue()
+        mailbox: Arrivals = Mailbox()
         link = fleet.link(replica.replica_id)
         link.attach(make_request().request_id, mailbox)
         await replica.stop()
-        async with asyncio.timeout(1.0):
-            _, arrival = await mailbox.get()
+        _, arrival = await mailbox.get(1.0)
         assert arrival == LinkLost("the replica closed the connection")
         assert not link.is_up
 
@@ -70,11 +69,10 @@ async def test_replica_that_answers_no_pings_is_down(replica: FakeReplica) -> No
     async with listening([replica]), running_fleet() as fleet:
         fleet.apply(view_of(replica))
         await until_live(fleet, 1)
-        mailbox: Mailbox = asyncio.Queue()
+        mailbox: Arrivals = Mailbox()
         fleet.link(replica.replica_id).attach(make_request().request_id, mailbox)
         replica.faults.ignores_pings = True
-        async with asyncio.timeout(DEADLINE_S):
-            _, arrival = await mailbox.get()
+        _, arrival = await mailbox.get(DEADLINE_S)
         assert arrival == LinkLost("the replica left 6 pings unanswered")
 
 
@@ -103,9 +101,9 @@ async def test_nothing_queued_for_a_lost_replica_reaches_its_successor(replica: 
 async def test_stream_attached_to_a_lost_replica_is_told_at_once(replica: FakeReplica) -> None:
     async with listening([replica]), running_fleet() as fleet:
         fleet.apply(view_of(replica))
-        mailbox: Mailbox = asyncio.Queue()
+        mailbox: Arrivals = Mailbox()
         fleet.link(replica.replica_id).attach(make_request().request_id, mailbox)
-        assert mailbox.get_nowait() == (replica.replica_id, LinkLost("is not connected"))
+        assert await mailbox.get(0.0) == (replica.replica_id, LinkLost("is not connected"))
 
 
 @pytest.mark.parametrize("frame", [b"", b"\xc1", b"\x81\xa1v\x01"])

@@ -7,7 +7,7 @@ from starlette.types import Message, Scope
 
 from kvasir_protocol.errors import ServiceUnavailable, StreamLost
 from kvasir_router.http_errors import ClientLeft
-from kvasir_router.sse import EventStream, frame, unless_client_leaves
+from kvasir_router.sse import DONE_FRAME, EventStream, frame, unless_client_leaves
 
 pytestmark = pytest.mark.anyio
 
@@ -70,7 +70,19 @@ async def test_later_error_is_the_last_frame() -> None:
     await EventStream(frames(b"a", error=StreamLost("gone")))(SCOPE, client.receive, client.send)
     last = json.loads(client.body.removeprefix(b"adata: "))
     assert last["error"]["code"] == "stream_lost"
-    assert client.sent[-1] == {"type": "http.response.body", "body": b"", "more_body": False}
+    assert [message.get("more_body") for message in client.sent] == [None, True, False]
+
+
+async def test_answer_ends_with_the_item_that_says_so() -> None:
+    client = Client()
+    await EventStream(frames(b"a", b"b" + DONE_FRAME))(SCOPE, client.receive, client.send)
+    assert client.sent[2:] == [{"type": "http.response.body", "body": b"b" + DONE_FRAME, "more_body": False}]
+
+
+async def test_error_after_the_end_changes_nothing() -> None:
+    client = Client()
+    await EventStream(frames(DONE_FRAME, error=StreamLost("gone")))(SCOPE, client.receive, client.send)
+    assert client.body == DONE_FRAME
 
 
 async def test_stream_is_closed_when_the_client_leaves() -> None:
