@@ -24,6 +24,10 @@ class Instance:
     def directory(self) -> Path:
         return TEMPORARY / f"kvasir-{self.id}"
 
+    def note_port(self, port: int) -> None:
+        """Tell others on this host which port it answers on (`living_instances`)."""
+        (self.directory / "port").write_text(str(port))
+
     def remove(self) -> None:
         """Remove the folder and every segment. Harmless when they are gone."""
         # The file with the process id last: a removal that is cut short must be recognised by the next server.
@@ -46,10 +50,29 @@ def new_instance() -> Iterator[Instance]:
         instance.remove()
 
 
+def living_instances() -> Iterator[tuple[int, int]]:
+    """Process and port of each server of this user that has said which port it answers on."""
+    for directory, process_id in _instances():
+        with contextlib.suppress(OSError, ValueError):
+            if _lives(process_id):
+                yield process_id, int((directory / "port").read_text())
+
+
 def remove_dead_instances() -> None:
     """Take away what servers of this user left that were killed before they could."""
+    for directory, process_id in _instances():
+        if not _lives(process_id):
+            with contextlib.suppress(OSError):
+                Instance(directory.name.removeprefix("kvasir-")).remove()
+
+
+def _instances() -> Iterator[tuple[Path, int]]:
+    """Folders of this user's servers, and the processes that made them."""
     for directory in TEMPORARY.glob("kvasir-*"):
         with contextlib.suppress(OSError, ValueError):
-            is_ours = directory.stat().st_uid == os.getuid()
-            if is_ours and not Path(f"/proc/{int((directory / 'pid').read_text())}").exists():
-                Instance(directory.name.removeprefix("kvasir-")).remove()
+            if directory.stat().st_uid == os.getuid():
+                yield directory, int((directory / "pid").read_text())
+
+
+def _lives(process_id: int) -> bool:
+    return Path(f"/proc/{process_id}").exists()

@@ -56,6 +56,7 @@ def prepare(options: argparse.Namespace) -> Iterator[Setup]:
     log_level = read_log_level()
     remove_dead_instances()
     with listen(config.router.host or LOOPBACK, config.router.port) as listener, new_instance() as instance:
+        instance.note_port(listener.getsockname()[1])
         yield Setup(
             config=config,
             hardware=hardware,

@@ -10,6 +10,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from kvasir.cli.footprint import Footprint
 from kvasir.cli.server_api import ServerApi
 
 SAMPLE_S = 1.0
@@ -29,11 +30,13 @@ def show_status(options: argparse.Namespace) -> int:
         return show_cluster(options)
     server = ServerApi(options.url, options.api_key)
     before = server.status()
+    footprint = Footprint(options.url, before)
 
     def look() -> RenderableType:
         nonlocal before
         earlier, before = before, server.status()
-        return Group(Text(_headline(options.url, before)), make_table(earlier, before))
+        costs = footprint.look(before)
+        return Group(Text(_headline(options.url, before)), make_table(earlier, before), *([costs] if costs else []))
 
     time.sleep(SAMPLE_S)
     show(look, is_live=options.watch)

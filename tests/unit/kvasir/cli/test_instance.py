@@ -1,10 +1,11 @@
+import os
 import subprocess
 import sys
 
 import pytest
 
 from kvasir.cli import instance as module
-from kvasir.cli.instance import new_instance, remove_dead_instances
+from kvasir.cli.instance import living_instances, new_instance, remove_dead_instances
 
 
 @pytest.fixture(autouse=True)
@@ -54,3 +55,11 @@ def test_a_folder_of_somebody_else_is_left_alone():
     stranger.mkdir()
     remove_dead_instances()
     assert stranger.exists()
+
+
+def test_a_living_server_that_has_told_its_port_is_found_by_it():
+    with new_instance() as told, new_instance(), new_instance() as dead:
+        told.note_port(8123)
+        dead.note_port(8124)
+        (dead.directory / "pid").write_text(str(2**22 + 1))
+        assert list(living_instances()) == [(os.getpid(), 8123)]
