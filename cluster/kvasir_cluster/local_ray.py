@@ -6,6 +6,8 @@ import secrets
 import sys
 from pathlib import Path
 
+from kvasir_cluster.lean_ray import API_SERVER, AUTOSCALER, LOG_READER, ray_without
+
 OBJECT_STORE_BYTES = 80 * 2**20
 """Close to the least that Ray accepts: neither tokens nor pages ever pass through the object store."""
 
@@ -47,18 +49,20 @@ class LocalRay:
         import ray
 
         self._was_tried = True
-        ray.init(
-            address="local",
-            namespace=f"kvasir-{self._instance}",
-            num_cpus=num_cpus,
-            num_gpus=num_gpus,
-            object_store_memory=OBJECT_STORE_BYTES,
-            include_dashboard=False,
-            log_to_driver=show_logs,
-            logging_level=logging.WARNING if show_logs else logging.CRITICAL,
-            _node_ip_address=LOOPBACK,
-            _temp_dir=str(self._directory),
-        )
+        unwanted = [API_SERVER, AUTOSCALER] + ([] if show_logs else [LOG_READER])
+        with ray_without(unwanted):
+            ray.init(
+                address="local",
+                namespace=f"kvasir-{self._instance}",
+                num_cpus=num_cpus,
+                num_gpus=num_gpus,
+                object_store_memory=OBJECT_STORE_BYTES,
+                include_dashboard=False,
+                log_to_driver=show_logs,
+                logging_level=logging.WARNING if show_logs else logging.CRITICAL,
+                _node_ip_address=LOOPBACK,
+                _temp_dir=str(self._directory),
+            )
 
     def find_death(self) -> str | None:
         """The vital process of it that has died, or None. Ray itself would end this process, but a minute later."""

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from kvasir_cluster.spec import ControllerSpec
 
 POLL_S = 0.1
+START_POLL_S = 0.05
 WATCH_S = 0.5
 
 CLUSTER_STOP_S = 20.0
@@ -117,7 +118,8 @@ class LocalServer:
         shown: set[str] = set()
         progress: Progress | None = None
         while progress is None or not progress.is_ready:
-            self._stop.check()
+            # Answers come at once: without a pause, asking would take a core from the replicas that start.
+            self._stop.wait(START_POLL_S)
             self._router.keep_alive()
             progress = self._cluster.poll(POLL_S)
             if progress is None:

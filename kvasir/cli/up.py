@@ -3,6 +3,7 @@
 import argparse
 import secrets
 import sys
+import time
 from collections.abc import Iterable
 
 from kvasir.cli.confirm import confirm
@@ -115,6 +116,7 @@ def _wait_until_ready(phases: Phases, cluster: ClusterHandle, num_told: int) -> 
                 raise ServiceUnavailable(f"{progress.fatal}. Correct the file and `kvasir up` again, or `kvasir down`")
             if progress.is_ready:
                 return progress
+            time.sleep(POLL_S)
 
 
 def _show_endpoints(phases: Phases, wish: ClusterConfig, progress: Progress) -> None:
