@@ -21,7 +21,7 @@ from kvasir_workers.kv.manager import KvManager, Reuse
 from kvasir_workers.kv.offload.open_tiers import OpenTiers
 from kvasir_workers.kv.page_memory import PageShape, SharedSegment
 from kvasir_workers.kv.prefix_tree import PageWatcher
-from kvasir_workers.memory import Footprint, check_host_cache, free_memory, page_bytes, plan_memory
+from kvasir_workers.memory import Footprint, check_host_cache, free_memory, give_back_freed, page_bytes, plan_memory
 from kvasir_workers.model.checkpoint import read_eos_token_ids
 from kvasir_workers.model.decoder import Decoder
 from kvasir_workers.model.fusion import fuse
@@ -90,6 +90,7 @@ def load_model(model: ModelConfig, engine: EngineConfig, segment_wish: SegmentWi
     decoder = load_decoder(directory, dtype, device)
     decoder.pack_weights()
     fuse(decoder)
+    give_back_freed()
     shape: PageShape = (spec.num_layers, 2, plan.num_pages, engine.page_size, spec.num_kv_heads, spec.head_dim)
     # Last: the name of a segment outlives a process that fails after it.
     segment = _create_segment(segment_wish, shape, dtype) if segment_wish and device.type == "cpu" else None
