@@ -85,7 +85,8 @@ def test_a_second_server_on_the_same_port_is_refused_at_once(server, start):
     second = start("--port", port)
     assert second.process.wait(10) == 1
     assert second.output == (
-        f"kvasir: error: can't listen on 127.0.0.1 port {port}: Address already in use; choose another with --port\n"
+        f"kvasir: error: can't listen on 127.0.0.1 port {port}: Address already in use; "
+        "choose another with --port or router.port\n"
     )
 
 
