@@ -14,6 +14,8 @@ from torch import Tensor
 from kvasir_kernels.decoder_pass import native as native_pass
 from kvasir_kernels.decoder_pass.native import NativePass
 from kvasir_kernels.decoder_pass.reference import PlainDecoder
+from kvasir_kernels.largest_logit import native as native_largest
+from kvasir_kernels.largest_logit import reference as plain_largest
 from kvasir_kernels.linear import native as native_linear
 from kvasir_kernels.linear import onednn
 from kvasir_kernels.linear import reference as plain_linear
@@ -42,6 +44,7 @@ __all__ = [
     "apply_rotary",
     "embedding",
     "fuse_decoder",
+    "largest_logit",
     "linear",
     "mask_logits",
     "pack_weight",
@@ -114,6 +117,13 @@ def mask_logits(logits: Tensor, rows: tuple[int, ...], bits: Tensor) -> None:
         plain_mask.mask_logits(logits, rows, bits)
     else:
         native_mask.mask_logits(library, logits, rows, bits)
+
+
+def largest_logit(logits: Tensor) -> tuple[Tensor, Tensor]:
+    library = _native(logits)
+    if library is None or logits.dtype != torch.float32 or not logits.is_contiguous():
+        return plain_largest.largest_logit(logits)
+    return native_largest.largest_logit(library, logits)
 
 
 def silu_mul(gate_up: Tensor) -> Tensor:
