@@ -2,6 +2,7 @@
 
     python -m bench.cpu_path                             the sizes of the embedded demo model, float32
     python -m bench.cpu_path --shape qwen3-0.6b          1.2 GB of bfloat16, random
+    python -m bench.cpu_path --quantization int8 int4    the same model in fewer bits beside the others, too
 
 Three engines with the same random weights: one whose step is one call of the C++ kernels (native), one that calls them
 operation by operation, and one on torch's operators alone, as on a machine without a compiler. They take turns, each
@@ -18,7 +19,7 @@ A model that fits into the processor's cache may come out above 100 %.
 import argparse
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from statistics import median
 
@@ -36,6 +37,7 @@ from kvasir_workers.model.checkpoint import read_config
 from kvasir_workers.model.decoder import Decoder
 from kvasir_workers.model.fusion import fuse
 from kvasir_workers.model.spec import DecoderSpec, read_spec
+from kvasir_workers.quantization.scheme import SCHEMES, QuantizationSpec
 from kvasir_workers.request_check import EngineLimits
 
 QWEN: dict[str, object] = {
@@ -55,11 +57,6 @@ QWEN: dict[str, object] = {
 }
 PAGE_SIZE = 16
 READ_BYTES, PRODUCT_SIZE = 2**28, 1024
-PATHS: dict[str, Callable[[], AbstractContextManager[None]]] = {
-    "native": nullcontext,
-    "by-op": nullcontext,
-    "torch": without_native_kernels,
-}
 CPU = torch.device("cpu")
 
 
@@ -88,14 +85,18 @@ class Workload:
 class Model:
     """Random weights, and the two numbers that bound it."""
 
-    def __init__(self, spec: DecoderSpec, num_tokens: int) -> None:
+    def __init__(self, spec: DecoderSpec, num_tokens: int, quantization: QuantizationSpec | None = None) -> None:
         self.spec, self.dtype = spec, getattr(torch, spec.dtype)
         decoder = Decoder(spec, self.dtype, CPU)
         for parameter in decoder.parameters():
             torch.nn.init.normal_(parameter, std=0.02)
         skipped = 0 if spec.tie_word_embeddings else decoder.embedding.weight.numel()
         self.num_weights = sum(parameter.numel() for parameter in decoder.parameters()) - skipped
-        decoder.pack_weights()
+        self._weight_bytes = self.num_weights * self.dtype.itemsize
+        for matrix in decoder.matrices().values():
+            if quantization is not None:
+                self._weight_bytes -= matrix.num_saved_bytes(quantization)
+            matrix.pack(quantization)
         fuse(decoder)
         self._fused = decoder.fused
         shape = (spec.num_layers, 2, num_tokens // PAGE_SIZE, PAGE_SIZE, spec.num_kv_heads, spec.head_dim)
@@ -112,14 +113,14 @@ class Model:
         )
 
     def engine(self, path: str) -> Engine:
-        self._loaded.decoder.fused = self._fused if path == "native" else None
+        self._loaded.decoder.fused = None if path == "by-op" else self._fused
         config = EngineConfig(device="cpu", page_size=PAGE_SIZE, overlap=False, enable_prefix_caching=False)
         return build_engine(self._loaded, config)
 
     def num_bytes(self, num_context_tokens: int) -> int:
         """Of a step: weights, and keys and values of all contexts."""
         kept = 2 * self.spec.num_layers * self.spec.num_kv_heads * self.spec.head_dim
-        return int(self.dtype.itemsize * (self.num_weights + kept * num_context_tokens))
+        return self._weight_bytes + int(self.dtype.itemsize * kept * num_context_tokens)
 
     def num_operations(self, num_tokens: int) -> int:
         return 2 * self.num_weights * num_tokens
@@ -184,7 +185,7 @@ def show(workload: Workload, figures: dict[str, Figures]) -> None:
             spread([100 * value for value in values.prefill_share], 0),
         ]
         print(f"{workload.batch:>5} {path:7}" + "".join(f"{column:>24}" for column in columns))
-    for path in ("by-op", "torch"):
+    for path in list(figures)[1:]:
         ratios = [slow / fast for fast, slow in zip(figures["native"].step_s, figures[path].step_s, strict=True)]
         print(f"{'':6}a step of {path} takes {spread(ratios)} times as long")
 
@@ -197,6 +198,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1, help="of torch")
+    parser.add_argument("--quantization", nargs="+", choices=SCHEMES, default=[], help="each as one more path")
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
     spec = read_shape(options.shape)
@@ -204,17 +206,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     native = Model(spec, num_tokens)
     with without_native_kernels():
         models = {"native": native, "by-op": native, "torch": Model(spec, num_tokens)}
+    models |= {name: Model(spec, num_tokens, SCHEMES[name]) for name in options.quantization}
     print(f"{options.shape}, {spec.dtype}, prompts of {options.prompt}, {options.rounds} rounds; medians (all between)")
     headings = ["ms per step", "tokens/s", "% of the floor", "% of bandwidth", "prefill tokens/s", "% of product"]
     print(f"batch {'path':7}" + "".join(f"{heading:>24}" for heading in headings))
     for batch in options.batches:
         workload = Workload(batch, options.prompt, options.steps)
-        figures = {path: Figures() for path in PATHS}
+        figures = {path: Figures() for path in models}
         for _ in range(options.rounds):
             speed = machine_speed(models["native"].dtype)
-            for path, chosen in PATHS.items():
-                with chosen():
-                    measure(models[path], models[path].engine(path), workload, figures[path], speed)
+            for path, model in models.items():
+                with without_native_kernels() if path == "torch" else nullcontext():
+                    measure(model, model.engine(path), workload, figures[path], speed)
         show(workload, figures)
 
 

@@ -28,7 +28,7 @@ from kvasir.outputs import (
 from kvasir.per_prompt import params_per_prompt, priorities_per_prompt
 from kvasir.prompts import Prompt, TokenPrompt, read_prompts
 from kvasir.stream import Stream
-from kvasir_protocol.config import Device, DType, EngineConfig, ModelConfig, SchedulingPolicyName
+from kvasir_protocol.config import Device, DType, EngineConfig, ModelConfig, QuantizationName, SchedulingPolicyName
 from kvasir_protocol.errors import ContextTooLong, InvalidRequest
 from kvasir_protocol.ids import RequestId
 from kvasir_protocol.request import MAX_LOGPROBS, MAX_SEED, GenerationRequest, Pooling, SamplingParams
@@ -52,6 +52,7 @@ class LLM:
         model: str | Path | None = None,
         *,
         dtype: DType = "auto",
+        quantization: QuantizationName | None = None,
         device: Device = "auto",
         max_model_len: int | None = None,
         max_num_seqs: int = 256,
@@ -85,9 +86,14 @@ class LLM:
         )
         if num_threads is not None:
             torch.set_num_threads(num_threads)
-        loaded = load_model(
-            ModelConfig(path=str(directory), served_name=name, dtype=dtype, max_model_len=max_model_len), config
+        source = ModelConfig(
+            path=str(directory),
+            served_name=name,
+            dtype=dtype,
+            quantization=quantization,
+            max_model_len=max_model_len,
         )
+        loaded = load_model(source, config)
         self._codec = TextCodec.from_directory(directory)
         self._max_sequence_tokens = loaded.limits.max_sequence_tokens
         self._eos_token_ids = loaded.limits.eos_token_ids

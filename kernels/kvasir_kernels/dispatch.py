@@ -14,6 +14,8 @@ from torch import Tensor
 from kvasir_kernels.decoder_pass import native as native_pass
 from kvasir_kernels.decoder_pass.native import NativePass
 from kvasir_kernels.decoder_pass.reference import PlainDecoder
+from kvasir_kernels.largest_logit import native as native_largest
+from kvasir_kernels.largest_logit import reference as plain_largest
 from kvasir_kernels.linear import native as native_linear
 from kvasir_kernels.linear import onednn
 from kvasir_kernels.linear import reference as plain_linear
@@ -24,6 +26,9 @@ from kvasir_kernels.native.library import KernelLibrary, load_library, takes
 from kvasir_kernels.paged_attention import native as native_attention
 from kvasir_kernels.paged_attention import reference as plain_attention
 from kvasir_kernels.paged_cache import AttentionBatch, LayerCache
+from kvasir_kernels.quantized_linear import native as native_quantized
+from kvasir_kernels.quantized_linear import reference as plain_quantized
+from kvasir_kernels.quantized_linear.reference import QuantizedMatrix
 from kvasir_kernels.rms_norm import native as native_norm
 from kvasir_kernels.rms_norm import reference as plain_norm
 from kvasir_kernels.rotary.reference import apply_rotary
@@ -38,12 +43,15 @@ __all__ = [
     "HeadNorms",
     "NativePass",
     "PackedWeight",
+    "QuantizedMatrix",
     "add_rms_norm",
     "apply_rotary",
     "embedding",
     "fuse_decoder",
+    "largest_logit",
     "linear",
     "mask_logits",
+    "pack_quantized",
     "pack_weight",
     "paged_attention",
     "prepare",
@@ -54,7 +62,9 @@ __all__ = [
     "write_kv",
 ]
 
-PackedWeight = native_linear.NativeWeight | onednn.OneDnnWeight
+QuantizedWeight = QuantizedMatrix | native_quantized.NativeQuantizedWeight
+
+PackedWeight = native_linear.NativeWeight | onednn.OneDnnWeight | QuantizedWeight
 
 _MATRIX_UNITS = "amx_bf16"
 """oneDNN uses them, our kernel doesn't."""
@@ -116,6 +126,13 @@ def mask_logits(logits: Tensor, rows: tuple[int, ...], bits: Tensor) -> None:
         native_mask.mask_logits(library, logits, rows, bits)
 
 
+def largest_logit(logits: Tensor) -> tuple[Tensor, Tensor]:
+    library = _native(logits)
+    if library is None or logits.dtype != torch.float32 or not logits.is_contiguous():
+        return plain_largest.largest_logit(logits)
+    return native_largest.largest_logit(library, logits)
+
+
 def silu_mul(gate_up: Tensor) -> Tensor:
     if gate_up.is_cuda:
         from kvasir_kernels.silu_mul import kernel
@@ -165,22 +182,41 @@ def pack_weight(weight: Tensor, *, has_rows: bool = False) -> PackedWeight | Non
     return None
 
 
+def pack_quantized(matrix: QuantizedMatrix, dtype: torch.dtype) -> QuantizedWeight:
+    """The matrix in the order in which it is read fastest, for activations of `dtype`; as it is where there is none."""
+    library = load_library() if takes(dtype) and matrix.codes.device.type == "cpu" and _Choice.is_native else None
+    if library is None or not native_quantized.can_pack(matrix):
+        return matrix
+    return native_quantized.pack(library, matrix, dtype)
+
+
 def linear(x: Tensor, weight: Tensor | PackedWeight, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
     match weight:
         case native_linear.NativeWeight():
             return native_linear.linear(x, weight, bias, dtype)
         case onednn.OneDnnWeight():
             return onednn.linear(x, weight, bias, dtype)
+        case native_quantized.NativeQuantizedWeight():
+            return native_quantized.linear(x, weight, bias, dtype)
+        case QuantizedMatrix():
+            return plain_quantized.quantized_linear(x, weight, bias, dtype)
         case Tensor():
             return plain_linear.linear(x, weight, bias, dtype)
 
 
-def embedding(row_ids: Tensor, weight: Tensor | PackedWeight) -> Tensor:
-    """The rows [T] of a matrix [V, E], which was packed with has_rows if it was: [T, E]."""
-    if isinstance(weight, native_linear.NativeWeight):
-        return native_linear.rows(weight, row_ids)
-    assert isinstance(weight, Tensor), "oneDNN's weights have no rows"
-    return torch.nn.functional.embedding(row_ids, weight)
+def embedding(row_ids: Tensor, weight: Tensor | PackedWeight, dtype: torch.dtype) -> Tensor:
+    """The rows [T] of a matrix [V, E], which was packed with has_rows if it was, in the model's dtype: [T, E]."""
+    match weight:
+        case native_linear.NativeWeight():
+            return native_linear.rows(weight, row_ids)
+        case native_quantized.NativeQuantizedWeight():
+            return native_quantized.rows(weight, row_ids)
+        case QuantizedMatrix():
+            return plain_quantized.dequantize(weight, row_ids).to(dtype)
+        case Tensor():
+            return torch.nn.functional.embedding(row_ids, weight)
+        case onednn.OneDnnWeight():
+            raise AssertionError("oneDNN's weights have no rows")
 
 
 def fuse_decoder(decoder: PlainDecoder[Tensor | PackedWeight]) -> NativePass | None:
@@ -188,4 +224,4 @@ def fuse_decoder(decoder: PlainDecoder[Tensor | PackedWeight]) -> NativePass | N
     library = _native(decoder.norm)
     if library is None or not native_pass.can_pass(decoder):
         return None
-    return NativePass(library, cast(PlainDecoder[native_linear.NativeWeight], decoder))
+    return NativePass(library, cast(PlainDecoder[native_pass.NativeForm], decoder))

@@ -13,6 +13,7 @@ from kvasir_protocol.config import (
     Device,
     DType,
     PoolConfig,
+    QuantizationName,
     SchedulingPolicyName,
     TransportName,
     build,
@@ -36,6 +37,7 @@ def add_serve_options(parser: argparse.ArgumentParser) -> None:
     add("--served-model-name", metavar="NAME", help="what requests call the model (default: the folder's name)")
     add("--api-key", action="append", metavar="KEY", help="ask for this key; may be given more than once")
     add("--dtype", choices=get_args(DType))
+    add("--quantization", choices=get_args(QuantizationName), help="weights of fewer bits, made while loading (CPU)")
     add("--device", choices=get_args(Device))
     add("--max-model-len", type=int, metavar="TOKENS", help="longest prompt and answer together")
     add("--max-num-seqs", type=int, metavar="N", help="sequences that one replica computes at once")
@@ -81,6 +83,7 @@ def _flags_tree(options: argparse.Namespace, pools: tuple[PoolConfig, ...]) -> M
             "path": options.model,
             "served_name": options.served_model_name,
             "dtype": options.dtype,
+            "quantization": options.quantization,
             "max_model_len": options.max_model_len,
         },
         "engine": {

@@ -14,7 +14,7 @@ from kvasir.cli.options import make_config
 from kvasir_cluster.pools import num_replicas, resolve
 from kvasir_protocol.config import ClusterConfig
 from kvasir_workers.kv.manager import pages_for
-from kvasir_workers.load import resolve_device, resolve_dtype
+from kvasir_workers.load import resolve_device, resolve_dtype, resolve_quantization
 from kvasir_workers.memory import Footprint, free_memory, page_bytes, plan_memory, step_bytes
 from kvasir_workers.model.loader import load_spec, weight_bytes
 from kvasir_workers.model.spec import DecoderSpec
@@ -65,15 +65,17 @@ def show_plan(options: argparse.Namespace) -> int:
     device = resolve_device(config.engine)
     spec = load_spec(Path(config.model.path))
     dtype = resolve_dtype(config.model, spec)
+    quantization = resolve_quantization(config.model, device)
     replica = plan_replica(config, spec, device, dtype)
     if config.engine.num_threads is not None:
         torch.set_num_threads(config.engine.num_threads)
-    speed = predict(ModelWork.of(spec, dtype), measure_rates(device, dtype), replica)
+    speed = predict(ModelWork.of(spec, dtype, quantization), measure_rates(device, dtype), replica)
     if options.json:
         print(json.dumps({"replica": asdict(replica), "speed": asdict(speed)}, indent=2))
         return 0
     console = Console(highlight=False)
-    console.print(f"{config.model.served_name}: {spec.architecture}, {dtype} on {device}", markup=False)
+    weights = f"weights in {quantization.name}, " if quantization is not None else ""
+    console.print(f"{config.model.served_name}: {spec.architecture}, {weights}{dtype} on {device}", markup=False)
     console.print(_memory_table(config, replica))
     console.print(_speed_table(replica, speed))
     return 0
@@ -83,7 +85,7 @@ def plan_replica(config: ClusterConfig, spec: DecoderSpec, device: torch.device,
     """What each replica takes. Raises OutOfMemory with the numbers if it does not fit."""
     engine, path = config.engine, Path(config.model.path)
     footprint = Footprint(
-        weight_bytes=weight_bytes(path, dtype),
+        weight_bytes=weight_bytes(path, dtype, resolve_quantization(config.model, device)),
         page_bytes=page_bytes(spec, engine.page_size, dtype),
         max_positions=spec.max_position_embeddings,
     )

@@ -19,6 +19,7 @@ from kvasir_protocol.yaml_lines import read_document
 T = TypeVar("T")
 
 DType = Literal["auto", "float32", "bfloat16", "float16"]
+QuantizationName = Literal["int8", "int4", "int4-g64", "int4-g128"]
 Device = Literal["auto", "cpu", "cuda"]
 RouterPlacement = Literal["head", "every-host"]
 RoutingPolicyName = Literal["least-loaded", "round-robin"]
@@ -34,11 +35,15 @@ def _require(condition: bool, message: str) -> None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelConfig:
-    """path: a directory in Hugging Face format. max_model_len None: as long as the model and the pages allow."""
+    """path: a directory in Hugging Face format. max_model_len None: as long as the model and the pages allow.
+
+    quantization: what the weights become while they are loaded, on CPUs; None: they stay what they are.
+    """
 
     path: str
     served_name: str
     dtype: DType = "auto"
+    quantization: QuantizationName | None = None
     max_model_len: int | None = None
 
     def __post_init__(self) -> None:

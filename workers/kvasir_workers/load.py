@@ -27,6 +27,7 @@ from kvasir_workers.model.decoder import Decoder
 from kvasir_workers.model.fusion import fuse
 from kvasir_workers.model.loader import load_decoder, load_spec, weight_bytes
 from kvasir_workers.model.spec import DecoderSpec
+from kvasir_workers.quantization.scheme import QuantizationSpec, find_scheme
 from kvasir_workers.request_check import EngineLimits
 from kvasir_workers.runner.executor import CallersThread, DeviceThread, Steps
 from kvasir_workers.runner.model_runner import ModelRunner
@@ -68,15 +69,16 @@ def load_model(model: ModelConfig, engine: EngineConfig, segment_wish: SegmentWi
     spec = load_spec(directory)
     device = resolve_device(engine)
     dtype = resolve_dtype(model, spec)
+    quantization = resolve_quantization(model, device)
     footprint = Footprint(
-        weight_bytes=weight_bytes(directory, dtype),
+        weight_bytes=weight_bytes(directory, dtype, quantization),
         page_bytes=page_bytes(spec, engine.page_size, dtype),
         max_positions=spec.max_position_embeddings,
     )
     plan = plan_memory(footprint, engine, model.max_model_len, free_memory(device))
     if device.type == "cuda":
         check_host_cache(engine, free_memory(torch.device("cpu")))
-    layout = page_layout(spec, engine.page_size, dtype, fingerprint(directory))
+    layout = page_layout(spec, engine.page_size, dtype, fingerprint(directory, quantization))
     limits = EngineLimits(
         max_sequence_tokens=plan.max_sequence_tokens,
         vocab_size=spec.vocab_size,
@@ -87,7 +89,7 @@ def load_model(model: ModelConfig, engine: EngineConfig, segment_wish: SegmentWi
         ),
     )
     prepare(device)
-    decoder = load_decoder(directory, dtype, device)
+    decoder = load_decoder(directory, dtype, device, quantization)
     decoder.pack_weights()
     fuse(decoder)
     give_back_freed()
@@ -146,6 +148,14 @@ def resolve_dtype(model: ModelConfig, spec: DecoderSpec) -> torch.dtype:
     return dtypes[spec.dtype if model.dtype == "auto" else model.dtype]
 
 
+def resolve_quantization(model: ModelConfig, device: torch.device) -> QuantizationSpec | None:
+    """The scheme that was asked for. Raises ConfigError for one that there is not, or not on this device."""
+    scheme = find_scheme(model.quantization)
+    if scheme is not None and device.type != "cpu":
+        raise ConfigError(f"quantization {scheme.name} is for CPUs so far; leave it out, or use --device cpu")
+    return scheme
+
+
 def page_layout(spec: DecoderSpec, page_size: int, dtype: torch.dtype, model_fingerprint: str) -> PageLayout:
     return PageLayout(
         version=LAYOUT_VERSION,
@@ -158,12 +168,14 @@ def page_layout(spec: DecoderSpec, page_size: int, dtype: torch.dtype, model_fin
     )
 
 
-def fingerprint(directory: Path) -> str:
-    """Names a checkpoint by its config, its weight files' headers and a few bytes of each tensor.
+def fingerprint(directory: Path, quantization: QuantizationSpec | None = None) -> str:
+    """Names a checkpoint by its config, its weight files' headers and a few bytes of each tensor, and its quantization.
 
     Headers alone would give a model and its fine-tuned child one name. The rest of the weights is not read.
     """
     digest = hashlib.sha256((directory / "config.json").read_bytes())
+    if quantization is not None:
+        digest.update(repr(quantization).encode())
     for file in sorted(directory.glob("*.safetensors")):
         with file.open("rb") as stream:
             size_field = stream.read(8)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 
 from kvasir_workers.model.spec import DecoderSpec
+from kvasir_workers.quantization.scheme import QuantizationSpec
 
 _READ_BYTES = 2**28
 _PRODUCT_SIZE = 1024
@@ -29,31 +30,32 @@ class ModelWork:
     """num_products: multiplications per token in all matrices but the head's; head_products: in the head's.
 
     attention_products: per token and token of its context. kv_bytes: that a token leaves in the cache.
+    read_bytes: of weights, that every step reads once.
     """
 
     num_products: int
     head_products: int
     attention_products: int
     kv_bytes: int
-    weight_itemsize: int
+    read_bytes: int
 
     @classmethod
-    def of(cls, spec: DecoderSpec, dtype: torch.dtype) -> "ModelWork":
+    def of(cls, spec: DecoderSpec, dtype: torch.dtype, quantization: QuantizationSpec | None = None) -> "ModelWork":
         width, query = spec.hidden_size, spec.num_heads * spec.head_dim
         key_value = 2 * spec.num_kv_heads * spec.head_dim
         layer = width * (query + key_value) + query * width + 3 * width * spec.intermediate_size
+        num_products, head_products = spec.num_layers * layer, width * spec.vocab_size
+        layer_bits = head_bits = 8.0 * dtype.itemsize
+        if quantization is not None:
+            layer_bits = quantization.layers.num_bits_per_weight(width)
+            head_bits = quantization.head.num_bits_per_weight(width)
         return cls(
-            num_products=spec.num_layers * layer,
-            head_products=width * spec.vocab_size,
+            num_products=num_products,
+            head_products=head_products,
             attention_products=2 * spec.num_layers * query,
             kv_bytes=spec.num_layers * key_value * dtype.itemsize,
-            weight_itemsize=dtype.itemsize,
+            read_bytes=round((num_products * layer_bits + head_products * head_bits) / 8),
         )
-
-    @property
-    def read_bytes(self) -> int:
-        """Of weights, that every step reads once."""
-        return (self.num_products + self.head_products) * self.weight_itemsize
 
 
 def decode_s(work: ModelWork, rates: DeviceRates, num_sequences: int, context_len: int) -> float:

@@ -12,6 +12,7 @@
 #include "linear/product.h"
 #include "native/sharing.h"
 #include "paged_attention/attend.h"
+#include "quantized_linear/product.h"
 #include "rms_norm/norm_row.h"
 #include "rotate_and_write/place_token.h"
 #include "silu_mul/gate_row.h"
@@ -21,10 +22,22 @@ namespace {
 // What lies between the two products of a feed-forward stays in the second cache for so many tokens.
 constexpr int64_t kChunkTokens = 256;
 
-// As native.py lays them out.
+// Beside the formats of quantized_linear.
+enum Form : int64_t { kPacked = 0, kAsItLies = 1 };
+
+// As native.py lays them out. scales, group_size: of quantized ones.
 template <class Number>
 struct Matrix {
-    const Number *packed, *bias;
+    const void* weights;
+    const Number* bias;
+    const Bf16* scales;
+    int64_t form, group_size;
+
+    const Number* numbers() const { return static_cast<const Number*>(weights); }
+
+    quantized::Matrix<Number> quantized() const {
+        return {static_cast<const uint8_t*>(weights), scales, form, group_size};
+    }
 };
 
 template <class Number>
@@ -131,8 +144,7 @@ struct Pass {
     const Layer<Number>* layers;
     const Cache<Number>* caches;
     const Tokens tokens;
-    const Number* embedding;  // [V, E], packed or not
-    bool is_embedding_packed;
+    const Matrix<Number>& embedding;  // [V, E]
     const float* angles;  // [max_positions, D]: cosines, then sines
     const int64_t* page_tables;
     int64_t num_table_pages;
@@ -156,10 +168,12 @@ struct Pass {
         const int64_t size = shape.hidden_size;
         team(tokens.count, 0, [&](int64_t t) {
             Number* to = memory.residual + t * size;
-            if (is_embedding_packed)
-                linear::unpack_row(embedding, size, tokens.ids[t], to);
+            if (embedding.form == kAsItLies)
+                std::memcpy(to, embedding.numbers() + tokens.ids[t] * size, size * sizeof(Number));
+            else if (embedding.form == kPacked)
+                linear::unpack_row(embedding.numbers(), size, tokens.ids[t], to);
             else
-                std::memcpy(to, embedding + tokens.ids[t] * size, size * sizeof(Number));
+                quantized::unpack_row(embedding.quantized(), size, tokens.ids[t], to);
         });
     }
 
@@ -171,9 +185,12 @@ struct Pass {
 
     void multiply(const Number* x, const Matrix<Number>& matrix, int64_t num_rows, int64_t num_inputs,
                   int64_t num_outputs, Number* to, Team& team) {
-        linear::multiply(
-            linear::Product<Number>{x, num_inputs, matrix.packed, matrix.bias, num_rows, num_inputs, num_outputs}, to,
-            team);
+        const linear::Product<Number> product{x,        num_inputs, matrix.numbers(), matrix.bias,
+                                              num_rows, num_inputs, num_outputs};
+        if (matrix.form == kPacked)
+            linear::multiply(product, to, team);
+        else
+            quantized::multiply(product, matrix.quantized(), to, team);
     }
 
     void attend(const Layer<Number>& layer, const Cache<Number>& cache, Team& team) {
@@ -223,8 +240,8 @@ void run_together(Pass<Number>& pass, int num_threads) {
 #define KVASIR_DECODER_PASS(suffix, Number)                                                                           \
     extern "C" void kvasir_decoder_pass_##suffix(                                                                     \
         const Shape* shape, const Layer<Number>* layers, const Cache<Number>* caches, const int64_t* token_ids,       \
-        const int64_t* positions, const int64_t* slots, int64_t num_tokens, const Number* embedding,                  \
-        int64_t is_embedding_packed, const float* angles, const int64_t* page_tables, int64_t num_table_pages,        \
+        const int64_t* positions, const int64_t* slots, int64_t num_tokens, const Matrix<Number>* embedding,          \
+        const float* angles, const int64_t* page_tables, int64_t num_table_pages,                                     \
         const int64_t* query_lens, const int64_t* context_lens, int64_t num_sequences, const Number* final_norm,      \
         Number* out, int64_t thread_limit) {                                                                          \
         const int64_t work = shape->num_products() * std::max<int64_t>(num_tokens / 4, 1);                            \
@@ -233,8 +250,7 @@ void run_together(Pass<Number>& pass, int num_threads) {
                           layers,                                                                                     \
                           caches,                                                                                     \
                           {token_ids, positions, slots, num_tokens},                                                  \
-                          embedding,                                                                                  \
-                          is_embedding_packed != 0,                                                                   \
+                          *embedding,                                                                                 \
                           angles,                                                                                     \
                           page_tables,                                                                                \
                           num_table_pages,                                                                            \

@@ -10,8 +10,9 @@ from kvasir_kernels.decoder_pass.reference import Affine, PlainDecoder, PlainLay
 from kvasir_kernels.linear.native import NativeWeight
 from kvasir_kernels.native.library import Kernel, KernelLibrary
 from kvasir_kernels.paged_cache import LayerCache
+from kvasir_kernels.quantized_linear.native import NativeQuantizedWeight
 
-_decoder_pass = Kernel("decoder_pass", "ppppppipippippipp")
+_decoder_pass = Kernel("decoder_pass", "ppppppipppippipp")
 
 _LANES = 16
 
@@ -28,23 +29,36 @@ class _Shape(ctypes.Structure):
     )
 
 
+NativeForm = NativeWeight | NativeQuantizedWeight
+
+_PACKED, _AS_IT_LIES = 0, 1
+"""Forms of a matrix beside the numbers of bits of quantized ones."""
+
+
 def can_pass(decoder: PlainDecoder[object]) -> bool:
     """Whether the kernel takes a decoder of this form: all matrices packed for it, in one dtype."""
     weights = [weight for layer in decoder.layers for weight in _weights(layer)]
-    dtype = decoder.norm.dtype
-    return decoder.head_dim % _LANES == 0 and all(
-        isinstance(weight, NativeWeight) and weight.packed.dtype == dtype for weight in weights
-    )
+    return decoder.head_dim % _LANES == 0 and all(_is_of(decoder.norm.dtype, weight) for weight in weights)
 
 
 def _weights(layer: PlainLayer[object]) -> tuple[object, ...]:
     return layer.qkv.weight, layer.output.weight, layer.gate_up.weight, layer.down.weight
 
 
+def _is_of(dtype: torch.dtype, weight: object) -> bool:
+    match weight:
+        case NativeWeight():
+            return weight.packed.dtype == dtype
+        case NativeQuantizedWeight():
+            return weight.dtype == dtype
+        case _:
+            return False
+
+
 class NativePass:
     """The addresses of a decoder's weights, as the kernel reads them; the weights stay where they are from now on."""
 
-    def __init__(self, library: KernelLibrary, decoder: PlainDecoder[NativeWeight]) -> None:
+    def __init__(self, library: KernelLibrary, decoder: PlainDecoder[NativeForm]) -> None:
         self._library = library
         self._decoder = decoder
         self._layers = torch.tensor([list(_layer_row(layer)) for layer in decoder.layers], dtype=torch.int64)
@@ -62,9 +76,7 @@ class NativePass:
             eps=decoder.eps,
             scale=decoder.head_dim**-0.5,
         )
-        embedding = decoder.embedding
-        self._is_embedding_packed = isinstance(embedding, NativeWeight)
-        self._embedding = embedding.packed if isinstance(embedding, NativeWeight) else embedding
+        self._embedding = torch.tensor(_matrix_row(decoder.embedding, None), dtype=torch.int64)
 
     def run(self, step: StepTokens, caches: Sequence[LayerCache]) -> Tensor:
         """See reference.py."""
@@ -77,7 +89,7 @@ class NativePass:
         _decoder_pass(
             self._library, out.dtype, ctypes.addressof(self._shape), self._layers.data_ptr(),
             self._cache_table.data_ptr(), step.token_ids.data_ptr(), step.positions.data_ptr(), step.slots.data_ptr(),
-            num_tokens, self._embedding.data_ptr(), self._is_embedding_packed, decoder.angles.data_ptr(),
+            num_tokens, self._embedding.data_ptr(), decoder.angles.data_ptr(),
             batch.page_tables.data_ptr(), batch.page_tables.stride(0), lengths, lengths + 8 * num_sequences,
             num_sequences, decoder.norm.data_ptr(), out.data_ptr(),
         )  # fmt: skip
@@ -92,18 +104,29 @@ class NativePass:
         self._caches = caches
 
 
-def _layer_row(layer: PlainLayer[NativeWeight]) -> Iterator[int]:
+def _layer_row(layer: PlainLayer[NativeForm]) -> Iterator[int]:
+    norms = layer.head_norms
     yield layer.attention_norm.data_ptr()
-    yield from _addresses(layer.qkv)
-    yield from (
-        (0, 0) if layer.head_norms is None else (layer.head_norms.query.data_ptr(), layer.head_norms.key.data_ptr())
-    )
-    yield from _addresses(layer.output)
+    yield from _affine_row(layer.qkv)
+    yield from (0, 0) if norms is None else (norms.query.data_ptr(), norms.key.data_ptr())
+    yield from _affine_row(layer.output)
     yield layer.feed_forward_norm.data_ptr()
-    yield from _addresses(layer.gate_up)
-    yield from _addresses(layer.down)
+    yield from _affine_row(layer.gate_up)
+    yield from _affine_row(layer.down)
     yield layer.window or _NO_WINDOW
 
 
-def _addresses(affine: Affine[NativeWeight]) -> tuple[int, int]:
-    return affine.weight.packed.data_ptr(), 0 if affine.bias is None else affine.bias.data_ptr()
+def _affine_row(affine: Affine[NativeForm]) -> tuple[int, ...]:
+    return _matrix_row(affine.weight, affine.bias)
+
+
+def _matrix_row(weight: NativeForm | Tensor, bias: Tensor | None) -> tuple[int, ...]:
+    bias_address = 0 if bias is None else bias.data_ptr()
+    match weight:
+        case NativeWeight():
+            return weight.packed.data_ptr(), bias_address, 0, _PACKED, 0
+        case NativeQuantizedWeight():
+            addresses = (weight.packed.data_ptr(), bias_address, weight.scales.data_ptr())
+            return *addresses, weight.num_bits, weight.group_size
+        case Tensor():
+            return weight.data_ptr(), bias_address, 0, _AS_IT_LIES, 0

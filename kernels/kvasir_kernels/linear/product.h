@@ -18,24 +18,30 @@ constexpr int kMaxRows = 12;  // 24 of 32 registers hold sums
 constexpr int kMaxRows = 3;
 #endif
 
-// One step through the inputs: float32 takes one at a time, bfloat16 two.
+// One step through the inputs: float32 takes one at a time, bfloat16 two. An operand: their weights for 16 outputs.
 template <class Number>
 struct Step;
 
 template <>
 struct Step<float> {
+    using Operand = Floats;
     static constexpr int kInputs = 1;
-    static Floats add(Floats total, const float* x, const float* weights) { return total + load(weights) * x[0]; }
+    static Operand operand(const float* weights) { return load(weights); }
+    static Floats add(Floats total, const float* x, Operand weights) { return total + weights * x[0]; }
 };
 
 template <>
 struct Step<Bf16> {
+    using Operand = Words;
     static constexpr int kInputs = 2;
-    static Floats add(Floats total, const Bf16* x, const Bf16* weights) {
-        uint32_t pair;
-        std::memcpy(&pair, x, sizeof pair);
+    static Operand operand(const Bf16* weights) {
         Words both;
         std::memcpy(&both, weights, sizeof both);
+        return both;
+    }
+    static Floats add(Floats total, const Bf16* x, Operand both) {
+        uint32_t pair;
+        std::memcpy(&pair, x, sizeof pair);
 #ifdef __AVX512BF16__
         const __m512i pairs = _mm512_set1_epi32(static_cast<int>(pair));
         return (Floats)_mm512_dpbf16_ps((__m512)total, (__m512bh)pairs, (__m512bh)both);
@@ -65,18 +71,22 @@ void write(Out* out, Floats values, const Number* bias, int64_t count) {
     }
 }
 
-template <int kRows, class Number, class Out>
-void block_rows(const Product<Number>& product, Out* out, int64_t block, int64_t row) {
-    const Number* weights = product.packed + block * kBlock * product.num_inputs;
-    const Number* x = product.x + row * product.x_stride;
-    Floats totals[kRows][2] = {};
-    for (int64_t i = 0; i < product.num_inputs; i += Step<Number>::kInputs, weights += kBlock * Step<Number>::kInputs)
+// Adds the products of each row's next inputs with their weights in a block.
+template <int kRows, class Number>
+inline void add_step(Floats (&sums)[kRows][2], const Number* x, int64_t x_stride, const Number* weights) {
+    constexpr int kHalf = kLanes * Step<Number>::kInputs;
+    const typename Step<Number>::Operand operands[2] = {Step<Number>::operand(weights),
+                                                        Step<Number>::operand(weights + kHalf)};
+    KVASIR_UNROLL
+    for (int r = 0; r < kRows; ++r)
         KVASIR_UNROLL
-        for (int r = 0; r < kRows; ++r)
-            KVASIR_UNROLL
-            for (int half = 0; half < 2; ++half)
-                totals[r][half] = Step<Number>::add(
-                    totals[r][half], x + r * product.x_stride + i, weights + half * kLanes * Step<Number>::kInputs);
+        for (int half = 0; half < 2; ++half)
+            sums[r][half] = Step<Number>::add(sums[r][half], x + r * x_stride, operands[half]);
+}
+
+template <int kRows, class Number, class Out>
+inline void write_rows(const Product<Number>& product, Out* out, int64_t block, int64_t row,
+                       const Floats (&totals)[kRows][2]) {
     KVASIR_UNROLL
     for (int r = 0; r < kRows; ++r)
         KVASIR_UNROLL
@@ -87,14 +97,46 @@ void block_rows(const Product<Number>& product, Out* out, int64_t block, int64_t
         }
 }
 
+// What is fetched from memory while tiles of rows are computed: the next block, evenly over all steps of all tiles. A
+// block is read from memory by its first tile alone, which would wait for it, and from the cache by the others.
+class Ahead {
+  public:
+    Ahead(const void* block, int64_t step_bytes, int64_t num_tiles)
+        : next_(static_cast<const char*>(block)), step_bytes_(step_bytes / num_tiles) {}
+
+    void fetch() {
+        __builtin_prefetch(next_, 0, 2);
+        if (step_bytes_ > kLineBytes) __builtin_prefetch(next_ + kLineBytes, 0, 2);
+        next_ += step_bytes_;
+    }
+
+  private:
+    static constexpr int64_t kLineBytes = 64;
+
+    const char* next_;
+    const int64_t step_bytes_;
+};
+
+template <int kRows, class Number, class Out>
+void block_rows(const Product<Number>& product, Out* out, int64_t block, int64_t row, Ahead& ahead) {
+    const Number* weights = product.packed + block * kBlock * product.num_inputs;
+    const Number* x = product.x + row * product.x_stride;
+    Floats totals[kRows][2] = {};
+    for (int64_t i = 0; i < product.num_inputs; i += Step<Number>::kInputs, weights += kBlock * Step<Number>::kInputs) {
+        if constexpr (kRows > 1) ahead.fetch();  // one row is no work: the processor foresees what it reads
+        add_step<kRows, Number>(totals, x + i, product.x_stride, weights);
+    }
+    write_rows<kRows>(product, out, block, row, totals);
+}
+
 // The last rows are fewer than a full tile: find the tile of their number.
 template <int kRows, class Number, class Out>
-void rest_of_block(const Product<Number>& product, Out* out, int64_t block, int64_t row) {
+void rest_of_block(const Product<Number>& product, Out* out, int64_t block, int64_t row, Ahead& ahead) {
     if constexpr (kRows > 0) {
         if (product.num_rows - row == kRows)
-            block_rows<kRows>(product, out, block, row);
+            block_rows<kRows>(product, out, block, row, ahead);
         else
-            rest_of_block<kRows - 1>(product, out, block, row);
+            rest_of_block<kRows - 1>(product, out, block, row, ahead);
     }
 }
 
@@ -103,9 +145,13 @@ void multiply(const Product<Number>& product, Out* out, Share& share) {
     const int64_t num_blocks = (product.num_outputs + kBlock - 1) / kBlock;
     const int64_t work = num_blocks * kBlock * product.num_inputs * std::max<int64_t>(product.num_rows / 4, 1);
     share(num_blocks, work, [&](int64_t block) {
+        constexpr int64_t kStepBytes = kBlock * Step<Number>::kInputs * sizeof(Number);
+        const int64_t num_tiles = (product.num_rows + kMaxRows - 1) / kMaxRows;
+        Ahead ahead(product.packed + (block + 1) * kBlock * product.num_inputs, kStepBytes, num_tiles);
         int64_t row = 0;
-        for (; row + kMaxRows <= product.num_rows; row += kMaxRows) block_rows<kMaxRows>(product, out, block, row);
-        rest_of_block<kMaxRows - 1>(product, out, block, row);
+        for (; row + kMaxRows <= product.num_rows; row += kMaxRows)
+            block_rows<kMaxRows>(product, out, block, row, ahead);
+        rest_of_block<kMaxRows - 1>(product, out, block, row, ahead);
     });
 }
 

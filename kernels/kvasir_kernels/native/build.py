@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 
@@ -93,8 +94,10 @@ def _build(target: Path) -> None:
     started = time.monotonic()
     with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
         objects = [Path(scratch) / f"{source.parent.name}.o" for source in _sources()]
-        for source, compiled in zip(_sources(), objects, strict=True):
-            _run([compiler, *_FLAGS, f"-I{_PACKAGE}", "-c", str(source), "-o", str(compiled)])
+        command = [compiler, *_FLAGS, f"-I{_PACKAGE}", "-c"]
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            compilations = [[*command, str(s), "-o", str(o)] for s, o in zip(_sources(), objects, strict=True)]
+            list(pool.map(_run, compilations))
         linked = Path(scratch) / target.name
         _run([compiler, "-shared", *map(str, objects), _openmp(), "-o", str(linked)])
         linked.replace(target)

@@ -1,5 +1,5 @@
-// Who computes the parts of an operation. Kernels ask `share(count, work, body)` to have body(i) called for each i below
-// count; `work` is in multiplications. An operation called by itself opens threads if it is worth them; within a pass
+// Who computes the parts of an operation. Kernels ask `share(count, work, body)` to have body(i) called for each i
+// below count; `work` is in multiplications. An operation called by itself opens threads if it is worth them; in a pass
 // through many operations the threads stay, and meet after each.
 #pragma once
 
@@ -36,7 +36,7 @@ class Team {
             for (int64_t i = 0; i < count; ++i) body(i);
             return;
         }
-        const int64_t chunk = std::max<int64_t>(1, count / (32 * size_));
+        const int64_t chunk = std::max<int64_t>(1, count / (8 * size_));
         for (int64_t first; (first = next_.fetch_add(chunk, std::memory_order_relaxed)) < count;)
             for (int64_t i = first; i < std::min(first + chunk, count); ++i) body(i);
         meet();

@@ -71,7 +71,7 @@ def test_rows_of_a_packed_weight_are_what_they_were(dtype: torch.dtype, size: tu
     weight = torch.randn(size).to(dtype)
     packed = pack_weight(weight, has_rows=True)
     row_ids = torch.tensor([size[0] - 1, 0, size[0] // 2, 0])
-    assert torch.equal(embedding(row_ids, weight if packed is None else packed), weight[row_ids])
+    assert torch.equal(embedding(row_ids, weight if packed is None else packed, dtype), weight[row_ids])
 
 
 def test_a_weight_of_the_kernel_is_not_used_where_only_torch_may_compute(kernels: str) -> None:

@@ -106,6 +106,13 @@ class Decoder(nn.Module):
 
         One is copied at a time: no second copy of all is held.
         """
-        for module in self.modules():
-            if isinstance(module, Matrix) and (module is not self.embedding or self.spec.tie_word_embeddings):
-                module.pack()
+        for matrix in self.matrices().values():
+            matrix.pack()
+
+    def matrices(self) -> dict[str, Matrix]:
+        """Those that are multiplied with, by the names of their weights among the parameters."""
+        return {
+            f"{name}.weight": module
+            for name, module in self.named_modules()
+            if isinstance(module, Matrix) and (module is not self.embedding or self.spec.tie_word_embeddings)
+        }

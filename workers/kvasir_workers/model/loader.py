@@ -1,6 +1,7 @@
 """From a checkpoint to a decoder with weights in it."""
 
 import math
+from collections import Counter
 from collections.abc import Mapping
 from itertools import groupby
 from pathlib import Path
@@ -13,6 +14,7 @@ from kvasir_workers.model.checkpoint import StoredTensor, open_tensors, read_con
 from kvasir_workers.model.decoder import Decoder
 from kvasir_workers.model.spec import DecoderSpec, read_spec
 from kvasir_workers.model.weight_map import Place, is_ignored, weight_map
+from kvasir_workers.quantization.scheme import QuantizationSpec
 
 _FLOAT_DTYPES = ("F64", "F32", "F16", "BF16")
 
@@ -22,10 +24,13 @@ def load_spec(path: Path) -> DecoderSpec:
     return read_spec(read_config(path), str(path / "config.json"))
 
 
-def load_decoder(path: Path, dtype: torch.dtype, device: torch.device) -> Decoder:
+def load_decoder(
+    path: Path, dtype: torch.dtype, device: torch.device, quantization: QuantizationSpec | None = None
+) -> Decoder:
     """Return the decoder of the checkpoint directory at `path`, its weights in `dtype` on `device`.
 
-    Weights are copied from a memory map one tensor at a time: besides the decoder no second copy is held.
+    Weights are copied from a memory map one tensor at a time: besides the decoder no second copy is held. With a
+    quantization each matrix is quantized when it is whole: they are never all there in `dtype`.
     Everything is checked against the files' headers before memory is taken. Raises CheckpointError.
     """
     spec = load_spec(path)
@@ -33,7 +38,7 @@ def load_decoder(path: Path, dtype: torch.dtype, device: torch.device) -> Decode
     places = weight_map(spec)
     _check_shapes(stored, places, Decoder(spec, dtype, torch.device("meta")), path)
     decoder = Decoder(spec, dtype, device)
-    _fill(dict(decoder.named_parameters()), stored, places)
+    _fill(decoder, stored, places, quantization)
     return decoder
 
 
@@ -42,9 +47,13 @@ def num_parameters(path: Path) -> int:
     return sum(math.prod(tensor.shape) for tensor in _wanted_tensors(path, load_spec(path)).values())
 
 
-def weight_bytes(path: Path, dtype: torch.dtype) -> int:
+def weight_bytes(path: Path, dtype: torch.dtype, quantization: QuantizationSpec | None = None) -> int:
     """Return the bytes that the weights of the checkpoint at `path` take in `dtype`; raises CheckpointError."""
-    return num_parameters(path) * dtype.itemsize
+    num_bytes = num_parameters(path) * dtype.itemsize
+    if quantization is None:
+        return num_bytes
+    matrices = Decoder(load_spec(path), dtype, torch.device("meta")).matrices().values()
+    return num_bytes - sum(matrix.num_saved_bytes(quantization) for matrix in matrices)
 
 
 def _wanted_tensors(path: Path, spec: DecoderSpec) -> dict[str, StoredTensor]:
@@ -79,8 +88,16 @@ def _check_shapes(
             )
 
 
-def _fill(parameters: Mapping[str, Tensor], stored: Mapping[str, StoredTensor], places: Mapping[str, Place]) -> None:
-    """Copy every stored tensor to its place, file by file."""
+def _fill(
+    decoder: Decoder,
+    stored: Mapping[str, StoredTensor],
+    places: Mapping[str, Place],
+    quantization: QuantizationSpec | None,
+) -> None:
+    """Copy every stored tensor to its place, file by file, and quantize what has become whole."""
+    parameters: dict[str, Tensor] = dict(decoder.named_parameters())
+    matrices = decoder.matrices() if quantization is not None else {}
+    num_missing = Counter(place.parameter for place in places.values())
     by_file = sorted(stored, key=lambda name: stored[name].file)
     for file, names in groupby(by_file, key=lambda name: stored[name].file):
         with open_tensors(file) as tensors:
@@ -88,6 +105,11 @@ def _fill(parameters: Mapping[str, Tensor], stored: Mapping[str, StoredTensor], 
                 place = places[name]
                 rows = parameters[place.parameter].narrow(0, place.start, place.num_rows)
                 rows.copy_(tensors.get_tensor(name))
+                num_missing[place.parameter] -= 1
+                if not num_missing[place.parameter]:
+                    del parameters[place.parameter], rows
+                    if place.parameter in matrices:
+                        matrices[place.parameter].pack(quantization)
 
 
 def _listed(names: list[str]) -> str:

@@ -61,7 +61,8 @@ class ModelRunner:
             if plan.moves is not None and self._pages.is_cuda:
                 torch.cuda.current_stream().synchronize()  # who lands the step takes the moves for done
             return []
-        logits = self._decoder.logits(hidden[batch.sample_rows])
+        is_all = len(batch.sample_rows) == len(hidden)
+        logits = self._decoder.logits(hidden if is_all else hidden[batch.sample_rows])
         sample = self._sampler.sample(logits, batch.sampled, masks())
         self._sampled_before = sample.token_ids
         return sample.tokens()

@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from kvasir_kernels.dispatch import largest_logit
 from kvasir_protocol.events import TokenLogprobs
 from kvasir_workers.runner.choice import draw, draw_filtered
 from kvasir_workers.runner.grammar_mask import GrammarMasks, apply_masks
@@ -68,6 +69,8 @@ class Sampler:
 def _choose(logits: Tensor, rows: SamplingRows, num_generated: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
     """The tokens, [R] int64, and their logits, [R] float32, as SampledToken has them."""
     num_random = len(rows.plain) + len(rows.filtered)
+    if not num_random:
+        return largest_logit(logits)
     is_any_greedy = num_random < len(rows.sequences)
     token_ids = logits.argmax(dim=-1) if is_any_greedy else logits.new_empty(len(logits), dtype=torch.int64)
     faults = logits.new_zeros(len(logits))

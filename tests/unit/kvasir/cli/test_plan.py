@@ -12,6 +12,7 @@ from kvasir.demo import demo_model_path
 from kvasir_protocol.config import EngineConfig, ModelConfig
 from kvasir_workers.load import load_model
 from kvasir_workers.model.loader import load_decoder, load_spec
+from kvasir_workers.quantization.scheme import SCHEMES
 from kvasir_workers.roofline import DeviceRates, ModelWork
 
 CPU = torch.device("cpu")
@@ -32,6 +33,16 @@ def test_weights_and_pages_are_those_that_loading_makes() -> None:
     decoder = load_decoder(demo_model_path(), torch.float32, CPU)
     assert plan.weight_bytes == sum(weight.nbytes for weight in decoder.parameters())
     assert plan.max_sequence_tokens == loaded.limits.max_sequence_tokens
+
+
+@pytest.mark.parametrize(("name", "share"), [("int8", 0.26), ("int4", 0.2)])
+def test_quantized_weights_take_less_and_are_read_sooner(name: str, share: float) -> None:
+    plain, quantized = planned(), planned("--quantization", name)
+    assert quantized.weight_bytes < share * plain.weight_bytes
+    spec = load_spec(demo_model_path())
+    works = [ModelWork.of(spec, torch.float32, scheme) for scheme in (None, SCHEMES[name])]
+    assert works[1].read_bytes == pytest.approx(quantized.weight_bytes, rel=0.01)
+    assert works[1].read_bytes < share * works[0].read_bytes
 
 
 def test_sum_has_every_part() -> None:
