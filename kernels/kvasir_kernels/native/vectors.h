@@ -82,11 +82,27 @@ inline Floats rounded<float>(Floats values) {
     return values;
 }
 
-inline float sum(Floats values) {
-    float total = 0;
-    for (int lane = 0; lane < kLanes; ++lane) total += values[lane];
-    return total;
+// Each lane with the one `distance` away, then those of half the distance: four operations that wait for one another,
+// and not sixteen.
+#define KVASIR_ACROSS(values, ...) __builtin_shufflevector(values, values, __VA_ARGS__)
+
+template <class Join>
+inline float joined(Floats values, const Join& join) {
+    values = join(values, KVASIR_ACROSS(values, 8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7));
+    values = join(values, KVASIR_ACROSS(values, 4, 5, 6, 7, 0, 1, 2, 3, 12, 13, 14, 15, 8, 9, 10, 11));
+    values = join(values, KVASIR_ACROSS(values, 2, 3, 0, 1, 6, 7, 4, 5, 10, 11, 8, 9, 14, 15, 12, 13));
+    values = join(values, KVASIR_ACROSS(values, 1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10, 13, 12, 15, 14));
+    return values[0];
 }
+
+inline float sum(Floats values) {
+    return joined(values, [](Floats a, Floats b) { return a + b; });
+}
+
+// Of numbers; where a lane of b is NaN, that of a stays.
+inline Floats larger(Floats a, Floats b) { return b > a ? b : a; }
+
+inline float largest(Floats values) { return joined(values, larger); }
 
 // e to the x, relative error below 2e-7 (Cephes' polynomial); 0 below -87, NaN for NaN.
 inline Floats exponential(Floats x) {

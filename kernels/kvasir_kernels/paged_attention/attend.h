@@ -73,12 +73,40 @@ inline Floats transposed_sum(Floats* terms) {
     return KVASIR_FOLD(terms[0], terms[1], 8, 0, 1, 2, 3, 4, 5, 6, 7, 24, 25, 26, 27, 28, 29, 30, 31);
 }
 
+// Adds the products of pairs of numbers to terms[row * keys + key], and returns for how many numbers of a head.
+template <int kRows>
+inline int64_t add_pairs(const Bf16* query, const Bf16* const* keys, int64_t head_dim, Floats* terms) {
+    int64_t d = 0;
+#ifdef __AVX512BF16__
+    constexpr int kKeys = kLanes / kRows;
+    const auto pairs = [](const Bf16* from) { return (__m512bh)_mm512_loadu_si512(from); };
+    for (; d + 2 * kLanes <= head_dim; d += 2 * kLanes) {
+        __m512bh rows[kRows];
+        KVASIR_UNROLL
+        for (int r = 0; r < kRows; ++r) rows[r] = pairs(query + r * head_dim + d);
+        KVASIR_UNROLL
+        for (int k = 0; k < kKeys; ++k) {
+            const __m512bh key = pairs(keys[k] + d);
+            KVASIR_UNROLL
+            for (int r = 0; r < kRows; ++r)
+                terms[r * kKeys + k] = (Floats)_mm512_dpbf16_ps((__m512)terms[r * kKeys + k], rows[r], key);
+        }
+    }
+#endif
+    return d;
+}
+
+template <int kRows>
+inline int64_t add_pairs(const float*, const float* const*, int64_t, Floats*) {
+    return 0;
+}
+
 // Scores of kRows queries [.., D] with 16 / kRows keys, each kBlockKeys apart in `scores`.
 template <int kRows, class Number>
-inline void score_tile(const float* query, const Number* const* keys, int64_t head_dim, float scale, float* scores) {
+inline void score_tile(const Number* query, const Number* const* keys, int64_t head_dim, float scale, float* scores) {
     constexpr int kKeys = kLanes / kRows;
     Floats terms[kLanes] = {};
-    for (int64_t d = 0; d < head_dim; d += kLanes) {
+    for (int64_t d = add_pairs<kRows>(query, keys, head_dim, terms); d < head_dim; d += kLanes) {
         Floats rows[kRows];
         KVASIR_UNROLL
         for (int r = 0; r < kRows; ++r) rows[r] = load(query + r * head_dim + d);
@@ -96,7 +124,7 @@ inline void score_tile(const float* query, const Number* const* keys, int64_t he
 }
 
 template <int kRows, class Number>
-inline void score_rows(const float* query, const Number* const* keys, int64_t num_keys, int64_t head_dim, float scale,
+inline void score_rows(const Number* query, const Number* const* keys, int64_t num_keys, int64_t head_dim, float scale,
                        float* scores) {
     for (int64_t k = 0; k < num_keys; k += kLanes / kRows)
         score_tile<kRows>(query, keys + k, head_dim, scale, scores + k);
@@ -131,13 +159,16 @@ inline void add_rows(const float* weights, const float* kept, const Number* cons
     int64_t d = 0;
     for (; d + 4 * kLanes <= head_dim; d += 4 * kLanes)
         add_tile<kRows, 4>(weights, kept, values, num_keys, head_dim, d, sums);
+    for (; d + 2 * kLanes <= head_dim; d += 2 * kLanes)
+        add_tile<kRows, 2>(weights, kept, values, num_keys, head_dim, d, sums);
     for (; d < head_dim; d += kLanes) add_tile<kRows, 1>(weights, kept, values, num_keys, head_dim, d, sums);
 }
 
 // Turns a row's scores into weights, and returns by how much its sums so far shrink.
 inline float soften(float* scores, float& largest, float& total) {
-    float highest = largest;
-    for (int64_t k = 0; k < kBlockKeys; ++k) highest = std::max(highest, scores[k]);
+    Floats highest_lanes = splat(largest);
+    for (int64_t k = 0; k < kBlockKeys; k += kLanes) highest_lanes = larger(highest_lanes, load(scores + k));
+    const float highest = ::largest(highest_lanes);
     const float base = highest == kHidden ? 0.0f : highest;  // nothing seen yet: -inf less -inf would be NaN
     Floats added = {};
     for (int64_t k = 0; k < kBlockKeys; k += kLanes) {
@@ -157,7 +188,8 @@ struct Worker {
     const Step<Number>& step;
     const Item& item;
     int64_t rows_per_head, num_rows;
-    float *query, *scores, *kept;
+    Number* query;
+    float *scores, *kept;
     int64_t offsets[kBlockKeys];
     const Number *keys[kBlockKeys], *values[kBlockKeys];
 
@@ -165,7 +197,8 @@ struct Worker {
 
     Worker(const Step<Number>& step, const Item& item, float* memory)
         : step(step), item(item), rows_per_head(item.num_tokens * step.group()),
-          num_rows(rows_per_head * item.num_kv_heads), query(memory), scores(query + num_rows * step.head_dim),
+          num_rows(rows_per_head * item.num_kv_heads), query(reinterpret_cast<Number*>(memory)),
+          scores(memory + num_rows * step.head_dim),
           kept(scores + num_rows * kBlockKeys) {}
 
     int64_t token_of(int64_t row) const { return row % rows_per_head / step.group(); }
@@ -178,7 +211,7 @@ struct Worker {
         for (int64_t row = 0; row < num_rows; ++row) {
             const Number* from = step.query + (item.first_token + token_of(row)) * step.query_stride +
                                  head_of(row) * step.head_dim;
-            for (int64_t d = 0; d < step.head_dim; d += kLanes) store(query + row * step.head_dim + d, load(from + d));
+            std::memcpy(query + row * step.head_dim, from, step.head_dim * sizeof(Number));
         }
     }
 
