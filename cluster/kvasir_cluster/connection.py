@@ -12,7 +12,7 @@ from ray.exceptions import AuthenticationError, GetTimeoutError, RayError
 
 from kvasir_cluster.controller import CONTROLLER_NAME
 from kvasir_cluster.probe import describe_error
-from kvasir_protocol.errors import ConfigError, ServiceUnavailable
+from kvasir_protocol.errors import ServiceUnavailable
 
 KNOCK_S = 3.0
 """For the head to accept a connection. Ray itself would try for minutes."""
@@ -25,7 +25,7 @@ ANSWER_S = 20.0
 def connect(address: str, cluster_name: str) -> Iterator[None]:
     """Be a driver of a Ray cluster for the block. address: HOST:PORT of its head, or auto on one of its hosts.
 
-    Raises ConfigError or ServiceUnavailable with what to do.
+    Raises ServiceUnavailable with what to do.
     """
     _knock(address)
     try:
@@ -35,15 +35,12 @@ def connect(address: str, cluster_name: str) -> Iterator[None]:
             log_to_driver=False,
             logging_level=logging.ERROR,
         )
-    except AuthenticationError as error:
-        raise ConfigError(
-            "the Ray cluster asks for a token; set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH as its hosts have them"
-        ) from error
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        reason = str(error).strip().partition("\n")[0]
+    except (AuthenticationError, ConnectionError, RuntimeError, ValueError) as error:
+        reason = str(error).strip().partition("\n")[0].removesuffix(".")
         raise ServiceUnavailable(
-            f"no Ray cluster at {address}: {reason} Start one with `ray up FILE` or `ray start --head`, and run this "
-            "on one of its hosts or with --address HEAD:6379"
+            f"no Ray cluster at {address}: {reason}. Start one with `ray up FILE` or `ray start --head`, "
+            "and run this on one of its hosts or with --address HEAD:6379; if it asks for a token, set "
+            "RAY_AUTH_MODE=token as its hosts do"
         ) from error
     try:
         yield

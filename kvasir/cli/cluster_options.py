@@ -16,6 +16,11 @@ def add_down_options(parser: argparse.ArgumentParser) -> None:
     add_address(parser, default="auto")
 
 
+def add_doctor_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--ray-file", type=Path, metavar="FILE", help="a file of `ray up`: try ssh to its hosts")
+    add_address(parser, default=None)
+
+
 def add_cluster_name(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("name", nargs="?", default="main", metavar="NAME", help="of the cluster (default: main)")
 

@@ -5,7 +5,13 @@ import sys
 from collections.abc import Sequence
 
 from kvasir.cli.bench_options import add_bench_options
-from kvasir.cli.cluster_options import add_address, add_cluster_name, add_down_options, add_up_options
+from kvasir.cli.cluster_options import (
+    add_address,
+    add_cluster_name,
+    add_doctor_options,
+    add_down_options,
+    add_up_options,
+)
 from kvasir.cli.options import add_serve_options
 from kvasir_protocol.errors import KvasirError
 
@@ -52,6 +58,13 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add_up_options(up)
     add_down_options(commands.add_parser("down", help="take away what up made"))
+    add_doctor_options(
+        commands.add_parser(
+            "doctor",
+            help="find what is wrong with hosts, and how to put it right",
+            description="Look at this host; with --ray-file at how others are reached; with --address at a Ray.",
+        )
+    )
     status = commands.add_parser("status", help="show the replicas of a running server and what they do")
     add_cluster_name(status)
     add_address(status, default=None)
@@ -87,6 +100,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 from kvasir.cli.up import up
 
                 return up(options)
+            case "doctor":
+                from kvasir.cli.doctor import examine
+
+                return examine(options)
             case "down":
                 from kvasir.cli.up import down
 

@@ -56,11 +56,14 @@ class Fleet:
         return min(limits, default=None)
 
     def apply(self, view: ClusterView) -> None:
-        """Open links to newcomers, let go of those that left or moved."""
+        """Open links to newcomers, let go of those that left or moved; a new role changes no link and no stream."""
         self.view = view
         wanted = {address.replica_id: address for address in view.replicas}
         for replica_id, link in list(self._links.items()):
-            if wanted.get(replica_id) != link.address:
+            address = wanted.get(replica_id)
+            if address is not None and address.endpoint == link.address.endpoint:
+                link.address = address
+            else:
                 del self._links[replica_id]
                 self._leaving.add(link)
         for replica_id, address in wanted.items():

@@ -161,7 +161,7 @@ class Hosts:
             return subprocess.CompletedProcess(words, done.returncode, output.read())
 
     def processes(self, index: int) -> list[str]:
-        """The command lines of all that runs on a host, but for its own init and sshd."""
+        """Id and command line of all that runs on a host, but for its own init and sshd."""
         found = []
         for process_id in _do("ip", "netns", "pids", f"{self._tag}{index}").split():
             with contextlib.suppress(OSError):
@@ -169,7 +169,7 @@ class Hosts:
                 if line and not line.startswith(
                     ("unshare ", "bash -c \nset -e", "sleep 3600", "/usr/sbin/sshd", "sshd")
                 ):
-                    found.append(line)
+                    found.append(f"{process_id} {line}")
         return found
 
     def stop(self) -> None:

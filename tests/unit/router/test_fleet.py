@@ -1,3 +1,5 @@
+import dataclasses
+
 import pytest
 
 from kvasir_protocol.messages import Submit
@@ -54,6 +56,34 @@ async def test_replica_that_stays_keeps_its_link() -> None:
         link = fleet.link(first.replica_id)
         fleet.apply(view_of(first, second, version=2))
         assert fleet.link(first.replica_id) is link
+
+
+async def test_replica_of_a_new_role_keeps_its_link_and_its_streams() -> None:
+    replica = fake("mixed-0")
+    replica.faults.pause_at = 2
+    async with dispatching(replica) as running:
+        stream = running.dispatcher.stream(make_request(max_tokens=4))
+        tokens = list((await anext(stream)).token_ids)
+        link = running.fleet.link(replica.replica_id)
+        (address,) = view_of(replica).replicas
+        running.fleet.apply(ClusterView(version=2, replicas=(dataclasses.replace(address, role="prefill"),)))
+        assert [load.role for load in running.fleet.loads()] == ["prefill"]
+        assert running.fleet.link(replica.replica_id) is link
+        replica.faults.resumed.set()
+        async for output in stream:
+            tokens += output.token_ids
+        assert tokens == [100, 101, 102, 103]
+        assert len(replica.got(Submit)) == 1
+
+
+async def test_replica_that_moved_gets_a_new_link() -> None:
+    replica = fake("mixed-0")
+    async with listening([replica]), running_fleet() as fleet:
+        fleet.apply(view_of(replica))
+        link = fleet.link(replica.replica_id)
+        moved = dataclasses.replace(link.address, endpoint="tcp://127.0.0.1:9")
+        fleet.apply(ClusterView(version=2, replicas=(moved,)))
+        assert fleet.link(replica.replica_id) is not link
 
 
 async def test_context_is_the_smallest_of_the_living() -> None:

@@ -1,0 +1,157 @@
+"""Three hosts brought up by `ray up`, a cluster on them by `kvasir up`, and nothing left after `down`."""
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import pytest
+
+from tests.cluster.hosts import running_hosts, why_not
+from tests.cluster.ray_up import HEAD, WORKERS, RayCluster
+
+pytestmark = [
+    pytest.mark.skipif(why_not() is not None, reason=f"no hosts here: {why_not()}"),
+    pytest.mark.timeout(400),
+]
+
+CLUSTER = """\
+engine: {kv_cache_bytes: 16MiB, max_num_seqs: 16, max_num_batched_tokens: 512}
+pools:
+  - {role: prefill, replicas: 1}
+  - {role: decode, replicas: 1}
+"""
+
+TOO_LARGE = CLUSTER.replace("role: decode, replicas: 1", "role: decode, replicas: 5")
+
+MISTAKEN = CLUSTER.replace("replicas: 1}\n  - {role: decode", "replicsa: 1}\n  - {role: decode")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Story:
+    """What the operator saw. Each pair is an exit code and the words of a command."""
+
+    ssh: tuple[int, str]
+    doctor: tuple[int, str]
+    mistaken: tuple[int, str]
+    refused: tuple[int, str]
+    refused_after_s: float
+    up: tuple[int, str]
+    answer: str
+    ranks: dict[int, list[str]]
+    status: tuple[int, str]
+    again: tuple[int, str]
+    ranks_after_again: dict[int, list[str]]
+    down: tuple[int, str]
+    left_after_down: list[str]
+    down_again: tuple[int, str]
+    left_after_ray_down: list[str]
+
+
+@pytest.fixture(scope="module")
+def story() -> Iterator[Story]:
+    with running_hosts(4) as hosts:
+        cluster = RayCluster(hosts)
+        file = cluster.write("cluster.yaml", CLUSTER)
+        ssh = cluster.examine_ssh()
+        cluster.up()
+        doctor = cluster.kvasir("doctor --address auto")
+        mistaken = cluster.kvasir(f"up {cluster.write('mistaken.yaml', MISTAKEN)} --yes")
+        asked_at = time.monotonic()
+        refused = cluster.kvasir(f"up {cluster.write('large.yaml', TOO_LARGE)} --yes")
+        refused_after_s = time.monotonic() - asked_at
+        up = cluster.kvasir(f"up {file} --yes")
+        answer, ranks = cluster.ask("Who was Kvasir?"), cluster.ranks()
+        status = cluster.kvasir("status --address auto")
+        again = cluster.kvasir(f"up {file}")
+        ranks_after_again = cluster.ranks()
+        down = cluster.kvasir("down --yes")
+        left_after_down = cluster.traces() + [line for lines in cluster.ranks().values() for line in lines]
+        down_again = cluster.kvasir("down --yes")
+        cluster.down()
+        yield Story(
+            ssh=ssh,
+            doctor=doctor,
+            mistaken=mistaken,
+            refused=refused,
+            refused_after_s=refused_after_s,
+            up=up,
+            answer=answer,
+            ranks=ranks,
+            status=status,
+            again=again,
+            ranks_after_again=ranks_after_again,
+            down=down,
+            left_after_down=left_after_down,
+            down_again=down_again,
+            left_after_ray_down=cluster.traces() + cluster.processes(HEAD),
+        )
+
+
+def test_doctor_reaches_every_host_by_ssh(story):
+    code, said = story.ssh
+    assert code == 0, said
+    assert said.count("works, and rsync is there") == 3
+
+
+def test_doctor_finds_nothing_wrong_with_the_hosts_and_lets_them_compute_together(story):
+    code, said = story.doctor
+    assert code == 0, said
+    assert "each of 3 hosts can connect to each other" in said
+    assert "gloo: 3 hosts add up 1 MiB in " in said
+
+
+def test_a_mistake_in_the_file_is_told_with_its_line(story):
+    code, said = story.mistaken
+    assert code == 1
+    assert "mistaken.yaml:3: unknown setting 'pools[0].replicsa'; did you mean 'replicas'?" in said
+
+
+def test_what_can_not_be_placed_is_refused_in_seconds_with_what_is_missing(story):
+    code, said = story.refused
+    assert code == 1
+    assert 'pool "decode" needs 1 CPU per replica' in said
+    assert "The cluster's CPUs by host: " in said
+    assert "starting" not in said
+    assert story.refused_after_s < 5
+
+
+def test_up_tells_its_plan_and_where_it_answers(story):
+    code, said = story.up
+    assert code == 0, said
+    assert "+ pool prefill: 1 replica" in said
+    assert "listening on http://10.79.0.11:8000/v1" in said
+
+
+def test_a_router_on_the_head_answers(story):
+    assert story.answer.startswith("Kvasir was a being of the Norse tales")
+
+
+def test_the_pools_are_on_different_hosts(story):
+    assert [len(story.ranks[host]) for host in WORKERS] == [1, 1]
+
+
+def test_status_shows_pools_hosts_and_routers(story):
+    code, said = story.status
+    assert code == 0, said
+    rows = [line.split() for line in said.splitlines()]
+    assert sorted(row[3] for row in rows if row[:1] in (["prefill-0"], ["decode-0"])) == ["h2", "h3"]
+    assert ["10.79.0.11", "http://10.79.0.11:8000", "up", "2"] in rows
+    assert ["h1", "10.79.0.11", "head", "0", "0", "0"] in rows
+
+
+def test_up_again_asks_nothing_and_changes_nothing(story):
+    code, said = story.again
+    assert code == 0, said
+    assert "nothing changes" in said
+    assert story.ranks_after_again == story.ranks
+
+
+def test_down_leaves_neither_process_nor_file(story):
+    code, said = story.down
+    assert code == 0, said
+    assert story.left_after_down == []
+    assert story.down_again == (0, "there is no cluster 'main' here; nothing to take away\n")
+
+
+def test_ray_down_leaves_neither_process_nor_file(story):
+    assert story.left_after_ray_down == []
