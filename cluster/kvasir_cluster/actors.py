@@ -1,5 +1,6 @@
 """The Ray actor around one rank. The only module of the cluster that knows the workers."""
 
+import gc
 import os
 import threading
 from dataclasses import dataclass, replace
@@ -69,6 +70,9 @@ class RankActor:
         config = self._config if self._config.host else replace(self._config, host=own_address())
         self._rank = self._build(config, self._secret, self._rank_index)
         self._rank.start()
+        # What is there now stays: looking through it again would stop the engine for 100 ms each time.
+        gc.collect()
+        gc.freeze()
         return RankStarted(endpoint=self._rank.endpoint, info=self._rank.info)
 
     def failure(self) -> str | None:

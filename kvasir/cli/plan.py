@@ -1,6 +1,7 @@
 """`kvasir plan`: what a model will take, and what it can give at best, before anything is loaded."""
 
 import argparse
+import importlib
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,10 +17,14 @@ from kvasir_protocol.config import ClusterConfig
 from kvasir_workers.kv.manager import pages_for
 from kvasir_workers.load import resolve_device, resolve_dtype, resolve_quantization
 from kvasir_workers.memory import Footprint, free_memory, page_bytes, plan_memory, step_bytes
+from kvasir_workers.model.decoder import Decoder
 from kvasir_workers.model.loader import load_spec, weight_bytes
 from kvasir_workers.model.spec import DecoderSpec
 from kvasir_workers.replica_server import resident_bytes
 from kvasir_workers.roofline import DeviceRates, ModelWork, decode_s, measure_rates, prefill_s
+
+RAY_BYTES = 68 * 2**20
+"""Of a replica of the demo-sized model in Ray 2.60, more than of the same by `python -m kvasir_workers.replica`."""
 
 PROMPTS = (128, 1024)
 BATCHES = (1, 8, 32, 256)
@@ -28,7 +33,11 @@ CONTEXT = 512
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReplicaPlan:
-    """Bytes of one replica. process_bytes: Python, torch and our own code, as this process has them now."""
+    """Bytes of one replica, once all its pages are in use.
+
+    process_bytes: Python, torch and our own code, as this process has them when it has read the same. ray_bytes: what
+    Ray adds to the process that it runs a replica in.
+    """
 
     weight_bytes: int
     num_pages: int
@@ -36,13 +45,14 @@ class ReplicaPlan:
     host_cache_bytes: int
     step_bytes: int
     process_bytes: int
+    ray_bytes: int
     max_sequence_tokens: int
     page_size: int
 
     @property
     def total_bytes(self) -> int:
         pages = self.num_pages * self.page_bytes
-        return self.weight_bytes + pages + self.host_cache_bytes + self.step_bytes + self.process_bytes
+        return self.weight_bytes + pages + self.host_cache_bytes + self.step_bytes + self.process_bytes + self.ray_bytes
 
     def num_sequences(self, num_tokens: int) -> int:
         """How many of so many tokens the pages hold at once, with nothing in common."""
@@ -96,10 +106,18 @@ def plan_replica(config: ClusterConfig, spec: DecoderSpec, device: torch.device,
         page_bytes=footprint.page_bytes,
         host_cache_bytes=engine.host_cache_bytes,
         step_bytes=step_bytes(spec, dtype, engine),
-        process_bytes=resident_bytes(),
+        process_bytes=process_bytes(spec, dtype),
+        ray_bytes=RAY_BYTES,
         max_sequence_tokens=plan.max_sequence_tokens,
         page_size=engine.page_size,
     )
+
+
+def process_bytes(spec: DecoderSpec, dtype: torch.dtype) -> int:
+    """What a replica's process has beside weights, pages and tensors: this one, once it holds the same code."""
+    importlib.import_module("kvasir_workers.replica")
+    Decoder(spec, dtype, torch.device("meta"))
+    return resident_bytes()
 
 
 def predict(work: ModelWork, rates: DeviceRates, replica: ReplicaPlan) -> Speed:
@@ -126,6 +144,7 @@ def _memory_table(config: ClusterConfig, replica: ReplicaPlan) -> Table:
         "host memory for evicted pages": replica.host_cache_bytes,
         "tensors of a full step": replica.step_bytes,
         "Python and torch": replica.process_bytes,
+        "Ray in the same process": replica.ray_bytes,
         "one replica": replica.total_bytes,
     }
     for name, num_bytes in rows.items():
