@@ -29,9 +29,8 @@ def load_decoder(path: Path, dtype: torch.dtype, device: torch.device) -> Decode
     Everything is checked against the files' headers before memory is taken. Raises CheckpointError.
     """
     spec = load_spec(path)
-    stored = _wanted_tensors(path, spec)
+    stored = checked_tensors(path, spec)
     places = weight_map(spec)
-    _check_shapes(stored, places, Decoder(spec, dtype, torch.device("meta")), path)
     decoder = Decoder(spec, dtype, device)
     _fill(dict(decoder.named_parameters()), stored, places)
     return decoder
@@ -45,6 +44,13 @@ def num_parameters(path: Path) -> int:
 def weight_bytes(path: Path, dtype: torch.dtype) -> int:
     """Return the bytes that the weights of the checkpoint at `path` take in `dtype`; raises CheckpointError."""
     return num_parameters(path) * dtype.itemsize
+
+
+def checked_tensors(path: Path, spec: DecoderSpec) -> dict[str, StoredTensor]:
+    """Return the checkpoint's tensors by name; raises CheckpointError unless they are those of the weight map."""
+    stored = _wanted_tensors(path, spec)
+    _check_shapes(stored, weight_map(spec), Decoder(spec, torch.float32, torch.device("meta")), path)
+    return stored
 
 
 def _wanted_tensors(path: Path, spec: DecoderSpec) -> dict[str, StoredTensor]:
