@@ -34,7 +34,9 @@ from kvasir_protocol.ids import RequestId
 from kvasir_protocol.request import MAX_LOGPROBS, MAX_SEED, GenerationRequest, Pooling, SamplingParams
 from kvasir_router.tokenise import TextCodec
 from kvasir_workers.kv.offload.open_tiers import open_tiers
-from kvasir_workers.load import build_engine, grammar_compiler, load_model
+from kvasir_workers.load import build_engine, grammar_compiler
+from kvasir_workers.parallel.local_gang import load_gang, share_cores
+from kvasir_workers.parallel.mesh import GangShape
 
 Message = Mapping[str, Any]
 """One chat message, such as {"role": "user", "content": "Hello"}."""
@@ -43,8 +45,9 @@ Message = Mapping[str, Any]
 class LLM:
     """A model in this process; vLLM's shape. model None is the embedded demo model.
 
+    With tensor_parallel_size x pipeline_parallel_size above 1 this process leads, and has the others as children.
     Not thread-safe. `with LLM() as llm:` gives its memory back at the end.
-    Raises CheckpointError, ConfigError or OutOfMemory if the model can't be had.
+    Raises CheckpointError, ConfigError, OutOfMemory or RankLost if the model can't be had.
     """
 
     def __init__(
@@ -66,6 +69,8 @@ class LLM:
         scheduling_policy: SchedulingPolicyName = "fcfs",
         overlap: bool | None = None,
         num_threads: int | None = None,
+        tensor_parallel_size: int = 1,
+        pipeline_parallel_size: int = 1,
     ) -> None:
         directory = Path(model) if model is not None else demo_model_path()
         name = directory.name if model is not None else DEMO_MODEL_NAME
@@ -84,8 +89,10 @@ class LLM:
             max_waiting_requests=None,  # the caller, who is here, may hand over as many prompts as it likes
             num_threads=num_threads,
         )
-        if num_threads is not None:
-            torch.set_num_threads(num_threads)
+        shape = GangShape(tensor_parallel_size=tensor_parallel_size, pipeline_parallel_size=pipeline_parallel_size)
+        config = share_cores(config, shape)
+        if config.num_threads is not None:
+            torch.set_num_threads(config.num_threads)
         source = ModelConfig(
             path=str(directory),
             served_name=name,
@@ -93,7 +100,7 @@ class LLM:
             quantization=quantization,
             max_model_len=max_model_len,
         )
-        loaded = load_model(source, config)
+        self._gang, loaded = load_gang(source, config, shape)
         self._codec = TextCodec.from_directory(directory)
         self._max_sequence_tokens = loaded.limits.max_sequence_tokens
         self._eos_token_ids = loaded.limits.eos_token_ids
@@ -117,6 +124,8 @@ class LLM:
         if self._tiers is not None:
             self._tiers.tiers.close()
         self._tiers = None
+        if self._gang is not None:
+            self._gang.close()
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()

@@ -3,22 +3,28 @@
 import gc
 import os
 import threading
+from concurrent.futures import Future
 from dataclasses import dataclass, replace
 
+import ray
+from ray.exceptions import RayError
+
 from kvasir_cluster.hosts import own_address
-from kvasir_cluster.spec import BuildRank, RunningRank
+from kvasir_cluster.spec import BuildRank, Rendezvous, RunningRank
 from kvasir_protocol.config import ReplicaConfig
-from kvasir_protocol.errors import CheckpointError, ConfigError, KvasirError, OutOfMemory, PlacementError
-from kvasir_protocol.view import ReplicaInfo, Role
+from kvasir_protocol.errors import CheckpointError, ConfigError, KvasirError, OutOfMemory, PlacementError, RankLost
+from kvasir_protocol.view import Role
 
 HOPELESS = (CheckpointError, ConfigError, OutOfMemory, PlacementError)
 """Errors that another try with the same configuration can't heal."""
+
+MEETING_S = 120.0
+"""For a leader to import what it needs and say where it waits."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RankStarted:
     endpoint: str
-    info: ReplicaInfo
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,12 +35,39 @@ class RankRefused:
     can_heal: bool
 
 
-def build_replica(config: ReplicaConfig, secret: bytes, rank: int) -> RunningRank:
+def build_replica(config: ReplicaConfig, secret: bytes, rank: int, rendezvous: Rendezvous) -> RunningRank:
     """The real rank: imports torch, so only a rank's process may call it."""
+    if rank > 0:
+        from kvasir_workers.parallel.hosted_rank import HostedRank
+
+        return HostedRank(config, secret, rank, rendezvous.find())
+    from kvasir_workers.parallel.hosted_gang import HostedGang
     from kvasir_workers.replica import Replica
 
-    assert rank == 0, f"{config.replica_id}: a replica has one rank as long as PoolConfig admits no more, got {rank}"
-    return Replica(config, secret)
+    return Replica(config, secret, lambda: HostedGang(config, secret, rendezvous.announce))
+
+
+class _ActorRendezvous:
+    """The leader's actor keeps its address for the others to ask for."""
+
+    def __init__(self, leader_name: str) -> None:
+        self._leader_name = leader_name
+        self.address: Future[str] = Future()
+
+    def announce(self, address: str) -> None:
+        self.address.set_result(address)
+
+    def give_up(self, reason: str) -> None:
+        """There will be no address, unless it was said already."""
+        if not self.address.done():
+            self.address.set_exception(RankLost(reason, (0,)))
+
+    def find(self) -> str:
+        try:
+            leader = ray.get_actor(self._leader_name)
+            return str(ray.get(leader.meeting_point.remote(), timeout=MEETING_S))
+        except (RayError, ValueError) as error:
+            raise RankLost(f"the leader {self._leader_name} has said no address: {error}", (0,)) from error
 
 
 class RankActor:
@@ -43,11 +76,12 @@ class RankActor:
     start may be asked again, by a controller that was restarted: the answer is the same.
     """
 
-    def __init__(self, config: ReplicaConfig, secret: bytes, rank: int, build: BuildRank) -> None:
+    def __init__(self, config: ReplicaConfig, secret: bytes, rank: int, build: BuildRank, leader_name: str) -> None:
         self._config = config
         self._secret = secret
         self._rank_index = rank
         self._build = build
+        self._rendezvous = _ActorRendezvous(leader_name)
         self._rank: RunningRank | None = None
         self._answer: RankStarted | RankRefused | None = None
         self._starting = threading.Lock()
@@ -60,6 +94,7 @@ class RankActor:
                 try:
                     self._answer = self._start()
                 except KvasirError as error:
+                    self._rendezvous.give_up(str(error))
                     self._answer = RankRefused(message=str(error), can_heal=not isinstance(error, HOPELESS))
             return self._answer
 
@@ -68,12 +103,16 @@ class RankActor:
             # Read when torch is loaded, which is below: replicas on one host must not fight for its cores.
             os.environ["OMP_NUM_THREADS"] = str(self._config.engine.num_threads)
         config = self._config if self._config.host else replace(self._config, host=own_address())
-        self._rank = self._build(config, self._secret, self._rank_index)
+        self._rank = self._build(config, self._secret, self._rank_index, self._rendezvous)
         self._rank.start()
         # What is there now stays: looking through it again would stop the engine for 100 ms each time.
         gc.collect()
         gc.freeze()
-        return RankStarted(endpoint=self._rank.endpoint, info=self._rank.info)
+        return RankStarted(endpoint=self._rank.endpoint)
+
+    def meeting_point(self) -> str:
+        """Where this rank, which leads, waits for the others; as soon as it does."""
+        return self._rendezvous.address.result(MEETING_S)
 
     def failure(self) -> str | None:
         """Why the rank is of no use any more; None while it is healthy or still starts."""

@@ -333,6 +333,8 @@ class Controller:
             handover=config.handover,
             host=spec.replica_host,
             segment_prefix=spec.name,
+            tensor_parallel_size=record.pool.tensor_parallel_size,
+            pipeline_parallel_size=record.pool.pipeline_parallel_size,
         )
         return GangSpec(
             replica=replica,

@@ -158,19 +158,25 @@ class Gang:
     def _follow_start(self, now_s: float) -> Failure | None:
         """Take in the answers of ranks that have started; the first that failed fails the gang."""
         answered, _ = ray.wait(list(self._starts), num_returns=len(self._starts), timeout=0)
-        for reference in answered:
-            rank = self._starts.pop(reference)
-            try:
-                answer: RankStarted | RankRefused = ray.get(reference)
-            except RayError as error:
-                return Failure(message=f"{describe_error(error)} while it started")
-            if isinstance(answer, RankRefused):
-                return Failure(message=answer.message, can_heal=answer.can_heal)
-            if rank == LEADER:
-                self._address = ReplicaAddress(
-                    replica_id=self._spec.replica.replica_id, role=self._spec.replica.role, endpoint=answer.endpoint
-                )
+        failures = [failure for reference in answered if (failure := self._take_answer(reference)) is not None]
+        if failures:
+            # Those who only missed the one that was refused say so, too: what no other try heals is the reason.
+            return min(failures, key=lambda failure: failure.can_heal)
         return self._judge_waiting(now_s) if self._starts else None
+
+    def _take_answer(self, reference: Any) -> Failure | None:
+        rank = self._starts.pop(reference)
+        try:
+            answer: RankStarted | RankRefused = ray.get(reference)
+        except RayError as error:
+            return Failure(message=f"{describe_error(error)} while it started")
+        if isinstance(answer, RankRefused):
+            return Failure(message=answer.message, can_heal=answer.can_heal)
+        if rank == LEADER:
+            self._address = ReplicaAddress(
+                replica_id=self._spec.replica.replica_id, role=self._spec.replica.role, endpoint=answer.endpoint
+            )
+        return None
 
     def _judge_waiting(self, now_s: float) -> Failure | None:
         waited_s, timings = now_s - self._asked_at_s, self._spec.timings
@@ -224,7 +230,7 @@ def _create_rank(spec: GangSpec, group: Any, rank: int) -> Any:
             max_concurrency=CALLS_AT_ONCE,
             scheduling_strategy=strategy,
         )
-        .remote(spec.replica, spec.secret, rank, spec.build_rank)
+        .remote(spec.replica, spec.secret, rank, spec.build_rank, spec.actor_name(LEADER))
     )
 
 

@@ -6,17 +6,17 @@ from typing import Protocol
 
 from kvasir_cluster.plan import Pacing
 from kvasir_protocol.config import ClusterConfig, ReplicaConfig
-from kvasir_protocol.view import ReplicaInfo, Role
+from kvasir_protocol.view import Role
 
 
 class RunningRank(Protocol):
-    """One rank of a gang inside its own process; rank 0, the leader, is a whole `kvasir_workers.replica.Replica`."""
+    """One rank of a gang inside its own process; rank 0, the leader, is a whole `kvasir_workers.replica.Replica`.
+
+    endpoint: where routers reach it, if it leads.
+    """
 
     @property
     def endpoint(self) -> str: ...
-
-    @property
-    def info(self) -> ReplicaInfo: ...
 
     @property
     def num_streams(self) -> int:
@@ -35,8 +35,18 @@ class RunningRank(Protocol):
         """End orderly. What is returned is for whoever owns the process."""
 
 
-BuildRank = Callable[[ReplicaConfig, bytes, int], RunningRank]
-"""(config, cluster secret, rank) -> the rank, loaded but not started. Runs in the rank's own process."""
+class Rendezvous(Protocol):
+    """How the ranks of a gang find their leader."""
+
+    def announce(self, address: str) -> None:
+        """The leader waits for the others here."""
+
+    def find(self) -> str:
+        """What the leader has announced, as soon as it has. Raises RankLost if it never does."""
+
+
+BuildRank = Callable[[ReplicaConfig, bytes, int, Rendezvous], RunningRank]
+"""(config, cluster secret, rank, rendezvous) -> the rank, loaded but not started. Runs in the rank's own process."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

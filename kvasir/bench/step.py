@@ -18,7 +18,7 @@ from kvasir_protocol.request import GenerationRequest, SamplingParams
 from kvasir_workers.engine import Engine
 from kvasir_workers.kv.manager import KvManager, pages_for
 from kvasir_workers.request_check import EngineLimits
-from kvasir_workers.runner.batch import BatchBuilder
+from kvasir_workers.runner.batch import BatchBuilder, sampled_rows
 from kvasir_workers.runner.executor import CallersThread, DeviceThread, Masks, StepInPlace, StepInThread, Steps
 from kvasir_workers.runner.sampler import SampledToken
 from kvasir_workers.step_plan import StepPlan
@@ -111,8 +111,8 @@ class StubRunner:
         self._thread: Steps[list[SampledToken]] = DeviceThread() if uses_thread else CallersThread()
 
     def launch(self, plan: StepPlan) -> StepInThread[list[SampledToken]] | StepInPlace[list[SampledToken]]:
-        batch = self._builder.build(plan)
-        work = partial(self._say, [SampledToken(1, None)] * len(batch.sampled.sequences))
+        self._builder.build(plan)
+        work = partial(self._say, [SampledToken(1, None)] * len(sampled_rows(plan).sequences))
         return self._thread.launch(work)
 
     def _say(self, tokens: list[SampledToken], _: Masks) -> list[SampledToken]:

@@ -6,9 +6,10 @@ import os
 from pathlib import Path
 
 from kvasir_cluster.pools import Hardware
-from kvasir_protocol.config import ModelConfig
+from kvasir_protocol.config import ModelConfig, PoolConfig
 from kvasir_protocol.errors import CheckpointError
 from kvasir_workers.model.spec import check_max_model_len, read_spec
+from kvasir_workers.parallel.mesh import GangShape, check_shape
 
 
 def find_hardware() -> Hardware:
@@ -25,12 +26,17 @@ def _count_gpus() -> int:
     return len(list(Path("/proc/driver/nvidia/gpus").glob("*")))
 
 
-def check_model(model: ModelConfig) -> None:
+def check_model(model: ModelConfig, pools: tuple[PoolConfig, ...] = ()) -> None:
     """Raise CheckpointError or ConfigError for what no replica could load; weights are checked when they load."""
     path = Path(model.path)
     _check_folder(path)
     spec = read_spec(_read_config(path / "config.json"), str(path / "config.json"))
     check_max_model_len(model.max_model_len, spec.max_position_embeddings)
+    for pool in pools:
+        shape = GangShape(
+            tensor_parallel_size=pool.tensor_parallel_size, pipeline_parallel_size=pool.pipeline_parallel_size
+        )
+        check_shape(spec, shape)
 
 
 def _read_config(file: Path) -> dict[str, object]:

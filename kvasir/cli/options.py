@@ -4,6 +4,7 @@ import argparse
 import os
 from collections.abc import Mapping
 from dataclasses import replace
+from math import prod
 from pathlib import Path
 from typing import Any, get_args
 
@@ -50,7 +51,8 @@ def add_serve_options(parser: argparse.ArgumentParser) -> None:
     add("--mixed", nargs="?", type=int, const=1, metavar="N", help="N replicas (default 1) that prefill and decode")
     add("--prefill-replicas", type=int, metavar="N", help="default: 1")
     add("--decode-replicas", type=int, metavar="N", help="default: 1")
-    add("--tensor-parallel-size", type=int, metavar="N", help="ranks that share a replica's weights")
+    add("--tensor-parallel-size", type=int, metavar="N", help="ranks that share each layer of a replica")
+    add("--pipeline-parallel-size", type=int, metavar="N", help="stages that share a replica's layers")
     add("--handover-transport", choices=get_args(TransportName), help="how pages go from prefill to decode")
 
 
@@ -62,7 +64,7 @@ def make_config(options: argparse.Namespace, *, default_is_mixed: bool) -> Clust
     if options.served_model_name is not None and not options.served_model_name.strip():
         raise ConfigError("--served-model-name must not be empty; leave it out to use the folder's name")
     defaults: dict[str, Any] = {"model": DEMO_MODEL}
-    if default_is_mixed:
+    if default_is_mixed or prod(_said_sizes(options).values()) > 1:  # separate pools of several ranks can't be had yet
         defaults["pools"] = [{"role": "mixed"}]
     below = load_config(options.config, defaults) if options.config else build(ClusterConfig, defaults)
     return settle_model(build(ClusterConfig, merge(to_plain(below), _flags_tree(options, below.pools))))
@@ -118,6 +120,9 @@ def _pools_tree(options: argparse.Namespace, pools: tuple[PoolConfig, ...]) -> l
         for role, replicas in (("prefill", options.prefill_replicas), ("decode", options.decode_replicas)):
             if replicas is not None:
                 tree[role] |= {"replicas": replicas}
-    if options.tensor_parallel_size is not None:
-        tree = {role: pool | {"tensor_parallel_size": options.tensor_parallel_size} for role, pool in tree.items()}
-    return list(tree.values())
+    return [pool | _said_sizes(options) for pool in tree.values()]
+
+
+def _said_sizes(options: argparse.Namespace) -> dict[str, int]:
+    sizes = {name: getattr(options, name) for name in ("tensor_parallel_size", "pipeline_parallel_size")}
+    return {name: size for name, size in sizes.items() if size is not None}

@@ -15,12 +15,12 @@ from kvasir.cli.options import make_config
 from kvasir_cluster.pools import num_replicas, resolve
 from kvasir_protocol.config import ClusterConfig
 from kvasir_workers.kv.manager import pages_for
-from kvasir_workers.load import resolve_device, resolve_dtype, resolve_quantization
 from kvasir_workers.memory import Footprint, free_memory, page_bytes, plan_memory, step_bytes
 from kvasir_workers.model.decoder import Decoder
 from kvasir_workers.model.loader import load_spec, weight_bytes
 from kvasir_workers.model.spec import DecoderSpec
 from kvasir_workers.replica_server import resident_bytes
+from kvasir_workers.resolve import resolve_device, resolve_dtype, resolve_quantization
 from kvasir_workers.roofline import DeviceRates, ModelWork, decode_s, measure_rates, prefill_s
 
 RAY_BYTES = 68 * 2**20
@@ -71,7 +71,7 @@ class Speed:
 def show_plan(options: argparse.Namespace) -> int:
     """Print it. Raises KvasirError where the model can't be served like this."""
     config = resolve(make_config(options, default_is_mixed=False), find_hardware())
-    check_model(config.model)
+    check_model(config.model, config.pools)
     device = resolve_device(config.engine)
     spec = load_spec(Path(config.model.path))
     dtype = resolve_dtype(config.model, spec)

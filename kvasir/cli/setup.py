@@ -51,7 +51,7 @@ def prepare(options: argparse.Namespace) -> Iterator[Setup]:
     hardware = find_hardware()
     is_single_gpu = 0 < hardware.num_gpus < GPUS_FOR_SEPARATE_POOLS
     config = resolve(make_config(options, default_is_mixed=is_single_gpu), hardware)
-    check_model(config.model)
+    check_model(config.model, config.pools)
     secret_file = find_secret_file()
     log_level = read_log_level()
     remove_dead_instances()

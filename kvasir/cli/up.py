@@ -37,7 +37,7 @@ SIGNS = {"create": "+", "change": "~", "remove": "-"}
 def up(options: argparse.Namespace) -> int:
     """Make the cluster as the file says, and wait until it serves. Raises KvasirError."""
     wish = settle_model(load_config(options.file, {"model": DEMO_MODEL}))
-    check_model(wish.model)
+    check_model(wish.model, wish.pools)
     phases = Phases(sys.stdout)
     with connect(options.address, wish.name):
         nodes = read_nodes()

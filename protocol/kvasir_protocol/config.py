@@ -84,6 +84,8 @@ class EngineConfig:
     has no room for; disk_cache_bytes: for those that host memory has none for, in a file in disk_cache_path. 0: none.
     overlap: a step is planned while the one before runs; None where the device is not the host's own processor, which
     would have to do both at once (demo model, 2 CPU cores, batch 32: 0.84 of the plain loop's tokens/s).
+    Pipeline stages overlap in any case. rank_deadline_s: of several ranks, how long one waits for another before the
+    gang counts as broken; it must be longer than a full step takes. Bytes are for all ranks of a replica together.
     """
 
     device: Device = "auto"
@@ -105,6 +107,7 @@ class EngineConfig:
     host_cache_bytes: int = 0
     disk_cache_bytes: int = 0
     disk_cache_path: str | None = None
+    rank_deadline_s: float = 30.0
 
     def __post_init__(self) -> None:
         for name in ("page_size", "max_num_seqs", "max_num_batched_tokens"):
@@ -118,6 +121,7 @@ class EngineConfig:
             f"engine.max_num_batched_tokens ({self.max_num_batched_tokens}) must be at least "
             f"engine.max_num_seqs ({self.max_num_seqs}), so that every running sequence can get a token a step",
         )
+        _require(self.rank_deadline_s > 0, f"engine.rank_deadline_s must be above 0, got {self.rank_deadline_s}")
         tenants = [share.tenant for share in self.tenant_weights]
         _require(len(set(tenants)) == len(tenants), "engine.tenant_weights names a tenant twice")
         self._check_tiers()
@@ -173,7 +177,16 @@ class PoolConfig:
         for name in ("tensor_parallel_size", "pipeline_parallel_size"):
             value = getattr(self, name)
             _require(value >= 1, f"pool {self.role!r}: {name} must be at least 1, got {value}")
-            _require(value == 1, f"pool {self.role!r}: {name} above 1 is not supported yet; set 1, got {value}")
+        _require(
+            self.role == "mixed" or self.num_ranks == 1,
+            f"pool {self.role!r}: pages can't be handed over between replicas of several ranks yet; "
+            "use a mixed pool (`--mixed`), or set tensor_parallel_size and pipeline_parallel_size to 1",
+        )
+
+    @property
+    def num_ranks(self) -> int:
+        """Of one replica."""
+        return self.tensor_parallel_size * self.pipeline_parallel_size
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -220,6 +233,14 @@ class ClusterConfig:
             sorted(roles) in (["mixed"], ["decode", "prefill"]),
             f"pools must be one mixed pool, or one prefill and one decode pool; got {roles}",
         )
+        _require(
+            not self.engine.host_cache_bytes or all(pool.num_ranks == 1 for pool in self.pools),
+            "engine.host_cache_bytes is not supported for replicas of several ranks yet; leave it out",
+        )
+        _require(
+            self.model.quantization is None or all(pool.num_ranks == 1 for pool in self.pools),
+            "model.quantization is not supported for replicas of several ranks yet; leave it out",
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -234,6 +255,8 @@ class ReplicaConfig:
     host: str = "127.0.0.1"
     port: int = 0
     segment_prefix: str = "kvasir"
+    tensor_parallel_size: int = 1
+    pipeline_parallel_size: int = 1
 
 
 def load_config(path: Path, defaults: Mapping[str, object]) -> ClusterConfig:

@@ -9,6 +9,7 @@ KvasirError
 ├── OutOfMemory               the plan does not fit the device: names what to lower
 ├── WireError                 a message that is not what it claims to be: dropped and counted
 ├── PlacementError            the cluster lacks what a gang needs
+├── RankLost                  a rank of a gang died or hangs: the gang is of no use any more
 └── ServiceUnavailable        nobody can take the request now: 503, with the seconds to wait
     └── StreamLost            an accepted stream could not be finished anywhere
 """
@@ -56,6 +57,14 @@ class WireError(KvasirError):
 
 class PlacementError(KvasirError):
     """The cluster lacks what a gang needs."""
+
+
+class RankLost(KvasirError):
+    """A rank of a gang died or hangs; `ranks` did not come, as far as is known. The gang is to be built anew."""
+
+    def __init__(self, message: str, ranks: tuple[int, ...] = ()) -> None:
+        super().__init__(message)
+        self.ranks = ranks
 
 
 class ServiceUnavailable(KvasirError):

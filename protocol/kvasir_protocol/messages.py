@@ -216,6 +216,31 @@ class View:
     view: ClusterView
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunStep:
+    """A leader tells the ranks of its gang what the next step computes. All numbers are int32, little-endian.
+
+    token_ids: of S sequences, one after the other; coming: places among them that the step before fills, then which of
+    its rows does. starts, counts: of each sequence. samples: 1 for those that yield a token, else 0. num_shown: how
+    many of its rows a reader of prompts wants to see. pages: of each sequence, as many as its tokens need. copies:
+    source page, target page and number of tokens, each.
+    """
+
+    token_ids: bytes
+    coming: bytes
+    starts: bytes
+    counts: bytes
+    samples: bytes
+    num_shown: bytes
+    pages: bytes
+    copies: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FinishStep:
+    """The last stage's hidden states of the oldest step of which any are wanted are to become logits now."""
+
+
 Message = (
     Hello
     | Welcome
@@ -238,4 +263,6 @@ Message = (
     | Quiet
     | GetView
     | View
+    | RunStep
+    | FinishStep
 )

@@ -9,6 +9,7 @@ A name without generation, such as decode-0, stands for every generation of the 
 import os
 from pathlib import Path
 
+from kvasir_cluster.spec import Rendezvous
 from kvasir_protocol.config import ReplicaConfig
 from kvasir_protocol.errors import CheckpointError
 from kvasir_protocol.view import ReplicaInfo, Role
@@ -64,6 +65,6 @@ class FakeReplica:
         (self._orders / f"{self._name}.stopped").touch()
 
 
-def build_fake(config: ReplicaConfig, secret: bytes, rank: int) -> FakeReplica:
-    del secret
+def build_fake(config: ReplicaConfig, secret: bytes, rank: int, rendezvous: Rendezvous) -> FakeReplica:
+    del secret, rendezvous
     return FakeReplica(config, rank)

@@ -1,6 +1,6 @@
 """One replica's engine: requests in, tokens out, a step at a time."""
 
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable
 from collections.abc import Sequence as Many
 from dataclasses import dataclass, fields
@@ -15,11 +15,11 @@ from kvasir_protocol.ids import PageIndex, RequestId
 from kvasir_protocol.messages import HandoverTicket
 from kvasir_protocol.request import FinishReason, GenerationRequest
 from kvasir_workers.answer_failure import AnswerFailure, failure_of
-from kvasir_workers.grammar.state import Grammar, GrammarState
+from kvasir_workers.grammar.state import Grammar
 from kvasir_workers.kv.exports import PageExporter, PageExports
 from kvasir_workers.kv.manager import KvManager
 from kvasir_workers.prompt_reader import PromptPooler, PromptScorer
-from kvasir_workers.request_check import EngineLimits, check_request
+from kvasir_workers.request_check import EngineLimits, check_request, grammar_state
 from kvasir_workers.runner.device import Runner, StepFlight
 from kvasir_workers.runner.grammar_mask import GrammarMasks, StructuredRow, make_masks
 from kvasir_workers.runner.sampler import SampledToken
@@ -39,18 +39,22 @@ class Engine:
         limits: EngineLimits,
         exporter: PageExporter | None = None,
         clock: Callable[[], float] = monotonic,
+        num_batches: int = 1,
     ) -> None:
+        """num_batches: as many, of sequences that have none in common, are on their way at once."""
         self._runner = runner
         self._kv = kv
         self._limits = limits
         self._exports = PageExports(kv, exporter)
         self._clock = clock
         self._max_num_seqs = config.max_num_seqs
-        self._overlaps = config.overlap is True
-        self._flight: _Flight | None = None
+        overlaps = config.overlap is True
+        assert num_batches == 1 or not overlaps, "batches of different sequences overlap as they are"
+        self._num_ahead = num_batches - 1 if num_batches > 1 else int(overlaps)
+        self._flights: deque[_Flight] = deque()
         self._has_failed = False
         self._num_launches = 0
-        self._scheduler = Scheduler(config, kv)
+        self._scheduler = Scheduler(config, kv, num_batches)
         self._reserved: set[Sequence] = set()
         self._counts: Counter[str] = Counter({item.name: 0 for item in fields(EngineCounters)})
 
@@ -64,7 +68,7 @@ class Engine:
 
     @property
     def has_work(self) -> bool:
-        return self.num_running + self.num_waiting > 0 or self._flight is not None
+        return self.num_running + self.num_waiting > 0 or bool(self._flights)
 
     def counters(self) -> EngineCounters:
         preempted, recomputed = self._scheduler.num_preemptions, self._scheduler.num_recomputed_tokens
@@ -93,7 +97,7 @@ class Engine:
         first token in time.
         """
         self._check(request)
-        sequence = Sequence(request, ticket, _grammar_state(request, grammar), self._end_token_ids(request))
+        sequence = Sequence(request, ticket, grammar_state(request, grammar), self._end_token_ids(request))
         sequence.arrived_at = self._clock()
         if not request.emitted_token_ids:
             self._check_line(sequence)
@@ -137,7 +141,8 @@ class Engine:
 
         An engine in which a step failed has lost count of what is on its way: it takes no other.
 
-        Without overlap that is the same pass; with it the one before, which ran while this one was planned:
+        Without overlap that is the same pass; with it the one before, which ran while this one was planned; with
+        several batches the oldest, as soon as all others are on their way:
 
             plan 1, launch 1 | plan 2, launch 2, land 1 | plan 3, launch 3, land 2 | ...
         """
@@ -146,27 +151,28 @@ class Engine:
             return self._step()
         except BaseException:
             self._has_failed = True
-            if self._flight is not None:
-                self._flight.step.allow(None)  # else the device would wait for it for ever
+            for flight in self._flights:
+                flight.step.allow(None)  # else the device would wait for it for ever
             raise
 
     def close(self) -> None:
-        """Let the step on its way end, so that nothing runs any more when its memory goes."""
-        if self._flight is not None:
-            flight, self._flight = self._flight, None
-            flight.step.land()
+        """Let the steps on their way end, so that nothing runs any more when its memory goes."""
+        while self._flights:
+            self._flights.popleft().step.land()
 
     def _step(self) -> list[TokenOutput]:
         outputs = [self._give_up(sequence) for sequence in self._scheduler.overdue(self._clock())]
-        plan = self._scheduler.plan(reserved=self._reserved, is_ahead=self._flight is not None)
-        before, self._flight = self._flight, self._launch(plan) if plan is not None and plan.entries else None
-        if before is not None:
-            outputs += self._land(before)
-        if self._flight is not None and self._flight.is_structured:
-            self._flight.step.allow(partial(self._masks, self._flight.plan))
-        if self._flight is not None and not self._overlaps:
-            landing, self._flight = self._flight, None
-            outputs += self._land(landing)
+        plan = self._scheduler.plan(reserved=self._reserved, is_ahead=bool(self._flights))
+        launched = self._launch(plan) if plan is not None and plan.entries else None
+        if launched is not None:
+            self._flights.append(launched)
+        if len(self._flights) > max(self._num_ahead, 1) or (self._flights and launched is None):
+            outputs += self._land(self._flights.popleft())
+        # Here, since its sequences may have to hear first of the token that the step before said.
+        if launched is not None and launched.is_structured:
+            launched.step.allow(partial(self._masks, launched.plan))
+        if len(self._flights) > self._num_ahead:
+            outputs += self._land(self._flights.popleft())
         return outputs
 
     def _launch(self, plan: StepPlan) -> "_Flight":
@@ -327,7 +333,7 @@ class Engine:
         if there is no room now, or only room that those in line wait for.
         """
         self._check(request)
-        sequence = Sequence(request, None, _grammar_state(request, grammar), self._end_token_ids(request))
+        sequence = Sequence(request, None, grammar_state(request, grammar), self._end_token_ids(request))
         sequence.prompt_reader = None  # the prefill side computes the prompt, and so reads it
         if self.num_running + self.num_waiting + len(self._reserved) >= self._max_num_seqs:
             raise ServiceUnavailable(f"all {self._max_num_seqs} places for running sequences are taken")
@@ -374,19 +380,6 @@ class _Flight:
     plan: StepPlan
     step: StepFlight
     is_structured: bool
-
-
-def _grammar_state(request: GenerationRequest, grammar: Grammar | None) -> GrammarState | None:
-    """The beginning of the request's grammar, or where its emitted tokens have led to."""
-    wanted = request.sampling.structured_outputs
-    if wanted is None:
-        return None
-    if grammar is None:
-        raise InvalidRequest(f"{wanted.field}: the grammar was not compiled before the request was added", wanted.field)
-    state = grammar.start()
-    if not state.accept(request.emitted_token_ids):
-        raise InvalidRequest("the emitted tokens are not of the form that was asked for", "emitted_token_ids")
-    return state
 
 
 def _queue_s(sequence: Sequence) -> float | None:

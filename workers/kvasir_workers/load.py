@@ -11,7 +11,7 @@ from torch import Tensor
 
 from kvasir_kernels.dispatch import prepare
 from kvasir_protocol.config import EngineConfig, ModelConfig
-from kvasir_protocol.errors import CheckpointError, ConfigError, OutOfMemory
+from kvasir_protocol.errors import CheckpointError, OutOfMemory
 from kvasir_protocol.messages import LAYOUT_VERSION, PageLayout
 from kvasir_workers.engine import Engine
 from kvasir_workers.grammar.compiler import GrammarCompiler
@@ -19,16 +19,32 @@ from kvasir_workers.grammar.token_table import TokenSource
 from kvasir_workers.kv.exports import PageExporter
 from kvasir_workers.kv.manager import KvManager, Reuse
 from kvasir_workers.kv.offload.open_tiers import OpenTiers
+from kvasir_workers.kv.offload.page_mover import PageMover
 from kvasir_workers.kv.page_memory import PageShape, SharedSegment
 from kvasir_workers.kv.prefix_tree import PageWatcher
-from kvasir_workers.memory import Footprint, check_host_cache, free_memory, give_back_freed, page_bytes, plan_memory
+from kvasir_workers.memory import (
+    Footprint,
+    MemoryPlan,
+    check_host_cache,
+    free_memory,
+    give_back_freed,
+    page_bytes,
+    plan_memory,
+)
 from kvasir_workers.model.checkpoint import read_eos_token_ids
 from kvasir_workers.model.decoder import Decoder
 from kvasir_workers.model.fusion import fuse
 from kvasir_workers.model.loader import load_decoder, load_spec, weight_bytes
 from kvasir_workers.model.spec import DecoderSpec
-from kvasir_workers.quantization.scheme import QuantizationSpec, find_scheme
+from kvasir_workers.parallel.collectives import Meeting
+from kvasir_workers.parallel.gang_runner import GangRunner
+from kvasir_workers.parallel.links import PlanSender
+from kvasir_workers.parallel.load_rank import load_rank, plan_rank
+from kvasir_workers.parallel.mesh import LEADER, GangShape, RankPlace
+from kvasir_workers.parallel.pipeline import Stage
+from kvasir_workers.quantization.scheme import QuantizationSpec
 from kvasir_workers.request_check import EngineLimits
+from kvasir_workers.resolve import resolve_device, resolve_dtype, resolve_quantization
 from kvasir_workers.runner.executor import CallersThread, DeviceThread, Steps
 from kvasir_workers.runner.model_runner import ModelRunner
 from kvasir_workers.runner.sampler import SampledToken
@@ -41,13 +57,39 @@ _SAMPLE_BYTES = 64
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadedModel:
-    """Weights and pages in memory. pages: [L, 2, N, P, K, D]; segment: where they lie, if other processes see them."""
+    """Weights and pages in memory. pages: [L, 2, N, P, K, D]; segment: where they lie, if other processes see them.
+
+    lead: of several ranks this is the one that leads, and decoder and pages are its own part of the model.
+    """
 
     decoder: Decoder
     pages: Tensor
     segment: SharedSegment | None
     layout: PageLayout
     limits: EngineLimits
+    lead: "Lead | None" = None
+
+
+@dataclass(frozen=True, slots=True)
+class Lead:
+    """What makes a leader of a rank: its own part of each step, and the way to tell the others of theirs."""
+
+    stage: Stage
+    followers: PlanSender
+
+    def close(self) -> None:
+        """The other ranks end."""
+        self.followers.close()
+        self.stage.close()
+
+
+@dataclass(frozen=True, slots=True)
+class LeaderSeat:
+    """Where a leader meets its followers, who are on their way."""
+
+    shape: GangShape
+    meeting: Meeting
+    followers: PlanSender
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,15 +121,7 @@ def load_model(model: ModelConfig, engine: EngineConfig, segment_wish: SegmentWi
     if device.type == "cuda":
         check_host_cache(engine, free_memory(torch.device("cpu")))
     layout = page_layout(spec, engine.page_size, dtype, fingerprint(directory, quantization))
-    limits = EngineLimits(
-        max_sequence_tokens=plan.max_sequence_tokens,
-        vocab_size=spec.vocab_size,
-        eos_token_ids=frozenset(
-            token_id
-            for token_id in read_eos_token_ids(directory)
-            if token_id < spec.vocab_size  # some checkpoints name an end token that the model can't say
-        ),
-    )
+    limits = _limits(directory, spec, plan)
     prepare(device)
     decoder = load_decoder(directory, dtype, device, quantization)
     decoder.pack_weights()
@@ -98,6 +132,34 @@ def load_model(model: ModelConfig, engine: EngineConfig, segment_wish: SegmentWi
     segment = _create_segment(segment_wish, shape, dtype) if segment_wish and device.type == "cpu" else None
     pages = segment.tensor if segment is not None else torch.zeros(shape, dtype=dtype, device=device)
     return LoadedModel(decoder=decoder, pages=pages, segment=segment, layout=layout, limits=limits)
+
+
+def load_leader(model: ModelConfig, engine: EngineConfig, seat: LeaderSeat) -> LoadedModel:
+    """The same for the first of several ranks, together with all others. Raises RankLost if one does not come."""
+    directory = Path(model.path)
+    plan = plan_rank(model, engine, RankPlace(seat.shape, LEADER))
+    layout = page_layout(plan.shard.whole, engine.page_size, plan.dtype, fingerprint(directory))
+    rank = load_rank(plan, seat.meeting)
+    return LoadedModel(
+        decoder=rank.decoder,
+        pages=rank.stage.pages,
+        segment=None,
+        layout=layout,
+        limits=_limits(directory, plan.shard.whole, rank.memory),
+        lead=Lead(rank.stage, seat.followers),
+    )
+
+
+def _limits(directory: Path, spec: DecoderSpec, plan: MemoryPlan) -> EngineLimits:
+    return EngineLimits(
+        max_sequence_tokens=plan.max_sequence_tokens,
+        vocab_size=spec.vocab_size,
+        eos_token_ids=frozenset(
+            token_id
+            for token_id in read_eos_token_ids(directory)
+            if token_id < spec.vocab_size  # some checkpoints name an end token that the model can't say
+        ),
+    )
 
 
 def _create_segment(wish: SegmentWish, shape: PageShape, dtype: torch.dtype) -> SharedSegment | None:
@@ -120,12 +182,23 @@ def build_engine(
 ) -> Engine:
     """opened: what lies below the pages; the caller closes it when the engine is no more."""
     mover, tiers = (opened.mover, opened.tiers) if opened is not None else (None, None)
-    overlaps = loaded.pages.is_cuda if config.overlap is None else config.overlap
+    num_stages = loaded.lead.stage.place.shape.pipeline_parallel_size if loaded.lead is not None else 1
+    overlaps = num_stages == 1 and (loaded.pages.is_cuda if config.overlap is None else config.overlap)
     thread: Steps[list[SampledToken]] = DeviceThread() if overlaps else CallersThread()
-    runner = ModelRunner(loaded.decoder, loaded.pages, loaded.limits.eos_token_ids, thread, mover)
+    runner = _runner(loaded, thread, mover)
     reuse = Reuse(enabled=config.enable_prefix_caching)
     kv = KvManager(loaded.pages.shape[2], config.page_size, reuse, watcher, tiers)
-    return Engine(runner, kv, replace(config, overlap=overlaps), loaded.limits, exporter)
+    config = replace(config, overlap=overlaps)
+    return Engine(runner, kv, config, loaded.limits, exporter, num_batches=num_stages)
+
+
+def _runner(
+    loaded: LoadedModel, thread: Steps[list[SampledToken]], mover: PageMover | None
+) -> ModelRunner | GangRunner:
+    eos_token_ids = loaded.limits.eos_token_ids
+    if loaded.lead is not None:
+        return GangRunner(loaded.lead.stage, loaded.lead.followers, eos_token_ids, thread)
+    return ModelRunner(loaded.decoder, loaded.pages, eos_token_ids, thread, mover)
 
 
 def grammar_compiler(directory: Path, limits: EngineLimits) -> GrammarCompiler:
@@ -133,27 +206,6 @@ def grammar_compiler(directory: Path, limits: EngineLimits) -> GrammarCompiler:
     return GrammarCompiler(
         TokenSource(directory=directory, vocab_size=limits.vocab_size, eos_token_ids=limits.eos_token_ids)
     )
-
-
-def resolve_device(config: EngineConfig) -> torch.device:
-    has_cuda = torch.cuda.is_available()
-    if config.device == "cuda" and not has_cuda:
-        raise ConfigError("device cuda was asked for, but torch finds no CUDA device; use --device cpu")
-    return torch.device("cuda" if config.device != "cpu" and has_cuda else "cpu")
-
-
-def resolve_dtype(model: ModelConfig, spec: DecoderSpec) -> torch.dtype:
-    """The dtype that was asked for, or (auto) the one that the checkpoint's config.json names."""
-    dtypes = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-    return dtypes[spec.dtype if model.dtype == "auto" else model.dtype]
-
-
-def resolve_quantization(model: ModelConfig, device: torch.device) -> QuantizationSpec | None:
-    """The scheme that was asked for. Raises ConfigError for one that there is not, or not on this device."""
-    scheme = find_scheme(model.quantization)
-    if scheme is not None and device.type != "cpu":
-        raise ConfigError(f"quantization {scheme.name} is for CPUs so far; leave it out, or use --device cpu")
-    return scheme
 
 
 def page_layout(spec: DecoderSpec, page_size: int, dtype: torch.dtype, model_fingerprint: str) -> PageLayout:

@@ -10,15 +10,17 @@ import secrets
 import signal
 import socket as os_socket
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from threading import Event
+from typing import Protocol
 
 import torch
 import yaml
 import zmq
 
 from kvasir_protocol.config import ReplicaConfig, build
-from kvasir_protocol.errors import KvasirError
+from kvasir_protocol.errors import ConfigError, KvasirError
 from kvasir_protocol.events import ReplicaStats
 from kvasir_protocol.ids import RequestId
 from kvasir_protocol.request import GenerationRequest, SamplingParams
@@ -29,7 +31,17 @@ from kvasir_workers.kv.event_server import EventSockets, KvEventServer
 from kvasir_workers.kv.offload.open_tiers import OpenTiers, open_tiers
 from kvasir_workers.kv.transfer.pusher import PagePusher
 from kvasir_workers.kv.transfer.writers import WriterFactory
-from kvasir_workers.load import LoadedModel, SegmentWish, build_engine, grammar_compiler, load_model
+from kvasir_workers.load import (
+    LeaderSeat,
+    LoadedModel,
+    SegmentWish,
+    build_engine,
+    grammar_compiler,
+    load_leader,
+    load_model,
+)
+from kvasir_workers.parallel.hosted_gang import shape_of
+from kvasir_workers.parallel.local_gang import LocalGang
 from kvasir_workers.replica_server import Binding, ReplicaServer
 
 _CANARY_TOKENS = 2
@@ -37,15 +49,20 @@ _CANARY_TOKENS = 2
 
 
 class Replica:
-    """Loads in the constructor, serves from `start` to `stop`. Raises KvasirError if it can't be had."""
+    """Loads in the constructor, serves from `start` to `stop`. Raises KvasirError if it can't be had.
 
-    def __init__(self, config: ReplicaConfig, secret: bytes) -> None:
+    open_gang: makes the gang that it leads, if its configuration asks for several ranks; without it the others are
+    children of this process.
+    """
+
+    def __init__(self, config: ReplicaConfig, secret: bytes, open_gang: "Callable[[], Gang] | None" = None) -> None:
         if config.engine.num_threads is not None:
             torch.set_num_threads(config.engine.num_threads)
         self._config = config
         self._is_serving = False
         self._tiers: OpenTiers | None = None
-        self._loaded = load_model(config.model, config.engine, self._segment_wish())
+        self._gang: Gang | None = None
+        self._loaded = self._load(open_gang)
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._gatekeeper = start_gatekeeper(self._context, secret)
         try:
@@ -58,6 +75,19 @@ class Replica:
             self._assemble(socket, secret)
         except BaseException:
             self._close()
+            raise
+
+    def _load(self, open_gang: "Callable[[], Gang] | None") -> LoadedModel:
+        config, shape = self._config, shape_of(self._config)
+        if shape.num_ranks == 1:
+            return load_model(config.model, config.engine, self._segment_wish())
+        if config.role != "mixed":
+            raise ConfigError(f"{config.replica_id}: a {config.role} replica can't have several ranks yet; use mixed")
+        self._gang = open_gang() if open_gang is not None else LocalGang(config.model, config.engine, shape)
+        try:
+            return load_leader(config.model, config.engine, self._gang.seat)
+        except BaseException:
+            self._gang.close()
             raise
 
     def _segment_wish(self) -> SegmentWish | None:
@@ -83,7 +113,9 @@ class Replica:
         segment = loaded.segment.name if loaded.segment is not None else ""
         binding = Binding(context=self._context, socket=socket, endpoint=self.endpoint, segment=segment)
         self._grammars = grammar_compiler(Path(self._config.model.path), loaded.limits)
-        self._server = ReplicaServer(binding, self.info, engine, loaded.pages, loaded.layout, self._grammars)
+        self._server = ReplicaServer(
+            binding, self.info, engine, loaded.pages, loaded.layout, self._grammars, hands_over=self._gang is None
+        )
 
     def start(self) -> None:
         """Send a canary through the model, then serve."""
@@ -114,6 +146,8 @@ class Replica:
             return "the thread of the data plane or of the page pusher died; the log tells of what"
         if self._is_serving and self._events is not None and not self._events.server.is_alive:
             return "the thread that publishes KV events died; the log tells of what"
+        if self._gang is not None and (death := self._gang.find_death()):
+            return death
         return self._server.loop.failure()
 
     def stop(self) -> bool:
@@ -140,6 +174,21 @@ class Replica:
             self._context.destroy(linger=0)
         if self._loaded.segment is not None:
             self._loaded.segment.remove()
+        if self._gang is not None and self._loaded.lead is not None:
+            self._loaded.lead.close()
+            self._gang.close()
+
+
+class Gang(Protocol):
+    """The other ranks of a replica, as their leader has to do with them."""
+
+    seat: LeaderSeat
+
+    def find_death(self) -> str | None:
+        """Which of them has ended, if that is to be seen from here."""
+        ...
+
+    def close(self) -> None: ...
 
 
 class _EventsDesk:

@@ -89,9 +89,12 @@ class ReplicaServer:
         pages: Tensor,
         layout: PageLayout,
         grammars: GrammarCompiler | None = None,
+        *,
+        hands_over: bool = True,
     ) -> None:
-        """grammars: without it, structured requests are refused."""
+        """grammars: without it, structured requests are refused. hands_over: pages may come and leave."""
         self._grammars = grammars
+        self._hands_over = hands_over
         self._socket = binding.socket
         self._context = binding.context
         self._endpoint, self._segment = binding.endpoint, binding.segment
@@ -180,6 +183,9 @@ class ReplicaServer:
                 self._send(peer, Welcome(info=self._info))
             case Ping():
                 self._send(peer, Stats(stats=self.stats()))
+            case Submit(request=request, ticket=HandoverTicket()) | Reserve(request=request) if not self._hands_over:
+                error = ServiceUnavailable("pages of a replica of several ranks are not handed over yet")
+                self._send(peer, _rejection(request.request_id, error))
             case Submit(request=request, ticket=ticket):
                 if self._open_stream(peer, request):
                     self._admit(peer, request, partial(self._add, peer, request, ticket))

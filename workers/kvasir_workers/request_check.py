@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from kvasir_protocol.errors import ContextTooLong, InvalidRequest
 from kvasir_protocol.request import MAX_CACHE_PRIORITY, GenerationRequest
+from kvasir_workers.grammar.state import Grammar, GrammarState
 from kvasir_workers.sampling_limits import check_token_ids
 
 
@@ -55,3 +56,16 @@ def _check_tokens(request: GenerationRequest, limits: EngineLimits) -> None:
     if not all(0 <= token_id < vocab_size for token_id in request.sampling.stop_token_ids):
         raise InvalidRequest(f"a stop token id is outside the vocabulary of {vocab_size}", "stop_token_ids")
     check_token_ids(request.sampling, vocab_size, limits.eos_token_ids)
+
+
+def grammar_state(request: GenerationRequest, grammar: Grammar | None) -> GrammarState | None:
+    """The beginning of the request's grammar, or where its emitted tokens have led to."""
+    wanted = request.sampling.structured_outputs
+    if wanted is None:
+        return None
+    if grammar is None:
+        raise InvalidRequest(f"{wanted.field}: the grammar was not compiled before the request was added", wanted.field)
+    state = grammar.start()
+    if not state.accept(request.emitted_token_ids):
+        raise InvalidRequest("the emitted tokens are not of the form that was asked for", "emitted_token_ids")
+    return state

@@ -22,9 +22,13 @@ from kvasir_workers.waiting_line import LineBounds, WaitingLine
 
 
 class Scheduler:
-    """Running sequences before waiting ones, each in the order of the policies; preemption by recompute."""
+    """Running sequences before waiting ones, each in the order of the policies; preemption by recompute.
 
-    def __init__(self, config: EngineConfig, kv: KvManager) -> None:
+    num_batches: so many steps are on their way at once, in none of which a token is taken up that another is to say.
+    """
+
+    def __init__(self, config: EngineConfig, kv: KvManager, num_batches: int = 1) -> None:
+        self._num_batches = num_batches
         self._max_num_seqs = config.max_num_seqs
         self._budget_tokens = config.max_num_batched_tokens
         self._max_chunk_tokens = config.max_prefill_chunk_tokens or config.max_num_batched_tokens
@@ -253,11 +257,12 @@ class Scheduler:
         budget = self._budget_tokens
         page_size = self._kv.page_size
         index = 0
-        while index < len(self._running) and budget > 0:
+        share = -(-len(self._running) // self._num_batches)
+        while index < len(self._running) and budget > 0 and len(entries) < share:
             sequence = self._running[index]
             index += 1
             num_pending = sequence.num_pending
-            if num_pending == 0 or sequence.is_ending:
+            if num_pending == 0 or sequence.is_ending or (sequence.num_coming and self._num_batches > 1):
                 continue
             num_new = 1 if num_pending == 1 else min(num_pending, chunk, max(1, budget - len(self._running) + index))
             start = sequence.num_computed + sequence.num_in_flight

@@ -16,6 +16,7 @@ SMALL = {
     "multi_turn_reuse": (["--chats", "1", "--turns", "2", "--answer", "2", "--rounds", "1"], "whole pages"),
     "structured_output": (["--batch", "2", "--tokens", "4", "--rounds", "2"], "loss of CPU time"),
     "shared_pages": (["--answer", "3", "--widths", "2"], "2 beams"),
+    "wire_overhead": (["--batches", "2", "--steps", "5", "--rounds", "1"], "difference"),
 }
 
 

@@ -70,6 +70,8 @@ class Answer:
         self.token_ids = [token for output in outputs for token in output.token_ids]
         self.logprobs: list[TokenLogprobs] = [item for output in outputs for item in output.logprobs]
         self.num_cached_tokens = outputs[0].num_cached_tokens
+        self.prompt_logprobs = [item for output in outputs for item in output.prompt_logprobs]
+        self.embedding = outputs[-1].embedding
         self.finish_reason = outputs[-1].finish_reason
 
 

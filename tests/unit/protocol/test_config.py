@@ -161,7 +161,16 @@ def test_wrong_type_names_the_path(tmp_path: Path, text: str, complaint: str) ->
         ("router: {port: -1}", "router.port must be between 0 and 65535"),
         ("router: {api_keys: ['']}", "must not hold an empty key"),
         ("pools: [{role: mixed, replicas: 0}]", "at least one replica"),
-        ("pools: [{role: mixed, tensor_parallel_size: 2}]", "not supported yet; set 1"),
+        ("pools: [{role: decode, tensor_parallel_size: 2}]", "replicas of several ranks yet; use a mixed pool"),
+        ("engine: {rank_deadline_s: 0}", "rank_deadline_s must be above 0"),
+        (
+            "{engine: {host_cache_bytes: 1MiB}, pools: [{role: mixed, pipeline_parallel_size: 2}]}",
+            "engine.host_cache_bytes is not supported for replicas of several ranks yet",
+        ),
+        (
+            "{model: {quantization: int8}, pools: [{role: mixed, tensor_parallel_size: 2}]}",
+            "model.quantization is not supported for replicas of several ranks yet",
+        ),
         ("pools: [{role: mixed, tensor_parallel_size: 0}]", "tensor_parallel_size must be at least 1, got 0"),
         ("pools: [{role: mixed, pipeline_parallel_size: -1}]", "pipeline_parallel_size must be at least 1, got -1"),
         ("pools: []", "one mixed pool, or one prefill and one decode pool"),

@@ -36,6 +36,7 @@ class House:
         below: FakeTiers | None = None,
         overlap: bool = False,
         is_prompt: bool = True,
+        num_batches: int = 1,
         **settings: object,
     ) -> None:
         """is_prompt: the runner computes as early as it may. settings: other fields of EngineConfig."""
@@ -54,7 +55,7 @@ class House:
         self.runner = FakeRunner(self.kv, below, is_prompt=is_prompt)
         self.exporter = RecordingExporter()
         limits = EngineLimits(max_sequence_tokens=self.capacity, vocab_size=VOCAB_SIZE, eos_token_ids=frozenset({EOS}))
-        self.engine = Engine(self.runner, self.kv, config, limits, self.exporter, self.clock)
+        self.engine = Engine(self.runner, self.kv, config, limits, self.exporter, self.clock, num_batches)
         self.outputs: dict[str, list[TokenOutput]] = {}
 
     def step(self) -> list[TokenOutput]:

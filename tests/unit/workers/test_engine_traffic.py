@@ -62,6 +62,7 @@ class Traffic(RuleBasedStateMachine):
         ),
         policies=policies,
         overlap=st.booleans(),
+        num_batches=st.sampled_from([1, 1, 2, 3]),
         is_prompt=st.booleans(),
         num_host_slots=st.sampled_from([0, 1, 4, 12]),
         num_disk_slots=st.sampled_from([0, 3, 20]),
@@ -77,6 +78,7 @@ class Traffic(RuleBasedStateMachine):
         reuse: Reuse,
         policies: dict[str, object],
         overlap: bool,
+        num_batches: int,
         is_prompt: bool,
         num_host_slots: int,
         num_disk_slots: int,
@@ -85,7 +87,7 @@ class Traffic(RuleBasedStateMachine):
     ) -> None:
         self.disk_is_quick = disk_is_quick
         self.below = None
-        if num_host_slots and reuse.enabled:
+        if num_host_slots and reuse.enabled and num_batches == 1:
             self.below = FakeTiers(num_host_slots, page_size, num_disk_slots=num_disk_slots, is_cheap=is_cheap)
         self.house = House(
             num_pages=num_pages,
@@ -93,7 +95,8 @@ class Traffic(RuleBasedStateMachine):
             max_num_seqs=max_num_seqs,
             budget=max_num_seqs + spare_budget,
             reuse=reuse,
-            overlap=overlap,
+            overlap=overlap and num_batches == 1,
+            num_batches=num_batches,
             is_prompt=is_prompt,
             below=self.below,
             **policies,

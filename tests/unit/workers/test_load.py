@@ -14,7 +14,8 @@ from safetensors.torch import load_file, save_file
 from kvasir_protocol.config import EngineConfig, ModelConfig
 from kvasir_protocol.errors import CheckpointError, ConfigError, OutOfMemory
 from kvasir_workers.kv.page_memory import SHARED_MEMORY
-from kvasir_workers.load import SegmentWish, build_engine, fingerprint, load_model, resolve_device
+from kvasir_workers.load import SegmentWish, build_engine, fingerprint, load_model
+from kvasir_workers.resolve import resolve_device
 from tests.checkpoints import make_checkpoint
 from tests.unit.workers.fakes import make_request
 

@@ -32,8 +32,9 @@ class StoredTensor:
 
 
 class TensorSlice(Protocol):
-    """The header of one tensor in an open safetensors file."""
+    """One tensor in an open safetensors file: its header, and any part of it without the rest."""
 
+    def __getitem__(self, part: tuple[slice, ...]) -> Tensor: ...
     def get_shape(self) -> list[int]: ...
     def get_dtype(self) -> str: ...
 

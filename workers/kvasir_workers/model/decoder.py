@@ -4,6 +4,7 @@ token ids -> embedding -> L x ( norm -> attention -> +  norm -> feed-forward -> 
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,18 @@ from kvasir_workers.model.linear import Linear, LogitHead, Matrix, TokenEmbeddin
 from kvasir_workers.model.norm import RMSNorm
 from kvasir_workers.model.rotary import RotaryTable
 from kvasir_workers.model.spec import DecoderSpec
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DecoderPart:
+    """Which ends a decoder has whose layers are only some of the model's."""
+
+    has_embedding: bool
+    has_norm: bool
+    has_head: bool
+
+
+WHOLE = DecoderPart(has_embedding=True, has_norm=True, has_head=True)
 
 
 class FeedForward(nn.Module):
@@ -59,17 +72,20 @@ class Decoder(nn.Module):
     Built whole on `device` with its memory allocated and nothing in it: `loader` fills the weights.
     """
 
-    def __init__(self, spec: DecoderSpec, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(self, spec: DecoderSpec, dtype: torch.dtype, device: torch.device, part: DecoderPart = WHOLE) -> None:
         super().__init__()
         self.spec = spec
         with torch.device("meta"):  # no time is spent on initial values
-            self.embedding = TokenEmbedding(spec.vocab_size, spec.hidden_size)
+            if part.has_embedding:
+                self.embedding = TokenEmbedding(spec.vocab_size, spec.hidden_size)
             self.layers = nn.ModuleList(DecoderLayer(spec, index) for index in range(spec.num_layers))
-            self.norm = RMSNorm(spec.hidden_size, spec.norm_eps)
-            if not spec.tie_word_embeddings:
+            if part.has_norm:
+                self.norm = RMSNorm(spec.hidden_size, spec.norm_eps)
+            if part.has_head and not spec.tie_word_embeddings:
                 self.lm_head = LogitHead(spec.vocab_size, spec.hidden_size)
         # As to_empty does, which on the meta device imports torch's decompositions and sympy (0.9 s, 43 MiB).
-        self._apply(lambda tensor: torch.empty(tensor.shape, dtype=dtype, device=device)).requires_grad_(False).eval()
+        self._apply(lambda tensor: torch.empty(tensor.shape, dtype=dtype, device=device))  # type: ignore[no-untyped-call]
+        self.requires_grad_(False).eval()
         self.rotary = RotaryTable(spec.rotary, spec.head_dim, spec.max_position_embeddings, device)
         self.fused: NativePass | None = None
 
@@ -88,12 +104,22 @@ class Decoder(nn.Module):
         """
         if self.fused is not None:
             return self.fused.run(StepTokens(token_ids, positions, slots, batch), caches)
+        update, residual = self.run_layers(self.embedding(token_ids), positions, slots, caches, batch)
+        return self.normalise(update, residual)
+
+    def run_layers(
+        self, hidden: Tensor, positions: Tensor, slots: Tensor, caches: Sequence[LayerCache], batch: AttentionBatch
+    ) -> tuple[Tensor, Tensor]:
+        """Return the last update and residual, [T, E] each, of the hidden states [T, E] that come in."""
         cos, sin = self.rotary.at(positions)
         step = StepContext(cos, sin, slots, batch)
-        update: Tensor = self.embedding(token_ids)
-        residual = torch.zeros_like(update)
+        update, residual = hidden, torch.zeros_like(hidden)
         for layer, cache in zip(self.layers, caches, strict=True):
             update, residual = layer(update, residual, step, cache)
+        return update, residual
+
+    def normalise(self, update: Tensor, residual: Tensor) -> Tensor:
+        """Return what the last layer leaves as the last hidden state, [T, E]."""
         normed, _ = self.norm.add(update, residual)
         return normed
 
@@ -115,5 +141,5 @@ class Decoder(nn.Module):
         return {
             f"{name}.weight": module
             for name, module in self.named_modules()
-            if isinstance(module, Matrix) and (module is not self.embedding or self.spec.tie_word_embeddings)
+            if isinstance(module, Matrix) and (not isinstance(module, TokenEmbedding) or self.spec.tie_word_embeddings)
         }

@@ -34,9 +34,8 @@ def load_decoder(
     Everything is checked against the files' headers before memory is taken. Raises CheckpointError.
     """
     spec = load_spec(path)
-    stored = _wanted_tensors(path, spec)
+    stored = checked_tensors(path, spec)
     places = weight_map(spec)
-    _check_shapes(stored, places, Decoder(spec, dtype, torch.device("meta")), path)
     decoder = Decoder(spec, dtype, device)
     _fill(decoder, stored, places, quantization)
     return decoder
@@ -54,6 +53,13 @@ def weight_bytes(path: Path, dtype: torch.dtype, quantization: QuantizationSpec 
         return num_bytes
     matrices = Decoder(load_spec(path), dtype, torch.device("meta")).matrices().values()
     return num_bytes - sum(matrix.num_saved_bytes(quantization) for matrix in matrices)
+
+
+def checked_tensors(path: Path, spec: DecoderSpec) -> dict[str, StoredTensor]:
+    """Return the checkpoint's tensors by name; raises CheckpointError unless they are those of the weight map."""
+    stored = _wanted_tensors(path, spec)
+    _check_shapes(stored, weight_map(spec), Decoder(spec, torch.float32, torch.device("meta")), path)
+    return stored
 
 
 def _wanted_tensors(path: Path, spec: DecoderSpec) -> dict[str, StoredTensor]:

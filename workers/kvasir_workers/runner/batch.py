@@ -1,4 +1,4 @@
-"""A plan as the tensors that the decoder reads."""
+"""A plan as plain numbers, and those as the tensors that the decoder reads."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -13,6 +13,25 @@ from kvasir_workers.runner.sampling_rows import SampledRows
 from kvasir_workers.sequence import Sequence
 from kvasir_workers.step_plan import ScheduledSequence, StepPlan
 
+Numbers = NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class StepArrays:
+    """One step in numbers: all that computing it takes.
+
+    token_ids: [T] of all sequences, one after the other; where the step before is to say what stands there, 0.
+    coming: [2, C], such a place, and the row of the step before. starts, counts: [S], which of its tokens a sequence
+    brings. samples: [S]. tables: [S, M], each sequence's pages, padded with 0.
+    """
+
+    token_ids: Numbers
+    coming: Numbers
+    starts: Numbers
+    counts: Numbers
+    samples: NDArray[np.bool_]
+    tables: Numbers
+
 
 @dataclass(frozen=True, slots=True)
 class ComingTokens:
@@ -26,7 +45,7 @@ class ComingTokens:
 class StepBatch:
     """One step's inputs. token_ids, positions, slots: [T] int64; sample_rows: [R], the rows whose logits are wanted.
 
-    coming: where token_ids are still to be filled in. sampled: the R sequences that the sampled rows belong to.
+    coming: where token_ids are still to be filled in.
     """
 
     token_ids: Tensor
@@ -35,7 +54,6 @@ class StepBatch:
     slots: Tensor
     attention: AttentionBatch
     sample_rows: Tensor
-    sampled: SampledRows
 
 
 class BatchBuilder:
@@ -48,31 +66,25 @@ class BatchBuilder:
 
     def build(self, plan: StepPlan) -> StepBatch:
         """The plan's new tokens one after the other, in the plan's order."""
+        return lay_out(self.arrays(plan), self._page_size, self._device)
+
+    def arrays(self, plan: StepPlan) -> StepArrays:
+        """The same, before it is worked out where each token stands."""
         entries = plan.entries
         starts = np.array([entry.start for entry in entries])
         counts = np.array([entry.num_new for entry in entries])
-        ends, lengths = np.cumsum(counts), starts + counts
-        positions = np.arange(ends[-1]) + np.repeat(lengths - ends, counts)
-        tables = _page_tables(entries, -(-lengths // self._page_size))
-        pages = tables[np.repeat(np.arange(len(entries)), counts), positions // self._page_size]
-        sampling = np.array([entry.samples for entry in entries])
         token_ids, coming = self._token_ids(entries)
-        return StepBatch(
-            token_ids=self._tensor(token_ids),
+        self._rows_before = {sequence: row for row, sequence in enumerate(_sampled_sequences(plan))}
+        return StepArrays(
+            token_ids=token_ids,
             coming=coming,
-            positions=self._tensor(positions),
-            slots=self._tensor(pages * self._page_size + positions % self._page_size),
-            attention=AttentionBatch(
-                query_lens=tuple(counts.tolist()),
-                context_lens=tuple(lengths.tolist()),
-                page_tables=self._tensor(tables),
-                num_decodes=int((counts == 1).sum()),
-            ),
-            sample_rows=self._tensor(ends[sampling] - 1),
-            sampled=self._sampled(entries, lengths, sampling),
+            starts=starts,
+            counts=counts,
+            samples=np.array([entry.samples for entry in entries]),
+            tables=_page_tables(entries, -(-(starts + counts) // self._page_size)),
         )
 
-    def _token_ids(self, entries: Iterable[ScheduledSequence]) -> tuple[NDArray[np.int64], ComingTokens | None]:
+    def _token_ids(self, entries: Iterable[ScheduledSequence]) -> tuple[Numbers, Numbers]:
         token_ids: list[int] = []
         places: list[int] = []
         rows: list[int] = []
@@ -87,22 +99,47 @@ class BatchBuilder:
                 places.append(len(token_ids))
                 rows.append(self._rows_before[entry.sequence])
                 token_ids.append(0)
-        coming = ComingTokens(self._tensor(np.array(places)), self._tensor(np.array(rows))) if places else None
-        return np.array(token_ids, dtype=np.int64), coming
-
-    def _sampled(
-        self, entries: Iterable[ScheduledSequence], lengths: NDArray[np.int64], sampling: NDArray[np.bool_]
-    ) -> SampledRows:
-        sequences = tuple([entry.sequence for entry in entries if entry.samples])
-        self._rows_before = {sequence: row for row, sequence in enumerate(sequences)}
-        num_prompt_tokens = np.array([sequence.num_prompt_tokens for sequence in sequences], dtype=np.int64)
-        return SampledRows(sequences, lengths[sampling] - num_prompt_tokens)
-
-    def _tensor(self, values: NDArray[np.int64]) -> Tensor:
-        return torch.from_numpy(values).to(self._device)
+        return np.array(token_ids, dtype=np.int64), np.array([places, rows], dtype=np.int64)
 
 
-def _page_tables(entries: tuple[ScheduledSequence, ...], num_pages: NDArray[np.int64]) -> NDArray[np.int64]:
+def lay_out(step: StepArrays, page_size: int, device: torch.device) -> StepBatch:
+    """Where each token stands: its position, its slot, and what it sees."""
+    starts, counts = step.starts, step.counts
+    ends, lengths = np.cumsum(counts), starts + counts
+    positions = np.arange(ends[-1]) + np.repeat(lengths - ends, counts)
+    pages = step.tables[np.repeat(np.arange(len(counts)), counts), positions // page_size]
+
+    def tensor(values: Numbers) -> Tensor:
+        return torch.from_numpy(values).to(device)
+
+    return StepBatch(
+        token_ids=tensor(step.token_ids),
+        coming=ComingTokens(tensor(step.coming[0]), tensor(step.coming[1])) if step.coming.size else None,
+        positions=tensor(positions),
+        slots=tensor(pages * page_size + positions % page_size),
+        attention=AttentionBatch(
+            query_lens=tuple(counts.tolist()),
+            context_lens=tuple(lengths.tolist()),
+            page_tables=tensor(step.tables),
+            num_decodes=int((counts == 1).sum()),
+        ),
+        sample_rows=tensor(ends[step.samples] - 1),
+    )
+
+
+def sampled_rows(plan: StepPlan) -> SampledRows:
+    """Whose next tokens the plan's step samples, row by row."""
+    num_generated = [
+        entry.start + entry.num_new - entry.sequence.num_prompt_tokens for entry in plan.entries if entry.samples
+    ]
+    return SampledRows(_sampled_sequences(plan), np.array(num_generated, dtype=np.int64))
+
+
+def _sampled_sequences(plan: StepPlan) -> tuple[Sequence, ...]:
+    return tuple([entry.sequence for entry in plan.entries if entry.samples])
+
+
+def _page_tables(entries: tuple[ScheduledSequence, ...], num_pages: Numbers) -> Numbers:
     """[S, M]: the first num_pages pages of each sequence, padded with 0."""
     tables = np.zeros((len(entries), num_pages.max()), dtype=np.int64)
     rows = [entry.sequence.page_row()[:count] for entry, count in zip(entries, num_pages.tolist(), strict=True)]

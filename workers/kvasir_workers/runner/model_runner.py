@@ -6,12 +6,13 @@ import torch
 from torch import Tensor
 
 from kvasir_kernels.paged_cache import LayerCache
-from kvasir_workers.kv.manager import PageCopy
 from kvasir_workers.kv.offload.page_mover import PageMover
 from kvasir_workers.model.decoder import Decoder
-from kvasir_workers.runner.batch import BatchBuilder, StepBatch
+from kvasir_workers.runner.batch import BatchBuilder, StepBatch, sampled_rows
 from kvasir_workers.runner.executor import Masks, StepInPlace, StepInThread, Steps
+from kvasir_workers.runner.page_copies import copy_tokens
 from kvasir_workers.runner.sampler import SampledToken, Sampler
+from kvasir_workers.runner.sampling_rows import SampledRows
 from kvasir_workers.step_plan import StepPlan
 
 Flight = StepInThread[list[SampledToken]] | StepInPlace[list[SampledToken]]
@@ -44,26 +45,26 @@ class ModelRunner:
 
     def launch(self, plan: StepPlan) -> Flight:
         """Steps run in the order of their launches."""
-        work = partial(self._run, plan, self._builder.build(plan))
+        work = partial(self._run, plan, self._builder.build(plan), sampled_rows(plan))
         return self._thread.launch(work)
 
     @torch.inference_mode()
-    def _run(self, plan: StepPlan, batch: StepBatch, masks: Masks) -> list[SampledToken]:
+    def _run(self, plan: StepPlan, batch: StepBatch, sampled: SampledRows, masks: Masks) -> list[SampledToken]:
         if self._mover is not None and plan.moves is not None:
             self._mover.move(plan.moves)
         for copy in plan.copies:
-            self._copy_tokens(copy)
+            copy_tokens(self._pages, copy)
         if batch.coming is not None:
             batch.token_ids[batch.coming.places] = self._sampled_before[batch.coming.rows]
         hidden = self._decoder(batch.token_ids, batch.positions, batch.slots, self._caches, batch.attention)
         self._read_prompts(plan, hidden)
-        if not batch.sampled.sequences:
+        if not sampled.sequences:
             if plan.moves is not None and self._pages.is_cuda:
                 torch.cuda.current_stream().synchronize()  # who lands the step takes the moves for done
             return []
         is_all = len(batch.sample_rows) == len(hidden)
         logits = self._decoder.logits(hidden if is_all else hidden[batch.sample_rows])
-        sample = self._sampler.sample(logits, batch.sampled, masks())
+        sample = self._sampler.sample(logits, sampled, masks())
         self._sampled_before = sample.token_ids
         return sample.tokens()
 
@@ -76,7 +77,3 @@ class ModelRunner:
             if reader is not None and num_prompt > 0:
                 reader.read(hidden[first_row : first_row + num_prompt], entry.start, self._decoder.logits)
             first_row += entry.num_new
-
-    def _copy_tokens(self, copy: PageCopy) -> None:
-        """One by one, since many at once would need memory for all of them in between."""
-        self._pages[:, :, copy.target, : copy.num_tokens] = self._pages[:, :, copy.source, : copy.num_tokens]

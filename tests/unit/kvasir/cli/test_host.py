@@ -3,7 +3,7 @@ import json
 import pytest
 
 from kvasir.cli.host import check_model
-from kvasir_protocol.config import ModelConfig
+from kvasir_protocol.config import ModelConfig, PoolConfig
 from kvasir_protocol.errors import CheckpointError, ConfigError
 
 CONFIG = {
@@ -42,6 +42,20 @@ def test_what_a_folder_lacks_is_named(folder, missing, named):
     (folder / missing).unlink()
     with pytest.raises(CheckpointError, match=f"not a complete model folder: {named} missing"):
         check(folder)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "named"),
+    [
+        ({"tensor_parallel_size": 3}, "does not divide the model's 4 heads; set one of 1, 2, 4"),
+        ({"pipeline_parallel_size": 4}, "above the model's 3 layers"),
+    ],
+)
+def test_ranks_that_a_model_can_not_be_cut_for_are_refused(folder, sizes, named):
+    model = ModelConfig(path=str(folder), served_name="m")
+    check_model(model, (PoolConfig(role="mixed", tensor_parallel_size=2, pipeline_parallel_size=3),))
+    with pytest.raises(ConfigError, match=named):
+        check_model(model, (PoolConfig(role="mixed", **sizes),))
 
 
 def test_broken_config_is_told(folder):

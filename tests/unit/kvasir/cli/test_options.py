@@ -116,9 +116,14 @@ def test_zero_replicas_are_refused():
         configure("--decode-replicas", 0)
 
 
-def test_tensor_parallelism_is_refused_as_long_as_it_is_missing():
-    with pytest.raises(ConfigError, match="not supported yet"):
-        configure("--tensor-parallel-size", 2)
+def test_several_ranks_make_one_mixed_pool_unless_told_otherwise():
+    (pool,) = configure("--tensor-parallel-size", 2, "--pipeline-parallel-size", 3).pools
+    assert (pool.role, pool.tensor_parallel_size, pool.pipeline_parallel_size) == ("mixed", 2, 3)
+
+
+def test_separate_pools_of_several_ranks_are_refused():
+    with pytest.raises(ConfigError, match="can't be handed over between replicas of several ranks yet"):
+        configure("--tensor-parallel-size", 2, "--decode-replicas", 2)
 
 
 def test_api_key_comes_from_the_environment_when_no_flag_gives_one(monkeypatch):

@@ -3,7 +3,7 @@
 import torch
 
 from kvasir_protocol.ids import PageIndex
-from kvasir_workers.runner.batch import BatchBuilder, StepBatch
+from kvasir_workers.runner.batch import BatchBuilder, StepBatch, sampled_rows
 from kvasir_workers.sequence import Sequence
 from kvasir_workers.step_plan import ScheduledSequence, StepPlan
 from tests.unit.workers.fakes import make_request
@@ -16,14 +16,18 @@ def entry(tokens: range, pages: list[int], num_computed: int, num_new: int) -> S
     return ScheduledSequence(sequence, num_computed, num_new, samples=num_computed + num_new == len(tokens))
 
 
-def batch() -> StepBatch:
+def plan() -> StepPlan:
     """A decode, a middle chunk and a last chunk, with pages of 4."""
     entries = (
         entry(range(10, 16), [7, 2], 5, 1),
         entry(range(20, 40), [9, 0, 4], 3, 6),
         entry(range(50, 54), [5], 2, 2),
     )
-    return BatchBuilder(4, torch.device("cpu")).build(StepPlan(entries))
+    return StepPlan(entries)
+
+
+def batch() -> StepBatch:
+    return BatchBuilder(4, torch.device("cpu")).build(plan())
 
 
 def test_tokens_follow_the_plans_order() -> None:
@@ -39,9 +43,8 @@ def test_slots_lie_in_the_sequences_own_pages() -> None:
 
 
 def test_only_sequences_that_reach_their_end_are_sampled() -> None:
-    result = batch()
-    assert result.sample_rows.tolist() == [0, 8]
-    assert [sequence.request_id for sequence in result.sampled.sequences] == ["r10", "r50"]
+    assert batch().sample_rows.tolist() == [0, 8]
+    assert [sequence.request_id for sequence in sampled_rows(plan()).sequences] == ["r10", "r50"]
 
 
 def test_attention_sees_what_is_computed_after_the_step() -> None:

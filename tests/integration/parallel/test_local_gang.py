@@ -1,0 +1,108 @@
+"""Gangs of real processes on this host: they answer as one, are lost together, and leave nothing behind."""
+
+import os
+import signal
+from collections.abc import Iterator
+
+import psutil
+import pytest
+
+from kvasir import LLM, SamplingParams
+from kvasir_protocol.config import EngineConfig, ModelConfig
+from kvasir_protocol.errors import ConfigError, RankLost
+from kvasir_protocol.ids import RequestId
+from kvasir_protocol.request import GenerationRequest
+from kvasir_workers.engine import Engine
+from kvasir_workers.load import build_engine, load_leader
+from kvasir_workers.parallel.local_gang import LocalGang, load_gang
+from kvasir_workers.parallel.mesh import GangShape
+from tests.integration.engine.conftest import DEMO_MODEL
+
+QUESTIONS = ["Who was Kvasir?", "What is a KV cache?", "How do I start a cluster?"]
+GREEDY = SamplingParams(temperature=0, max_tokens=16)
+SMALL = {"kv_cache_memory_bytes": 4 * 2**20, "max_num_seqs": 8, "max_num_batched_tokens": 64}
+
+
+def texts(llm: LLM) -> list[str]:
+    return [answer.outputs[0].text for answer in llm.generate(QUESTIONS, GREEDY, use_tqdm=False)]
+
+
+@pytest.fixture(scope="module")
+def expected() -> list[str]:
+    with LLM(**SMALL) as llm:  # type: ignore[arg-type]
+        return texts(llm)
+
+
+@pytest.mark.parametrize(("tp", "pp"), [(2, 1), (1, 2), (2, 2)])
+def test_llm_of_several_processes_says_the_same_and_ends_them(tp: int, pp: int, expected: list[str]) -> None:
+    before = set(psutil.Process().children(recursive=True))
+    with LLM(tensor_parallel_size=tp, pipeline_parallel_size=pp, **SMALL) as llm:  # type: ignore[arg-type]
+        started = set(psutil.Process().children(recursive=True)) - before
+        assert len(started) == tp * pp - 1
+        assert texts(llm) == expected
+    assert not any(process.is_running() for process in started)
+
+
+def test_what_can_not_be_had_is_refused_before_a_process_is_started() -> None:
+    before = set(psutil.Process().children(recursive=True))
+    with pytest.raises(ConfigError, match="tensor_parallel_size 3 does not divide the model's 8 heads"):
+        LLM(tensor_parallel_size=3)
+    with pytest.raises(ConfigError, match=r"host_cache_bytes is not supported with several ranks \(tp=2 pp=1\)"):
+        LLM(tensor_parallel_size=2, host_cache_memory_bytes=2**20)
+    assert set(psutil.Process().children(recursive=True)) == before
+
+
+def step(engine: Engine, number: int) -> None:
+    for _ in range(number):
+        engine.step()
+
+
+@pytest.fixture(params=[(2, 1), (1, 2)], ids=["tp=2", "pp=2"])
+def gang(request: pytest.FixtureRequest) -> Iterator[tuple[LocalGang, Engine]]:
+    """Its collectives have a deadline of two seconds."""
+    tp, pp = request.param
+    shape = GangShape(tensor_parallel_size=tp, pipeline_parallel_size=pp)
+    config = EngineConfig(device="cpu", kv_cache_bytes=8 * 2**20, num_threads=1, rank_deadline_s=2.0)
+    opened, loaded = load_gang(ModelConfig(path=str(DEMO_MODEL), served_name="m"), config, shape)
+    assert opened is not None
+    engine = build_engine(loaded, config)
+    prompt = GenerationRequest(
+        request_id=RequestId("r"), prompt_token_ids=(5, 6, 7), sampling=SamplingParams(seed=0, max_tokens=900)
+    )
+    engine.add(prompt)
+    for _ in range(3):
+        engine.step()
+    yield opened, engine
+    for process_id in opened.process_ids.values():
+        if psutil.pid_exists(process_id):
+            os.kill(process_id, signal.SIGKILL)
+    opened.close()
+
+
+def test_killed_rank_fails_the_step_by_name(gang: tuple[LocalGang, Engine]) -> None:
+    opened, engine = gang
+    os.kill(opened.process_ids[1], signal.SIGKILL)
+    with pytest.raises(RankLost) as caught:
+        step(engine, 5)
+    assert caught.value.ranks == (1,)
+
+
+def test_rank_that_hangs_fails_the_step_by_name(gang: tuple[LocalGang, Engine]) -> None:
+    opened, engine = gang
+    os.kill(opened.process_ids[1], signal.SIGSTOP)
+    with pytest.raises(RankLost) as caught:
+        step(engine, 5)
+    assert caught.value.ranks == (1,)
+    assert "did not come" in str(caught.value)
+
+
+def test_follower_that_ends_while_all_load_is_named() -> None:
+    """It finds no checkpoint, since what it is told to load is not what its leader has."""
+    shape = GangShape(tensor_parallel_size=2)
+    config = EngineConfig(device="cpu", kv_cache_bytes=4 * 2**20, num_threads=1)
+    opened = LocalGang(ModelConfig(path="/nowhere", served_name="m"), config, shape)
+    try:
+        with pytest.raises(RankLost, match="the process of rank 1 ended with code 1; rank 1"):
+            load_leader(ModelConfig(path=str(DEMO_MODEL), served_name="m"), config, opened.seat)
+    finally:
+        opened.close()

@@ -1,0 +1,41 @@
+"""What goes over a gang's wire: one message a step, and nothing that a follower did not expect."""
+
+import pytest
+
+from kvasir_protocol.errors import WireError
+from kvasir_protocol.messages import FinishStep, Ping, RunStep
+from kvasir_protocol.request import SamplingParams
+from kvasir_protocol.wire import decode, encode
+from kvasir_workers.parallel.gang_runner import Follower
+from kvasir_workers.parallel.mesh import GangShape
+from tests.gangs import DEMO_MODEL, ThreadGang, gang_config
+from tests.unit.workers.fakes import make_request
+
+
+def messages(tp: int, pp: int) -> list[type]:
+    """What the first follower hears of an answer of four tokens to a prompt of two chunks."""
+    shape = GangShape(tensor_parallel_size=tp, pipeline_parallel_size=pp)
+    config = gang_config(DEMO_MODEL, shape, 40, max_num_batched_tokens=8, max_num_seqs=2)
+    with ThreadGang(DEMO_MODEL, shape, config) as gang:
+        engine = gang.engine()
+        engine.add(make_request("r", range(5, 19), sampling=SamplingParams(max_tokens=4, seed=0, temperature=0)))
+        while engine.has_work:
+            engine.step()
+        return [type(decode(frame)) for frame in gang.sender.frames]
+
+
+@pytest.mark.parametrize(("tp", "pp"), [(2, 1), (1, 2)])
+def test_each_step_is_one_message(tp: int, pp: int) -> None:
+    assert messages(tp, pp) == [RunStep] * 5
+
+
+def test_helpers_of_a_pipelines_leader_are_told_when_rows_have_come_back() -> None:
+    assert messages(2, 2) == [RunStep, RunStep, FinishStep, *[RunStep, FinishStep] * 3]
+
+
+def test_follower_refuses_what_is_not_for_it() -> None:
+    shape = GangShape(tensor_parallel_size=2)
+    with ThreadGang(DEMO_MODEL, shape, gang_config(DEMO_MODEL, shape, 4)) as gang:
+        assert gang.loaded.lead is not None
+        with pytest.raises(WireError, match="no use for Ping"):
+            Follower(gang.loaded.lead.stage).follow(encode(Ping()))

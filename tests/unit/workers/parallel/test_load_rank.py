@@ -1,0 +1,54 @@
+"""What a rank will take, before it takes it."""
+
+import dataclasses
+
+import pytest
+
+from kvasir_protocol.config import EngineConfig, ModelConfig
+from kvasir_protocol.errors import ConfigError, OutOfMemory
+from kvasir_workers.parallel.load_rank import plan_rank
+from kvasir_workers.parallel.mesh import GangShape, RankPlace
+from tests.gangs import DEMO_MODEL, ThreadGang, gang_config
+
+MODEL = ModelConfig(path=str(DEMO_MODEL), served_name="m")
+ENGINE = EngineConfig(device="cpu", kv_cache_bytes=6 * 2**20)
+
+
+@pytest.mark.parametrize(("tp", "pp"), [(1, 1), (2, 1), (1, 3), (4, 2)])
+def test_gang_has_as_many_pages_as_one_rank_would(tp: int, pp: int) -> None:
+    """6 layers of 4 heads of 32, 16 tokens a page, keys and values: 98,304 bytes in float32."""
+    shape = GangShape(tensor_parallel_size=tp, pipeline_parallel_size=pp)
+    plans = [plan_rank(MODEL, ENGINE, RankPlace(shape, rank)) for rank in range(shape.num_ranks)]
+    assert {plan.memory.num_pages for plan in plans} == {64}
+
+
+def test_copies_of_heads_count() -> None:
+    plan = plan_rank(MODEL, ENGINE, RankPlace(GangShape(tensor_parallel_size=8), 5))
+    assert plan.memory.num_pages == 32
+
+
+def test_all_ranks_have_the_least_number_of_pages_that_any_has() -> None:
+    shape = GangShape(pipeline_parallel_size=2)
+    small, large = (gang_config(DEMO_MODEL, shape, number) for number in (10, 30))
+    with ThreadGang(DEMO_MODEL, shape, large, followers_config=small) as gang:
+        assert gang.loaded.pages.shape[2] == 10
+        assert gang.loaded.limits.max_sequence_tokens == 40
+
+
+def test_rank_without_room_is_refused_with_the_numbers() -> None:
+    with pytest.raises(OutOfMemory, match="do not fit"):
+        plan_rank(
+            MODEL, dataclasses.replace(ENGINE, kv_cache_bytes=2**60), RankPlace(GangShape(tensor_parallel_size=2), 1)
+        )
+
+
+def test_quantization_is_refused() -> None:
+    model = dataclasses.replace(MODEL, quantization="int8")
+    with pytest.raises(ConfigError, match="quantization is not supported with several ranks"):
+        plan_rank(model, ENGINE, RankPlace(GangShape(tensor_parallel_size=2), 0))
+
+
+def test_tiers_are_refused() -> None:
+    engine = dataclasses.replace(ENGINE, host_cache_bytes=2**20)
+    with pytest.raises(ConfigError, match="host_cache_bytes is not supported with several ranks"):
+        plan_rank(MODEL, engine, RankPlace(GangShape(tensor_parallel_size=2), 0))

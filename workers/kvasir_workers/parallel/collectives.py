@@ -1,0 +1,132 @@
+"""How the ranks of a gang reach each other: gloo between CPUs, NCCL between GPUs, and a deadline on everything.
+
+Groups are objects of their own, not torch's global one: a process may have several gangs, or (in tests) several ranks.
+"""
+
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from kvasir_workers.parallel.mesh import RankPlace
+from kvasir_workers.parallel.roll_call import RollCall
+from kvasir_workers.parallel.torch_groups import Group, Pending, Store, from_first, open_group, smallest, to_first
+
+T = TypeVar("T")
+
+_ALL, _STAGE = "all", "stage"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Meeting:
+    """Where the ranks of one gang meet. host: this rank's own address, at which the others reach it.
+
+    store: of this gang alone. deadline_s: for any one operation. start_s: for all ranks to come at all; abandoned says
+    meanwhile why it would be in vain.
+    """
+
+    store: Store
+    host: str = "127.0.0.1"
+    deadline_s: float = 30.0
+    start_s: float = 900.0
+    abandoned: Callable[[], str | None] = lambda: None
+
+
+class Collectives:
+    """One rank's operations. Every rank of the stage (or of the gang) takes part in each, in the same order.
+
+    Raises RankLost, which says who did not come, when one does not end in time; it is of no use any more then.
+    """
+
+    def __init__(self, place: RankPlace, meeting: Meeting, device: torch.device) -> None:
+        """Waits for all others. device: where the tensors are that travel."""
+        self.place = place
+        self._device = device
+        self._groups: dict[str, Group] = {}
+        self._sending: deque[tuple[Pending, Tensor, int]] = deque()
+        self._roll_call = RollCall(meeting.store, place, meeting.deadline_s)
+        self._meeting = meeting
+        self.muster("met")
+        for name, ranks in ((_ALL, range(place.shape.num_ranks)), (_STAGE, place.stage_ranks)):
+            if len(ranks) > 1:
+                self._open(name, ranks)
+
+    def muster(self, what: str) -> None:
+        """Wait until every rank of the gang has come so far, for as long as a start may take."""
+        self._roll_call.muster(what, self._meeting.start_s, self._meeting.abandoned)
+
+    def _open(self, name: str, ranks: range) -> None:
+        meeting = self._meeting
+        self._groups[name] = self._guard(
+            "opening connections",
+            lambda: open_group(
+                name, ranks, self.place.rank, meeting.store, meeting.host, meeting.deadline_s, self._device
+            ),
+        )
+
+    def add_up(self, tensor: Tensor) -> Tensor:
+        """The sum over the stage, in place."""
+        if _STAGE in self._groups:
+            self._finish("an all-reduce", lambda: self._groups[_STAGE].allreduce([tensor]))
+        return tensor
+
+    def spread(self, tensor: Tensor) -> Tensor:
+        """What the stage's first rank has there, in place."""
+        if _STAGE in self._groups:
+            self._finish("a broadcast", lambda: self._groups[_STAGE].broadcast([tensor], from_first()))
+        return tensor
+
+    def collect(self, tensor: Tensor) -> list[Tensor]:
+        """At the stage's first rank what each has there, all of one shape; nothing at the others."""
+        if _STAGE not in self._groups:
+            return [tensor]
+        parts = [torch.empty_like(tensor) for _ in self.place.stage_ranks] if self.place.tensor_rank == 0 else []
+        outputs = [parts] if parts else []
+        self._finish("a gather", lambda: self._groups[_STAGE].gather(outputs, [tensor], to_first()))
+        return parts
+
+    def least(self, number: int) -> int:
+        """The smallest number that any rank of the gang has."""
+        if _ALL not in self._groups:
+            return number
+        tensor = torch.tensor([number], dtype=torch.int64, device=self._device)
+        self._finish("an all-reduce", lambda: self._groups[_ALL].allreduce([tensor], smallest()))
+        return int(tensor.item())
+
+    def send(self, tensor: Tensor, rank: int) -> None:
+        """Begin to send; the tensor is not to be changed any more. No more are on their way than there are stages."""
+        while len(self._sending) >= self.place.shape.pipeline_parallel_size:
+            pending, _, receiver = self._sending.popleft()
+            self._guard(f"sending to rank {receiver}", pending.wait, [receiver])
+        tensor = tensor.contiguous()
+        begun = self._guard(f"sending to rank {rank}", lambda: self._groups[_ALL].send([tensor], rank, 0), [rank])
+        self._sending.append((begun, tensor, rank))
+
+    def receive(self, tensor: Tensor, rank: int) -> Tensor:
+        """What the rank sent, in the order in which it did, in place."""
+        self._finish(f"receiving from rank {rank}", lambda: self._groups[_ALL].recv([tensor], rank, 0), [rank])
+        return tensor
+
+    def close(self) -> None:
+        """Let go of the others: those who wait for this rank hear of it at once."""
+        self._sending.clear()
+        self._groups.clear()
+
+    def _finish(self, what: str, begin: Callable[[], Pending], peers: Sequence[int] = ()) -> None:
+        self._guard(what, lambda: begin().wait(), peers)
+
+    def _guard(self, what: str, act: Callable[[], T], peers: Sequence[int] = ()) -> T:
+        started_at = time.monotonic()
+        try:
+            return act()
+        except RuntimeError as error:
+            failure = str(error)
+        waited_s = time.monotonic() - started_at
+        # First: who waits for this rank is to sign the list, too. Nothing else may refer to the groups by now, not even
+        # the traceback of the error.
+        self.close()
+        raise self._roll_call.explain(what, waited_s, peers, failure)

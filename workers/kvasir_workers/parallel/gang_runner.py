@@ -1,0 +1,130 @@
+"""Both ends of a gang's wire: the leader runs plans for an engine, and a follower does as it is told."""
+
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from kvasir_protocol.errors import WireError
+from kvasir_protocol.messages import FinishStep, RunStep
+from kvasir_protocol.wire import decode, encode
+from kvasir_workers.parallel.links import PlanReceiver, PlanSender
+from kvasir_workers.parallel.pipeline import Stage
+from kvasir_workers.parallel.planned_step import PlannedStep, from_message, to_message
+from kvasir_workers.runner.batch import BatchBuilder, sampled_rows
+from kvasir_workers.runner.executor import CallersThread, Masks, StepInPlace, StepInThread, Steps
+from kvasir_workers.runner.sampler import SampledToken, Sampler
+from kvasir_workers.runner.sampling_rows import SampledRows
+from kvasir_workers.step_plan import StepPlan
+
+Flight = StepInThread[list[SampledToken]] | StepInPlace[list[SampledToken]]
+
+
+class GangRunner:
+    """The leader: tells the others each step's plan in one message, computes its own part, and samples.
+
+    thread: as in ModelRunner. A pipeline's is the caller's: the leader computes its part of a step when it is launched,
+    and samples when it is landed; meanwhile the other stages compute.
+    """
+
+    def __init__(
+        self,
+        stage: Stage,
+        followers: PlanSender,
+        eos_token_ids: frozenset[int],
+        thread: Steps[list[SampledToken]],
+    ) -> None:
+        shape = stage.place.shape
+        assert stage.place.is_leader, f"{stage.place} leads nobody"
+        assert isinstance(thread, CallersThread) or shape.pipeline_parallel_size == 1, "a pipeline overlaps as it is"
+        self._stage = stage
+        self._followers = followers
+        self._has_pipeline = shape.pipeline_parallel_size > 1
+        self._has_helpers = shape.tensor_parallel_size > 1
+        self._builder = BatchBuilder(stage.page_size, stage.pages.device)
+        self._sampler = Sampler(eos_token_ids)
+        self._thread = thread
+        self._sampled_before = torch.empty(0, dtype=torch.int64, device=stage.pages.device)
+
+    def launch(self, plan: StepPlan) -> Flight:
+        """Steps run in the order of their launches. Raises RankLost, as landing does, if the gang is broken."""
+        step = PlannedStep.of(plan, self._builder.arrays(plan))
+        sampled = sampled_rows(plan)
+        if self._has_pipeline:
+            self._begin(step)
+            return self._thread.launch(partial(self._end, plan, step, sampled))
+        return self._thread.launch(partial(self._run, plan, step, sampled))
+
+    def _run(self, plan: StepPlan, step: PlannedStep, sampled: SampledRows, masks: Masks) -> list[SampledToken]:
+        self._begin(step)
+        return self._end(plan, step, sampled, masks)
+
+    @torch.inference_mode()
+    def _begin(self, step: PlannedStep) -> None:
+        self._followers.send(encode(to_message(step, self._stage.page_size)))
+        self._stage.run(step, self._sampled_before)
+
+    @torch.inference_mode()
+    def _end(self, plan: StepPlan, step: PlannedStep, sampled: SampledRows, masks: Masks) -> list[SampledToken]:
+        if not step.num_sampled and not step.is_shown:
+            return []
+        if self._has_pipeline and self._has_helpers:
+            self._followers.send(encode(FinishStep()))
+        hidden = self._stage.take_final(step)
+        logits = self._stage.vocabulary.logits(hidden[: step.num_sampled]) if step.num_sampled else None
+        if step.is_shown:
+            self._show(plan, step, hidden[step.num_sampled :])
+        if logits is None:
+            return []
+        sample = self._sampler.sample(logits, sampled, masks())
+        self._sampled_before = sample.token_ids
+        return sample.tokens()
+
+    def _show(self, plan: StepPlan, step: PlannedStep, hidden: Tensor) -> None:
+        """Show the step's hidden states of prompt tokens to those who want to know of them."""
+        first_row = 0
+        for entry, num_rows in zip(plan.entries, step.num_shown.tolist(), strict=True):
+            reader = entry.sequence.prompt_reader
+            if reader is not None and num_rows:
+                reader.read(hidden[first_row : first_row + num_rows], entry.start, self._stage.ask_logits)
+                first_row += num_rows
+        self._stage.end_asking()
+
+
+class Follower:
+    """Any other rank: computes its part of each step that it is told of."""
+
+    def __init__(self, stage: Stage) -> None:
+        self._stage = stage
+        self._unfinished: list[PlannedStep] = []
+        self._has_pipeline = stage.place.shape.pipeline_parallel_size > 1
+
+    def serve(self, leader: PlanReceiver) -> None:
+        """Return when the leader is gone. Raises RankLost when the gang is broken, WireError for a bad message."""
+        while (frame := leader.receive()) is not None:
+            self.follow(frame)
+
+    @torch.inference_mode()
+    def follow(self, frame: bytes) -> None:
+        """Do what one message says."""
+        match decode(frame):
+            case RunStep() as message:
+                step = from_message(message, self._stage.page_size)
+                self._stage.run(step)
+                if self._stage.place.is_first_stage and (step.num_sampled or step.is_shown):
+                    self._unfinished.append(step)
+                    if not self._has_pipeline:
+                        self._finish()
+            case FinishStep():
+                if self._stage.place.is_first_stage:
+                    self._finish()
+            case message:
+                raise WireError(f"a rank has no use for {type(message).__name__}")
+
+    def _finish(self) -> None:
+        step = self._unfinished.pop(0)
+        hidden = self._stage.take_final(step)
+        if step.num_sampled:
+            self._stage.vocabulary.logits(hidden[: step.num_sampled])
+        if step.is_shown:
+            self._stage.help_with_logits()

@@ -1,0 +1,128 @@
+"""From a checkpoint to one rank of a gang that is ready to step, together with all others."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from kvasir_kernels.dispatch import prepare
+from kvasir_protocol.config import EngineConfig, ModelConfig
+from kvasir_protocol.errors import ConfigError
+from kvasir_workers.kv.page_memory import PageShape
+from kvasir_workers.memory import Footprint, MemoryPlan, free_memory, page_bytes, plan_memory
+from kvasir_workers.model.decoder import Decoder
+from kvasir_workers.model.loader import load_spec
+from kvasir_workers.parallel.collectives import Collectives, Meeting
+from kvasir_workers.parallel.mesh import RankPlace
+from kvasir_workers.parallel.pipeline import Stage
+from kvasir_workers.parallel.shard import KvShard, ModelShard, cut_model
+from kvasir_workers.parallel.slices import load_shard, shard_bytes
+from kvasir_workers.parallel.tensor import join_ranks
+from kvasir_workers.resolve import resolve_device, resolve_dtype
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadedRank:
+    """kv: what of all keys and values its pages hold. memory: the same for all ranks."""
+
+    stage: Stage
+    decoder: Decoder
+    kv: KvShard
+    memory: MemoryPlan
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RankPlan:
+    """What one rank will do, settled from headers and numbers alone."""
+
+    directory: Path
+    shard: ModelShard
+    dtype: torch.dtype
+    device: torch.device
+    memory: MemoryPlan
+    page_size: int
+
+
+def plan_rank(model: ModelConfig, engine: EngineConfig, place: RankPlace) -> RankPlan:
+    """Raises CheckpointError, ConfigError or OutOfMemory if the rank can't be had."""
+    if engine.host_cache_bytes:
+        raise ConfigError(
+            f"engine.host_cache_bytes is not supported with several ranks ({place.shape}) yet; leave it out"
+        )
+    if model.quantization is not None:
+        raise ConfigError(f"quantization is not supported with several ranks ({place.shape}) yet; leave it out")
+    directory = Path(model.path)
+    spec = load_spec(directory)
+    shard = cut_model(spec, place)
+    dtype, device = resolve_dtype(model, spec), _device_of(engine, place)
+    footprint, config = _footprint(directory, dtype, device, shard, engine)
+    return RankPlan(
+        directory=directory,
+        shard=shard,
+        dtype=dtype,
+        device=device,
+        memory=plan_memory(footprint, config, model.max_model_len, free_memory(device)),
+        page_size=engine.page_size,
+    )
+
+
+def _device_of(engine: EngineConfig, place: RankPlace) -> torch.device:
+    """A GPU of its own: where several are visible, the ranks of this host take them in order."""
+    device = resolve_device(engine)
+    if device.type == "cpu":
+        return device
+    device = torch.device("cuda", place.rank % torch.cuda.device_count())
+    torch.cuda.set_device(device)
+    return device
+
+
+def _footprint(
+    directory: Path, dtype: torch.dtype, device: torch.device, shard: ModelShard, engine: EngineConfig
+) -> tuple[Footprint, EngineConfig]:
+    """What to plan for, and the settings to plan by.
+
+    engine.kv_cache_bytes is for the whole gang. The ranks of a CPU gang are taken to share one host's memory; each of
+    a GPU gang has a device's for itself.
+    """
+    shards = [cut_model(shard.whole, RankPlace(shard.place.shape, rank)) for rank in range(shard.place.shape.num_ranks)]
+    pages = [page_bytes(each.local, engine.page_size, dtype) for each in shards]
+    positions = shard.whole.max_position_embeddings
+    if device.type == "cpu":
+        weights = sum(shard_bytes(directory, dtype, each) for each in shards)
+        return Footprint(weight_bytes=weights, page_bytes=sum(pages), max_positions=positions), engine
+    own = pages[shard.place.rank]
+    if engine.kv_cache_bytes is not None:
+        engine = replace(engine, kv_cache_bytes=engine.kv_cache_bytes * own // sum(pages))
+    weights = shard_bytes(directory, dtype, shard)
+    return Footprint(weight_bytes=weights, page_bytes=own, max_positions=positions), engine
+
+
+def load_rank(plan: RankPlan, meeting: Meeting) -> LoadedRank:
+    """Meet the other ranks, agree on the number of pages, load. Returns when all are ready.
+
+    Raises RankLost if another one does not come, CheckpointError for what headers do not tell.
+    """
+    prepare(plan.device)
+    collectives = Collectives(plan.shard.place, meeting, plan.device)
+    try:
+        num_pages = collectives.least(plan.memory.num_pages)
+        decoder = load_shard(plan.directory, plan.dtype, plan.device, plan.shard)
+        decoder.pack_weights()
+        join_ranks(decoder, collectives)
+        pages = torch.zeros(_page_shape(plan, num_pages), dtype=plan.dtype, device=plan.device)
+        collectives.muster("loaded")
+    except BaseException:
+        collectives.close()
+        raise
+    longest = min(plan.memory.max_sequence_tokens, num_pages * plan.page_size)
+    return LoadedRank(
+        stage=Stage(decoder, pages, plan.shard, collectives),
+        decoder=decoder,
+        kv=plan.shard.kv,
+        memory=MemoryPlan(num_pages=num_pages, max_sequence_tokens=longest),
+    )
+
+
+def _page_shape(plan: RankPlan, num_pages: int) -> PageShape:
+    local = plan.shard.local
+    return local.num_layers, 2, num_pages, plan.page_size, local.num_kv_heads, local.head_dim
