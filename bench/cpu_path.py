@@ -122,8 +122,10 @@ class Model:
         kept = 2 * self.spec.num_layers * self.spec.num_kv_heads * self.spec.head_dim
         return self._weight_bytes + int(self.dtype.itemsize * kept * num_context_tokens)
 
-    def num_operations(self, num_tokens: int) -> int:
-        return 2 * self.num_weights * num_tokens
+    def num_operations(self, num_tokens: int, num_sampled: int) -> int:
+        """Of a step that computes so many tokens, and the logits of some."""
+        head = self.spec.vocab_size * self.spec.hidden_size
+        return 2 * ((self.num_weights - head) * num_tokens + head * num_sampled)
 
 
 @dataclass(slots=True)
@@ -168,11 +170,11 @@ def measure(model: Model, engine: Engine, workload: Workload, figures: Figures, 
     num_bytes = model.num_bytes(num_prompt_tokens + workload.batch * workload.num_steps // 2)
     step_s = median(times)
     figures.step_s.append(step_s)
-    bytes_s, operations_s = num_bytes / bandwidth, model.num_operations(workload.batch) / arithmetic
+    bytes_s, operations_s = num_bytes / bandwidth, model.num_operations(workload.batch, workload.batch) / arithmetic
     figures.floor_share.append(max(bytes_s, operations_s) / step_s)
     figures.bandwidth_share.append(bytes_s / step_s)
     figures.prefill_speed.append(num_prompt_tokens / prefill_s)
-    figures.prefill_share.append(model.num_operations(num_prompt_tokens) / prefill_s / arithmetic)
+    figures.prefill_share.append(model.num_operations(num_prompt_tokens, workload.batch) / prefill_s / arithmetic)
 
 
 def show(workload: Workload, figures: dict[str, Figures]) -> None:

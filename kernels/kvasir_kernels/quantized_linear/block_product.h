@@ -154,9 +154,10 @@ class BlockProduct {
         if (product_.num_rows > kDirectRows<kFormat>) decode();
         // Tiles of like sizes: a last one of a row or two would keep the multipliers waiting.
         int64_t num_tiles = (product_.num_rows + kTileRows<kFormat> - 1) / kTileRows<kFormat>;
+        linear::Ahead ahead(units_ + product_.num_inputs / kUnit * kUnitBytes, kUnitBytes, num_tiles);
         for (int64_t row = 0; row < product_.num_rows; --num_tiles) {
             const int64_t num_rows = (product_.num_rows - row + num_tiles - 1) / num_tiles;
-            tile_of<kTileRows<kFormat>>(num_rows, row);
+            tile_of<kTileRows<kFormat>>(num_rows, row, ahead);
             row += num_rows;
         }
     }
@@ -182,28 +183,31 @@ class BlockProduct {
     }
 
     template <int kRows>
-    void tile_of(int64_t num_rows, int64_t row) {
+    void tile_of(int64_t num_rows, int64_t row, linear::Ahead& ahead) {
         if constexpr (kRows > 0) {
             if (num_rows != kRows)
-                tile_of<kRows - 1>(num_rows, row);
+                tile_of<kRows - 1>(num_rows, row, ahead);
             else if (decoded_)
-                tile<kRows>(row, [operands = decoded_](int64_t unit, int k) { return operands[unit * kOperands + k]; });
+                tile<kRows>(row, ahead, [operands = decoded_](int64_t unit, int k) {
+                    return operands[unit * kOperands + k];
+                });
             else
-                tile<kRows>(row, [units = units_](int64_t unit, int k) {
+                tile<kRows>(row, ahead, [units = units_](int64_t unit, int k) {
                     return Decoder<Number, kFormat>::operand(units + unit * kUnitBytes, k);
                 });
         }
     }
 
     template <int kRows, class Source>
-    void tile(int64_t row, const Source& operand_of) {
+    void tile(int64_t row, linear::Ahead& ahead, const Source& operand_of) {
         const Number* x = product_.x + row * product_.x_stride;
         const Bf16* scales = scales_;
         Floats totals[kRows][2] = {};
         for (int64_t first = 0; first < product_.num_inputs; first += group_size_, scales += linear::kBlock) {
             const int64_t end = std::min(first + group_size_, product_.num_inputs);
             Floats sums[kRows][2] = {};
-            for (int64_t i = first; i < end; i += kUnit)
+            for (int64_t i = first; i < end; i += kUnit) {
+                if constexpr (kRows > 1) ahead.fetch();
                 KVASIR_UNROLL
                 for (int k = 0; k < kOperands; ++k) {
                     const Operand operand = operand_of(i / kUnit, k);
@@ -212,6 +216,7 @@ class BlockProduct {
                     for (int r = 0; r < kRows; ++r)
                         sums[r][k % 2] = Step<Number>::add(sums[r][k % 2], inputs + r * product_.x_stride, operand);
                 }
+            }
             const Floats scale[2] = {load(scales), load(scales + kLanes)};
             KVASIR_UNROLL
             for (int r = 0; r < kRows; ++r)
