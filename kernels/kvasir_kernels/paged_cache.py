@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -49,4 +50,6 @@ class AttentionBatch:
         assert all(1 <= query <= context for query, context in zip(self.query_lens, self.context_lens, strict=True)), (
             f"each context {self.context_lens} must hold its new tokens {self.query_lens}"
         )
-        object.__setattr__(self, "lengths", torch.tensor((self.query_lens, self.context_lens), dtype=torch.int64))
+        # Not torch.tensor, which takes three times as long to read tuples.
+        lengths = np.array((self.query_lens, self.context_lens), dtype=np.int64)
+        object.__setattr__(self, "lengths", torch.from_numpy(lengths))
