@@ -31,7 +31,7 @@ def fuse(decoder: Decoder) -> None:
 
 def plain_form(decoder: Decoder) -> PlainDecoder[Weights] | None:
     """What the decoder is made of; None if it is not made of plain parts alone."""
-    if not all(type(part) in _PLAIN for name, part in decoder.named_modules() if name not in ("", "lm_head")):
+    if not all(_is_plain(part) for name, part in decoder.named_modules() if name not in ("", "lm_head")):
         return None
     if not hasattr(decoder, "embedding") or not hasattr(decoder, "norm"):
         return None
@@ -46,6 +46,10 @@ def plain_form(decoder: Decoder) -> PlainDecoder[Weights] | None:
         num_kv_heads=spec.num_kv_heads,
         head_dim=spec.head_dim,
     )
+
+
+def _is_plain(part: nn.Module) -> bool:
+    return type(part) in _PLAIN and not part._forward_hooks and not part._forward_pre_hooks
 
 
 def _plain_layer(layer: DecoderLayer) -> PlainLayer[Weights]:

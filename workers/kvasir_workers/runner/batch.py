@@ -104,10 +104,16 @@ class BatchBuilder:
 
 def lay_out(step: StepArrays, page_size: int, device: torch.device) -> StepBatch:
     """Where each token stands: its position, its slot, and what it sees."""
-    starts, counts = step.starts, step.counts
-    ends, lengths = np.cumsum(counts), starts + counts
-    positions = np.arange(ends[-1]) + np.repeat(lengths - ends, counts)
-    pages = step.tables[np.repeat(np.arange(len(counts)), counts), positions // page_size]
+    starts, counts, num_sequences = step.starts, step.counts, len(step.counts)
+    lengths = starts + counts
+    if len(step.token_ids) == num_sequences:  # one token of each: most steps, and the shortest
+        positions, rows, sample_rows = starts, np.arange(num_sequences), np.flatnonzero(step.samples)
+    else:
+        ends = np.cumsum(counts)
+        positions = np.arange(ends[-1]) + np.repeat(lengths - ends, counts)
+        rows, sample_rows = np.repeat(np.arange(num_sequences), counts), ends[step.samples] - 1
+    in_page = positions % page_size
+    pages = step.tables[rows, (positions - in_page) // page_size]
 
     def tensor(values: Numbers) -> Tensor:
         return torch.from_numpy(values).to(device)
@@ -116,14 +122,14 @@ def lay_out(step: StepArrays, page_size: int, device: torch.device) -> StepBatch
         token_ids=tensor(step.token_ids),
         coming=ComingTokens(tensor(step.coming[0]), tensor(step.coming[1])) if step.coming.size else None,
         positions=tensor(positions),
-        slots=tensor(pages * page_size + positions % page_size),
+        slots=tensor(pages * page_size + in_page),
         attention=AttentionBatch(
             query_lens=tuple(counts.tolist()),
             context_lens=tuple(lengths.tolist()),
             page_tables=tensor(step.tables),
             num_decodes=int((counts == 1).sum()),
         ),
-        sample_rows=tensor(ends[step.samples] - 1),
+        sample_rows=tensor(sample_rows),
     )
 
 
@@ -141,6 +147,8 @@ def _sampled_sequences(plan: StepPlan) -> tuple[Sequence, ...]:
 
 def _page_tables(entries: tuple[ScheduledSequence, ...], num_pages: Numbers) -> Numbers:
     """[S, M]: the first num_pages pages of each sequence, padded with 0."""
+    if len(entries) == 1:
+        return entries[0].sequence.page_row()[None, : num_pages[0]].copy()
     tables = np.zeros((len(entries), num_pages.max()), dtype=np.int64)
     rows = [entry.sequence.page_row()[:count] for entry, count in zip(entries, num_pages.tolist(), strict=True)]
     tables[np.arange(tables.shape[1]) < num_pages[:, None]] = np.concatenate(rows)

@@ -77,6 +77,13 @@ def test_a_part_that_came_later_keeps_the_decoder_as_it_is(tmp_path: Path) -> No
     assert plain_form(decoder) is None
 
 
+def test_a_part_that_others_listen_to_keeps_the_decoder_as_it_is(tmp_path: Path) -> None:
+    """The ranks of a gang add up what each of them yields."""
+    decoder = packed_decoder(make_checkpoint(tmp_path, "LlamaForCausalLM"))
+    decoder.get_submodule("layers.2.attention.output").register_forward_hook(lambda part, inputs, output: output)
+    assert plain_form(decoder) is None
+
+
 def test_weights_of_torch_are_not_fused(tmp_path: Path) -> None:
     path = make_checkpoint(tmp_path, "LlamaForCausalLM")
     with without_native_kernels():
