@@ -6,6 +6,7 @@ leader, however that ends.
 """
 
 import json
+import os
 import sys
 from dataclasses import dataclass
 from socket import socket
@@ -78,4 +79,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    os._exit(main())  # nothing is left to be saved, and an interpreter that holds torch is slow to end

@@ -12,6 +12,7 @@ from kvasir_protocol.config import EngineConfig, ModelConfig
 from kvasir_protocol.errors import ConfigError, RankLost
 from kvasir_protocol.ids import RequestId
 from kvasir_protocol.request import GenerationRequest
+from kvasir_protocol.structured import StructuredOutput
 from kvasir_workers.engine import Engine
 from kvasir_workers.load import build_engine, load_leader
 from kvasir_workers.parallel.local_gang import LocalGang, load_gang
@@ -20,11 +21,15 @@ from tests.integration.engine.conftest import DEMO_MODEL
 
 QUESTIONS = ["Who was Kvasir?", "What is a KV cache?", "How do I start a cluster?"]
 GREEDY = SamplingParams(temperature=0, max_tokens=16)
+FORM = SamplingParams(
+    temperature=0, max_tokens=30, structured_outputs=StructuredOutput(kind="regex", text="[0-9]{3}-[a-z]{4}")
+)
 SMALL = {"kv_cache_memory_bytes": 4 * 2**20, "max_num_seqs": 8, "max_num_batched_tokens": 64}
 
 
 def texts(llm: LLM) -> list[str]:
-    return [answer.outputs[0].text for answer in llm.generate(QUESTIONS, GREEDY, use_tqdm=False)]
+    params = [GREEDY, GREEDY, FORM]
+    return [answer.outputs[0].text for answer in llm.generate(QUESTIONS, params, use_tqdm=False)]
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from kvasir_workers.model.loader import load_spec
 from kvasir_workers.parallel.collectives import Collectives, Meeting
 from kvasir_workers.parallel.mesh import RankPlace
 from kvasir_workers.parallel.pipeline import Stage
-from kvasir_workers.parallel.shard import KvShard, ModelShard, cut_model
+from kvasir_workers.parallel.shard import ModelShard, cut_model
 from kvasir_workers.parallel.slices import load_shard, shard_bytes
 from kvasir_workers.parallel.tensor import join_ranks
 from kvasir_workers.resolve import resolve_device, resolve_dtype
@@ -23,11 +23,10 @@ from kvasir_workers.resolve import resolve_device, resolve_dtype
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadedRank:
-    """kv: what of all keys and values its pages hold. memory: the same for all ranks."""
+    """memory: the same for all ranks."""
 
     stage: Stage
     decoder: Decoder
-    kv: KvShard
     memory: MemoryPlan
 
 
@@ -118,7 +117,6 @@ def load_rank(plan: RankPlan, meeting: Meeting) -> LoadedRank:
     return LoadedRank(
         stage=Stage(decoder, pages, plan.shard, collectives),
         decoder=decoder,
-        kv=plan.shard.kv,
         memory=MemoryPlan(num_pages=num_pages, max_sequence_tokens=longest),
     )
 

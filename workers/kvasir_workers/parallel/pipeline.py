@@ -26,10 +26,11 @@ from kvasir_workers.runner.page_copies import copy_tokens
 
 
 class Stage:
-    """A rank's decoder and pages ([L, 2, N, P, K, D], of its own layers and heads), and its ways to the others."""
+    """A rank's decoder and pages ([L, 2, N, P, K, D]), and its ways to the others. kv: what its pages are of."""
 
     def __init__(self, decoder: Decoder, pages: Tensor, shard: ModelShard, collectives: Collectives) -> None:
         self.place = shard.place
+        self.kv = shard.kv
         self.pages = pages
         self.page_size = pages.shape[3]
         self.vocabulary = SharedVocabulary(decoder, shard, collectives)

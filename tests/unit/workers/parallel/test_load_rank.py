@@ -35,6 +35,15 @@ def test_all_ranks_have_the_least_number_of_pages_that_any_has() -> None:
         assert gang.loaded.limits.max_sequence_tokens == 40
 
 
+def test_stage_tells_what_its_pages_are_of() -> None:
+    shape = GangShape(tensor_parallel_size=2, pipeline_parallel_size=3)
+    with ThreadGang(DEMO_MODEL, shape, gang_config(DEMO_MODEL, shape, 4)) as gang:
+        assert gang.loaded.lead is not None
+        stage = gang.loaded.lead.stage
+        assert (stage.kv.layers, stage.kv.kv_heads) == (range(2), (0, 1))
+        assert stage.pages.shape == (2, 2, 4, 4, 2, 32)
+
+
 def test_rank_without_room_is_refused_with_the_numbers() -> None:
     with pytest.raises(OutOfMemory, match="do not fit"):
         plan_rank(
