@@ -32,7 +32,7 @@ def read_options(arguments: Sequence[str] | None) -> argparse.Namespace:
     add(
         "--limit-s",
         type=float,
-        default=90.0,
+        default=60.0,
         metavar="S",
         help="for one cell; more is cut, in every round (%(default)s)",
     )

@@ -108,7 +108,8 @@ def ratio_text(medians: Mapping[str, float], figure: Figure, reduce: Callable[[S
 
 
 def _starts(title: str, peers: Mapping[str, Sequence[Run]], weight_bytes: int) -> str:
-    """Memory is that of all processes together, when ready: weights, pages and the rest."""
+    """Memory is that of all processes together, when ready: weights, pages and the rest. Who maps a file and has not
+    looked at it yet has less than its weights, and no rest that could be told."""
     head = [
         "",
         "seconds to ready",
@@ -130,7 +131,7 @@ def _starts(title: str, peers: Mapping[str, Sequence[Run]], weight_bytes: int) -
                 _mib(ready),
                 _mib([weight_bytes]),
                 _mib([pages]),
-                _mib([num_bytes - weight_bytes - pages for num_bytes in ready]),
+                _mib([rest for num_bytes in ready if (rest := num_bytes - weight_bytes - pages) > 0]),
                 _mib([run.used_bytes for run in started if run.used_bytes is not None]),
             ]
         )
