@@ -98,7 +98,7 @@ class Controller:
         self._spec = spec
         self._store = DesiredStore(spec.name)
         self._desired = self._store.load() or Desired(config=spec.wish, resolved=spec.config, view_port=spec.view_port)
-        self._wishes: list[tuple[ClusterConfig, ClusterConfig]] = []
+        self._turn = threading.Lock()
         self._news: list[str] = []
         self._fatal: str | None = None
         self._observed: tuple[ObservedGang, ...] = ()
@@ -107,7 +107,6 @@ class Controller:
         self._view = ClusterView(version=time.time_ns() // 1_000_000, replicas=(), phase="starting")
         self._gangs, self._memory = self._adopt()
         self._observe()
-        self._woken = threading.Event()
         self._stopping = threading.Event()
         self._server: ViewServer | None = None
         self._routers = RouterKeeper(spec.name)
@@ -121,15 +120,26 @@ class Controller:
         self._loop.start()
 
     def apply(self, wish: ClusterConfig, config: ClusterConfig) -> None:
-        """Want something else from now on; config is wish, settled for the hosts. The same wish changes nothing."""
-        self._wishes.append((wish, config))
-        self._woken.set()
+        """Want something else from now on, and begin at once; config is wish, settled for the hosts.
+
+        The same wish changes nothing, unless it proved fatal: then it is tried again.
+        """
+        with self._turn:
+            if wish == self._desired.config and self._fatal is None:
+                return
+            self._fatal = None
+            if self._server is None:
+                self._server = self._serve_view()
+            self._want(dataclasses.replace(self._desired, config=wish, resolved=config))
+            self._tell("new settings")
+            self._step()
+            self._observe()
 
     def progress(self) -> Progress:
         """How far the cluster has come."""
         return Progress(
             process_id=os.getpid(),
-            phase="taking in the new settings" if self._wishes else self._view.phase,
+            phase=self._view.phase,
             gangs=tuple((gang.replica_id, gang.state) for gang in self._observed),
             news=tuple(self._news),
             routers=self._routers.states,
@@ -158,7 +168,6 @@ class Controller:
     def stop(self) -> None:
         """End every router and gang in order, by force those that take longer than stop_s; stop serving the view."""
         self._stopping.set()
-        self._woken.set()
         self._loop.join()
         self._routers.stop(DRAIN_S)
         gangs = [*self._gangs.values(), *(drain.gang for drain in self._drains.values())]
@@ -194,6 +203,8 @@ class Controller:
                 gangs[replica_id] = gang
                 gang.take_role(self._desired.record(replica_id).slot.role)
                 self._tell(f"took over {replica_id}")
+        kept = tuple(record for record in self._desired.gangs if record.replica_id in gangs)
+        self._want(dataclasses.replace(self._desired, gangs=kept))
         # Until they have said where they listen, the view would tell routers that nobody serves.
         answers = [reference for gang in gangs.values() for reference in gang.unanswered_starts]
         if answers:
@@ -203,35 +214,23 @@ class Controller:
     def _run(self) -> None:
         try:
             while not self._stopping.is_set():
-                self._take_wishes()
-                self._step()
+                try:
+                    with self._turn:
+                        self._step()
+                    self._wait()
+                except RayError as error:
+                    log.warning("Ray failed a step, trying again: %s", error)
+                    self._stopping.wait(self._spec.timings.poll_s)
         except Exception:
             # Ray starts this process anew, and the new controller takes over what lives: better than a silent one.
             log.exception("the controller's loop died")
             os._exit(1)
 
-    def _take_wishes(self) -> None:
-        self._woken.clear()
-        while self._wishes:
-            wish, config = self._wishes[0]
-            if wish != self._desired.config or self._fatal is not None:
-                self._want(dataclasses.replace(self._desired, config=wish, resolved=config))
-                self._fatal = None
-                self._tell("new settings")
-                self._observe()
-                self._keep_routers()
-            # Not before they show in what `progress` tells.
-            del self._wishes[0]
-
     def _step(self) -> None:
-        try:
-            self._observe()
-            self._act(self._plan())
-            self._keep_routers()
-            self._wait()
-        except RayError as error:
-            log.warning("Ray failed a step, trying again: %s", error)
-            self._stopping.wait(self._spec.timings.poll_s)
+        """Observe, plan, act."""
+        self._observe()
+        self._act(self._plan())
+        self._keep_routers()
 
     def _observe(self) -> None:
         """Look at every gang, and publish the view at once: nobody should be sent to a replica known as dead."""
@@ -320,7 +319,7 @@ class Controller:
         if signals:
             ray.wait(signals, timeout=self._spec.timings.poll_s)
         else:
-            self._woken.wait(self._spec.timings.poll_s)
+            self._stopping.wait(self._spec.timings.poll_s)
 
     def _gang_spec(self, replica_id: ReplicaId) -> GangSpec:
         spec, config = self._spec, self._desired.resolved

@@ -97,3 +97,5 @@ class RouterHost:
         give_up_at = time.monotonic() + DRAIN_S
         while time.monotonic() < give_up_at and not all(router.has_stopped() for router in routers):
             time.sleep(STOP_POLL_S)
+        if self._listener is not None:
+            self._listener.close()
