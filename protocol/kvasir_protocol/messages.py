@@ -3,7 +3,7 @@
 router  -> replica    Hello  Ping  Submit  Reserve  Abort
 replica -> router     Welcome  Stats  Tokens  Rejected  Reserved  ReserveRefused  HandoverFailed
 prefill -> decode     BeginPush  PushPages  Commit  Quiet
-decode  -> prefill    PushGranted  PushRefused  CancelPush
+decode  -> prefill    PushGranted  PagesTaken  PushRefused  CancelPush
 router  -> controller GetView            controller -> router  View
 """
 
@@ -165,7 +165,14 @@ class BeginPush:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PushGranted:
+    """The writer may begin: in shared memory, or (page_endpoint not "") by contents sealed with page_key.
+
+    page_key: fresh random bytes for this push alone; whoever knows it is the writer that was granted.
+    """
+
     generation: Generation
+    page_endpoint: str = ""
+    page_key: bytes = b""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -176,11 +183,17 @@ class PushRefused:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PushPages:
-    """Content of page_indices, page after page, each as PageLayout says (TCP only)."""
+    """These pages are there. Over TCP a second frame follows: their sealed content, page after page."""
 
     generation: Generation
     page_indices: tuple[PageIndex, ...]
-    content: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PagesTaken:
+    """So many bytes of contents were read from this connection, of use or not: as many more may be sent."""
+
+    num_bytes: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -258,6 +271,7 @@ Message = (
     | PushGranted
     | PushRefused
     | PushPages
+    | PagesTaken
     | Commit
     | CancelPush
     | Quiet

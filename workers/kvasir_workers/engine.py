@@ -10,7 +10,7 @@ from time import monotonic
 
 from kvasir_protocol.config import EngineConfig
 from kvasir_protocol.errors import InvalidRequest, ServiceUnavailable
-from kvasir_protocol.events import EngineCounters, TokenLogprobs, TokenOutput
+from kvasir_protocol.events import EngineCounters, TokenOutput
 from kvasir_protocol.ids import PageIndex, RequestId
 from kvasir_protocol.messages import HandoverTicket
 from kvasir_protocol.request import FinishReason, GenerationRequest
@@ -18,7 +18,7 @@ from kvasir_workers.answer_failure import AnswerFailure, failure_of
 from kvasir_workers.grammar.state import Grammar
 from kvasir_workers.kv.exports import PageExporter, PageExports
 from kvasir_workers.kv.manager import KvManager
-from kvasir_workers.prompt_reader import PromptPooler, PromptScorer
+from kvasir_workers.prompt_reader import PromptPooler, read_logprobs
 from kvasir_workers.request_check import EngineLimits, check_request, grammar_state
 from kvasir_workers.runner.device import Runner, StepFlight
 from kvasir_workers.runner.grammar_mask import GrammarMasks, StructuredRow, make_masks
@@ -73,13 +73,18 @@ class Engine:
     def counters(self) -> EngineCounters:
         preempted, recomputed = self._scheduler.num_preemptions, self._scheduler.num_recomputed_tokens
         tiers = self._kv.tiers.log.counts if self._kv.tiers is not None else {}
-        totals = {**self._counts, **tiers, "num_preemptions": preempted, "recomputed_tokens": recomputed}
-        return EngineCounters(**totals)
+        return EngineCounters(
+            **{**self._counts, **tiers, "num_preemptions": preempted, "recomputed_tokens": recomputed}
+        )
 
     @property
     def num_moves(self) -> int:
         """Launches and landings so far: a step that does any work adds to it."""
         return self._num_launches + self._counts["num_steps"]
+
+    @property
+    def num_computed_prompt_tokens(self) -> int:
+        return self._counts["computed_prompt_tokens"]
 
     @property
     def num_used_pages(self) -> int:
@@ -281,7 +286,7 @@ class Engine:
             output.stop_token = token_id
         if first_index == len(sequence.request.emitted_token_ids):
             self._count_prompt(sequence)
-            output.prompt_logprobs, output.queue_s = _prompt_logprobs(sequence), _queue_s(sequence)
+            output.prompt_logprobs, output.queue_s = read_logprobs(sequence.prompt_reader), _queue_s(sequence)
         return output
 
     def _break_off(self, sequence: Sequence, first_index: int, failure: AnswerFailure) -> TokenOutput:
@@ -384,8 +389,3 @@ class _Flight:
 
 def _queue_s(sequence: Sequence) -> float | None:
     return None if sequence.started_at is None else sequence.started_at - sequence.arrived_at
-
-
-def _prompt_logprobs(sequence: Sequence) -> tuple[TokenLogprobs, ...]:
-    reader = sequence.prompt_reader
-    return tuple(reader.logprobs) if isinstance(reader, PromptScorer) else ()

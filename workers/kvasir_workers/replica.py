@@ -24,7 +24,7 @@ from kvasir_protocol.errors import ConfigError, KvasirError
 from kvasir_protocol.events import ReplicaStats
 from kvasir_protocol.ids import RequestId
 from kvasir_protocol.request import GenerationRequest, SamplingParams
-from kvasir_protocol.sockets import bind_publisher, bind_server, load_or_create_secret, start_gatekeeper
+from kvasir_protocol.sockets import bind_pages, bind_publisher, bind_server, load_or_create_secret, start_gatekeeper
 from kvasir_protocol.view import ReplicaInfo, Role
 from kvasir_workers.kv.event_log import KvEventLog
 from kvasir_workers.kv.event_server import EventSockets, KvEventServer
@@ -67,12 +67,22 @@ class Replica:
         self._gatekeeper = start_gatekeeper(self._context, secret)
         try:
             socket, self.endpoint = bind_server(self._context, secret, config.host, config.port)
+            page_socket, page_endpoint = bind_pages(self._context, config.host)
             self._events = _EventsDesk(self._context, config, secret) if config.engine.publish_kv_events else None
             self._watcher = self._events.log if self._events is not None else None
             self.info = _info(config, self._loaded, self._events)
             self.layout = self._loaded.layout
             self._tiers = open_tiers(self._loaded.pages, config.engine, self._watcher)
-            self._assemble(socket, secret)
+            segment = self._loaded.segment.name if self._loaded.segment is not None else ""
+            binding = Binding(
+                context=self._context,
+                socket=socket,
+                endpoint=self.endpoint,
+                page_socket=page_socket,
+                page_endpoint=page_endpoint,
+                segment=segment,
+            )
+            self._assemble(binding, secret)
         except BaseException:
             self._close()
             raise
@@ -98,7 +108,7 @@ class Replica:
         name = f"{self._config.segment_prefix}-{self._config.replica_id}-{os.getpid()}-{secrets.token_hex(4)}"
         return SegmentWish(name, is_must=transport == "shared-memory")
 
-    def _assemble(self, socket: "zmq.Socket[bytes]", secret: bytes) -> None:
+    def _assemble(self, binding: Binding, secret: bytes) -> None:
         loaded = self._loaded
         writers = WriterFactory(
             loaded.pages, loaded.layout, allow_shared_memory=self._config.handover.transport != "tcp"
@@ -110,8 +120,6 @@ class Replica:
             release=lambda pages: self._server.loop.post(lambda engine: engine.release_exported(pages)),
         )
         engine = build_engine(loaded, self._config.engine, self._pusher, self._watcher, self._tiers)
-        segment = loaded.segment.name if loaded.segment is not None else ""
-        binding = Binding(context=self._context, socket=socket, endpoint=self.endpoint, segment=segment)
         self._grammars = grammar_compiler(Path(self._config.model.path), loaded.limits)
         self._server = ReplicaServer(
             binding, self.info, engine, loaded.pages, loaded.layout, self._grammars, hands_over=self._gang is None

@@ -1,65 +1,62 @@
-"""How pages get to another replica: into its memory, or as bytes in messages."""
+"""How pages get to another replica: into its memory, or as bytes that are sent there."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, Protocol
 
 from torch import Tensor
 
-from kvasir_protocol.ids import Generation, PageIndex
-from kvasir_protocol.messages import HandoverTicket, PageLayout, PushPages
+from kvasir_protocol.ids import PageIndex
+from kvasir_protocol.messages import HandoverTicket, PageLayout
 from kvasir_workers.kv.page_memory import SHARED_MEMORY, SharedSegment
 from kvasir_workers.kv.transfer.page_content import copy_pages, layout_dtype, layout_page_bytes, pack_pages
 
-TCP_CHUNK_BYTES = 4 * 2**20
-"""Pages in one message: large enough that the frame costs nothing, small enough that tokens get in between."""
+SEALED_CHUNK_BYTES = 2**20
+"""Sent at a time: small enough to stay in a cache between the copy and the seal, and that tokens get in between."""
+
+COPIED_CHUNK_BYTES = 16 * 2**20
+"""Copied at a time: some milliseconds, so that a word to stop gets in between; a message for each costs 0.1."""
 
 TransportLabel = Literal["shared_memory", "tcp"]
 
 
 class PageWriter(Protocol):
-    """Brings pages to one reservation."""
+    """Brings pages to one reservation, so many bytes at a time that it is worth a message."""
 
     label: TransportLabel
+    chunk_bytes: int
 
-    def write(self, source: Sequence[PageIndex], target: Sequence[PageIndex]) -> Iterator[PushPages]:
-        """Write our pages `source` to the other side's `target`; each message tells it of some that are there."""
+    def write(self, source: Sequence[PageIndex], target: Sequence[PageIndex]) -> memoryview | None:
+        """Write our pages `source` to the other side's `target`: None if that is done, else what is to be sent."""
         ...
 
 
 class TcpWriter:
-    """Page contents in messages."""
+    """Page contents to be sent."""
 
     label: TransportLabel = "tcp"
+    chunk_bytes: int = SEALED_CHUNK_BYTES
 
-    def __init__(self, pages: Tensor, page_bytes: int, generation: Generation) -> None:
+    def __init__(self, pages: Tensor) -> None:
         self._pages = pages
-        self._pages_per_message = max(1, TCP_CHUNK_BYTES // page_bytes)
-        self._generation = generation
 
-    def write(self, source: Sequence[PageIndex], target: Sequence[PageIndex]) -> Iterator[PushPages]:
-        step = self._pages_per_message
-        for start in range(0, len(source), step):
-            yield PushPages(
-                generation=self._generation,
-                page_indices=tuple(target[start : start + step]),
-                content=pack_pages(self._pages, source[start : start + step]),
-            )
+    def write(self, source: Sequence[PageIndex], target: Sequence[PageIndex]) -> memoryview | None:
+        return pack_pages(self._pages, source)
 
 
 class SharedMemoryWriter:
     """Straight into the other replica's pages on the same host."""
 
     label: TransportLabel = "shared_memory"
+    chunk_bytes: int = COPIED_CHUNK_BYTES
 
-    def __init__(self, pages: Tensor, segment: SharedSegment, generation: Generation) -> None:
+    def __init__(self, pages: Tensor, segment: SharedSegment) -> None:
         self._pages = pages
         self._segment = segment
-        self._generation = generation
 
-    def write(self, source: Sequence[PageIndex], target: Sequence[PageIndex]) -> Iterator[PushPages]:
+    def write(self, source: Sequence[PageIndex], target: Sequence[PageIndex]) -> memoryview | None:
         copy_pages(self._pages, source, self._segment.tensor, target)
-        yield PushPages(generation=self._generation, page_indices=tuple(target), content=b"")
+        return None
 
 
 class WriterFactory:
@@ -74,8 +71,8 @@ class WriterFactory:
     def writer_for(self, ticket: HandoverTicket) -> PageWriter:
         segment = self._segment(ticket.segment) if self._allow_shared_memory and ticket.segment else None
         if segment is not None and max(ticket.page_indices, default=0) < segment.tensor.shape[2]:
-            return SharedMemoryWriter(self._pages, segment, ticket.generation)
-        return TcpWriter(self._pages, layout_page_bytes(self._layout), ticket.generation)
+            return SharedMemoryWriter(self._pages, segment)
+        return TcpWriter(self._pages)
 
     def _segment(self, name: str) -> SharedSegment | None:
         """The segment, or None if it can't be had: on another host, or of another layout (the handshake will tell)."""

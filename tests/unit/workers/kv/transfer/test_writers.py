@@ -6,10 +6,10 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from kvasir_protocol.ids import Generation, PageIndex
+from kvasir_protocol.ids import PageIndex
 from kvasir_workers.kv.page_memory import SHARED_MEMORY, SharedSegment
-from kvasir_workers.kv.transfer.page_content import layout_page_bytes, pack_pages
-from kvasir_workers.kv.transfer.writers import TCP_CHUNK_BYTES, SharedMemoryWriter, TcpWriter, WriterFactory
+from kvasir_workers.kv.transfer.page_content import pack_pages
+from kvasir_workers.kv.transfer.writers import TcpWriter, WriterFactory
 from tests.unit.workers.fakes import make_ticket
 from tests.unit.workers.kv.transfer.layouts import make_layout, page_shape, random_pages
 
@@ -36,9 +36,8 @@ def test_segment_on_this_host_is_written_straight(segment: SharedSegment) -> Non
 
 def test_pages_written_straight_are_the_same(segment: SharedSegment) -> None:
     writer = factory().writer_for(make_ticket(4, segment=NAME))
-    (told,) = writer.write(SOURCE, TARGET)
+    assert writer.write(SOURCE, TARGET) is None
     assert torch.equal(segment.tensor[:, :, TARGET], PAGES[:, :, SOURCE])
-    assert (told.page_indices, told.content) == ((0, 3), b"")
 
 
 @pytest.mark.parametrize(
@@ -68,30 +67,12 @@ def test_segment_made_anew_under_its_old_name_after_a_pause_is_mapped_anew(segme
     assert writers.writer_for(make_ticket(4, segment=NAME)).label == "tcp"
     again = SharedSegment.create(NAME, page_shape(4), torch.float32)
     try:
-        list(writers.writer_for(make_ticket(4, segment=NAME)).write(SOURCE, TARGET))
+        writers.writer_for(make_ticket(4, segment=NAME)).write(SOURCE, TARGET)
         assert torch.equal(again.tensor[:, :, TARGET], PAGES[:, :, SOURCE])
     finally:
         again.remove()
     assert not (SHARED_MEMORY / NAME).exists()
 
 
-def test_tcp_carries_the_content() -> None:
-    (message,) = TcpWriter(PAGES, layout_page_bytes(make_layout()), Generation(9)).write(SOURCE, TARGET)
-    assert (message.generation, message.page_indices, message.content) == (9, (0, 3), pack_pages(PAGES, SOURCE))
-
-
-def test_tcp_cuts_large_hand_overs_into_messages() -> None:
-    writer = TcpWriter(PAGES, TCP_CHUNK_BYTES // 2, Generation(9))
-    source = [PageIndex(i) for i in range(5)]
-    assert [message.page_indices for message in writer.write(source, source)] == [(0, 1), (2, 3), (4,)]
-
-
-def test_page_larger_than_a_chunk_goes_alone() -> None:
-    writer = TcpWriter(PAGES, TCP_CHUNK_BYTES + 1, Generation(9))
-    assert [len(message.page_indices) for message in writer.write(SOURCE, TARGET)] == [1, 1]
-
-
-def test_shared_memory_tells_of_pages_only_when_they_are_there(segment: SharedSegment) -> None:
-    messages = SharedMemoryWriter(PAGES, segment, Generation(1)).write(SOURCE, TARGET)
-    next(messages)
-    assert torch.equal(segment.tensor[:, :, TARGET], PAGES[:, :, SOURCE])
+def test_tcp_leaves_the_content_to_be_sent() -> None:
+    assert TcpWriter(PAGES).write(SOURCE, TARGET) == pack_pages(PAGES, SOURCE)
