@@ -32,13 +32,23 @@ from bench.replicas import HANDOVER_S, hand_over, lines_to, replica_processes, t
 from kvasir.demo import demo_model_path
 from kvasir_protocol.config import EngineConfig, HandoverConfig, ModelConfig, ReplicaConfig, TransportName
 from kvasir_protocol.ids import PageIndex, ReplicaId, RequestId
-from kvasir_protocol.messages import LAYOUT_VERSION, BeginPush, Commit, HandoverTicket, Message, PageLayout, PushPages
+from kvasir_protocol.messages import (
+    LAYOUT_VERSION,
+    BeginPush,
+    Commit,
+    HandoverTicket,
+    Message,
+    PageLayout,
+    PageSegment,
+    PushPages,
+)
 from kvasir_protocol.request import GenerationRequest, SamplingParams
 from kvasir_protocol.sockets import bind_pages, bind_server, load_secret, start_gatekeeper
 from kvasir_protocol.wire import decode, encode
 from kvasir_workers.kv.page_memory import PageShape, SharedSegment
 from kvasir_workers.kv.transfer.importer import PageImporter
 from kvasir_workers.kv.transfer.page_content import layout_dtype, layout_page_bytes
+from kvasir_workers.kv.transfer.page_parts import PartedPages, whole_cut
 from kvasir_workers.kv.transfer.pusher import PagePusher
 from kvasir_workers.kv.transfer.writers import WriterFactory
 from kvasir_workers.replica_server import receive_pages
@@ -103,7 +113,9 @@ def serve_pages(shape: str, num_pages: int, segment_name: str, parent: Connectio
     def send(peer: bytes, message: Message) -> None:
         words.send_multipart([peer, encode(message)])
 
-    importer = PageImporter(segment.tensor, layout, VOCAB_SIZE, Desk(parent), send, time.monotonic, page_endpoint)
+    importer = PageImporter(
+        PartedPages.whole(layout, segment.tensor), VOCAB_SIZE, Desk(parent), send, time.monotonic, page_endpoint
+    )
 
     def hear() -> None:
         peer, frame = words.recv_multipart()
@@ -125,8 +137,8 @@ def serve_pages(shape: str, num_pages: int, segment_name: str, parent: Connectio
     thread.register(contents, lambda: receive_pages(contents, importer))
     thread.start()
     for number in iter(parent.recv, None):
-        pages = [PageIndex(page) for page in random.Random(1).sample(range(num_pages), number)]
-        thread.post(partial(open_reservation, importer, pages, endpoint, segment_name, parent))
+        chosen = [PageIndex(page) for page in random.Random(1).sample(range(num_pages), number)]
+        thread.post(partial(open_reservation, importer, chosen, endpoint, segment_name, parent))
     thread.stop()
     gatekeeper.stop()
     context.destroy(linger=0)
@@ -145,7 +157,7 @@ def open_reservation(
             generation=reservation.generation,
             first_page=0,
             page_indices=tuple(pages),
-            segment=segment_name,
+            segments=(PageSegment(name=segment_name, cut=whole_cut(importer.pages.layout)),),
             deadline_s=HANDOVER_S,
         )
     )
@@ -212,7 +224,7 @@ def source_of(shape: str, num_pages: int) -> Iterator[Source]:
     transports: tuple[TransportName, ...] = ("shared-memory", "tcp")
     pushers = {}
     for transport in transports:
-        writers = WriterFactory(pages, layout, allow_shared_memory=transport != "tcp")
+        writers = WriterFactory(PartedPages.whole(layout, pages), allow_shared_memory=transport != "tcp")
         pushers[transport] = PagePusher(layout, writers, SECRET, lambda released: None)
         pushers[transport].start()
     try:
@@ -319,7 +331,7 @@ def measure_tokens(transport: TransportName, num_prompt_tokens: int, chunk_token
     print(f"  {transport:<13} prefill {spread(prefills, 0)} ms, next token {spread(gaps, 1)} ms later")
     print(f"  {'':<13} a decode step: {spread(steps, 1)} ms")
     print(
-        f"  {'':<13} {hidden:.0%} of the bytes left before the prompt was computed, the last {exposed_ms:.2f} ms after"
+        f"  {'':<13} {hidden:.0%} of the bytes left while the prompt was computed, the last {exposed_ms:.2f} ms after"
     )
 
 

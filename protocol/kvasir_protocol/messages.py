@@ -45,18 +45,39 @@ class PageLayout:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PageCut:
+    """What of each page one rank holds: some layers, and at each place of its heads' axis one head of the model's."""
+
+    first_layer: int
+    num_layers: int
+    kv_heads: tuple[int, ...]
+
+    @property
+    def layers(self) -> range:
+        return range(self.first_layer, self.first_layer + self.num_layers)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PageSegment:
+    """Shared memory that the cut of one rank lies in."""
+
+    name: str
+    cut: PageCut
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class HandoverTicket:
     """A decode replica's promise to take a request's pages; the router carries it to the prefill replica.
 
     The sequence's pages before first_page are held already; its page first_page + i goes to page_indices[i].
-    segment names the shared memory in which those pages lie, or is "" where only TCP can reach them.
+    segments: the shared memory in which those pages lie, a piece for each rank; none where only TCP can reach them.
     """
 
     endpoint: str
     generation: Generation
     first_page: int
     page_indices: tuple[PageIndex, ...]
-    segment: str
+    segments: tuple[PageSegment, ...]
     deadline_s: float
 
     def __post_init__(self) -> None:

@@ -91,10 +91,11 @@ class EngineLoop:
             self._commands.popleft()(self._engine)
 
     def _step(self) -> None:
-        num_moves, num_prompt_tokens = self._engine.num_moves, self._engine.num_computed_prompt_tokens
+        num_moves, num_prompt_tokens = self._engine.num_moves, self._engine.totals["computed_prompt_tokens"]
         started_at = self._clock()
         outputs = self._engine.step()
-        self._count_time(self._clock() - started_at, self._engine.num_computed_prompt_tokens - num_prompt_tokens)
+        num_prompt_tokens = self._engine.totals["computed_prompt_tokens"] - num_prompt_tokens
+        self._count_time(self._clock() - started_at, num_prompt_tokens)
         if outputs:
             self._deliver(outputs)
         if self._engine.num_moves > num_moves:

@@ -12,7 +12,6 @@ from functools import partial
 from pathlib import Path
 
 import zmq
-from torch import Tensor
 
 from kvasir_protocol.errors import InvalidRequest, ServiceUnavailable, WireError
 from kvasir_protocol.events import HandoverCounters, ReplicaStats, TokenOutput
@@ -25,7 +24,7 @@ from kvasir_protocol.messages import (
     HandoverTicket,
     Hello,
     Message,
-    PageLayout,
+    PageSegment,
     PagesTaken,
     Ping,
     PushPages,
@@ -47,6 +46,7 @@ from kvasir_workers.engine_loop import EngineLoop
 from kvasir_workers.grammar.compiler import GrammarCompiler, grammar_in
 from kvasir_workers.grammar.state import Grammar
 from kvasir_workers.kv.transfer.importer import PageImporter, Peer
+from kvasir_workers.kv.transfer.page_parts import PartedPages
 from kvasir_workers.sequence import Sequence
 from kvasir_workers.socket_thread import Rounds, SocketThread
 
@@ -71,14 +71,14 @@ class EngineDesk:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Binding:
-    """Bound sockets, of words and of page contents; segment names the shared memory that the pages lie in, or is ""."""
+    """Bound sockets, of words and of page contents; segments: the shared memory that the pages lie in, if they do."""
 
     context: "zmq.Context[zmq.Socket[bytes]]"
     socket: "zmq.Socket[bytes]"
     endpoint: str
     page_socket: "zmq.Socket[bytes]"
     page_endpoint: str
-    segment: str
+    segments: tuple[PageSegment, ...]
 
 
 class ReplicaServer:
@@ -89,8 +89,7 @@ class ReplicaServer:
         binding: Binding,
         info: ReplicaInfo,
         engine: Engine,
-        pages: Tensor,
-        layout: PageLayout,
+        pages: PartedPages,
         grammars: GrammarCompiler | None = None,
         *,
         hands_over: bool = True,
@@ -100,12 +99,12 @@ class ReplicaServer:
         self._hands_over = hands_over
         self._socket = binding.socket
         self._page_socket = binding.page_socket
-        self._endpoint, self._segment = binding.endpoint, binding.segment
+        self._endpoint, self._segments = binding.endpoint, binding.segments
         self._info = info
         self._engine = engine
         self.loop = EngineLoop(engine, self._deliver)
         self._importer = PageImporter(
-            pages, layout, info.vocab_size, EngineDesk(self.loop), self._send, time.monotonic, binding.page_endpoint
+            pages, info.vocab_size, EngineDesk(self.loop), self._send, time.monotonic, binding.page_endpoint
         )
         self._pushed: Callable[[], HandoverCounters] = HandoverCounters
         self._streams: dict[RequestId, Peer] = {}
@@ -323,7 +322,7 @@ class ReplicaServer:
             generation=reservation.generation,
             first_page=sequence.num_published_pages,
             page_indices=tuple(sequence.pages[sequence.num_published_pages :]),
-            segment=self._segment,
+            segments=self._segments,
             deadline_s=deadline_s,
         )
         self._send(peer, Reserved(request_id=sequence.request_id, ticket=ticket))

@@ -1,6 +1,7 @@
 """The thread that owns an engine: what it runs, what it reports, and when it counts as hung."""
 
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import cast
 
@@ -21,7 +22,7 @@ class FakeEngine:
     def __init__(self) -> None:
         self.steps_left = 0
         self.num_moves = 0
-        self.num_computed_prompt_tokens = 0
+        self.totals = Counter[str]()
         self.num_running = 3
         self.is_closed = False
         self.on_step: Callable[[], None] = lambda: None
@@ -237,7 +238,7 @@ def test_work_after_a_long_rest_starts_with_full_patience(house: House) -> None:
 def test_steps_are_timed_by_whether_they_computed_prompts(house: House, num_prompt_tokens: int) -> None:
     def compute() -> None:
         house.clock.now += 0.25
-        house.engine.num_computed_prompt_tokens += num_prompt_tokens
+        house.engine.totals["computed_prompt_tokens"] += num_prompt_tokens
 
     house.engine.on_step = compute
     landed = threading.Event()

@@ -31,6 +31,7 @@ from kvasir_protocol.request import GenerationRequest, SamplingParams
 from kvasir_protocol.sockets import bind_pages, bind_server, start_gatekeeper
 from kvasir_protocol.view import ReplicaInfo
 from kvasir_workers.engine import Engine
+from kvasir_workers.kv.transfer.page_parts import PartedPages
 from kvasir_workers.replica_server import Binding, ReplicaServer
 from tests.unit.workers.engine_house import House, greedy
 from tests.unit.workers.fakes import VOCAB_SIZE, expected_answer, make_request
@@ -68,9 +69,9 @@ class FakeReplica:
             endpoint=self.endpoint,
             page_socket=page_socket,
             page_endpoint=page_endpoint,
-            segment="",
+            segments=(),
         )
-        self.server = ReplicaServer(binding, INFO, self.house.engine, pages, make_layout())
+        self.server = ReplicaServer(binding, INFO, self.house.engine, PartedPages.whole(make_layout(), pages))
         self.server.start(HandoverCounters)
 
     def close(self) -> None:

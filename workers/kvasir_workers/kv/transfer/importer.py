@@ -19,8 +19,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Protocol
 
-from torch import Tensor
-
 from kvasir_protocol.errors import WireError
 from kvasir_protocol.events import HandoverCounters
 from kvasir_protocol.ids import Generation, PageIndex, RequestId
@@ -30,7 +28,6 @@ from kvasir_protocol.messages import (
     Commit,
     HandoverFailed,
     Message,
-    PageLayout,
     PushGranted,
     PushPages,
     PushRefused,
@@ -38,7 +35,8 @@ from kvasir_protocol.messages import (
 )
 from kvasir_protocol.request import GenerationRequest
 from kvasir_protocol.wire import decode
-from kvasir_workers.kv.transfer.page_content import layout_page_bytes, unpack_pages
+from kvasir_workers.kv.transfer.page_content import layout_page_bytes
+from kvasir_workers.kv.transfer.page_parts import PartedPages
 from kvasir_workers.kv.transfer.sealing import KEY_BYTES, PageSeal
 from kvasir_workers.sequence import Sequence
 
@@ -105,8 +103,7 @@ class PageImporter:
     page_endpoint: where sealed contents come in.
     """
 
-    pages: Tensor
-    layout: PageLayout
+    pages: PartedPages
     vocab_size: int
     desk: PageDesk
     send: Callable[[Peer, Message], None]
@@ -163,8 +160,8 @@ class PageImporter:
             _log.warning("the pages reserved for %s were asked for by another", reservation.sequence.request_id)
             self.send(writer, PushRefused(generation=message.generation, reason="reserved for another request"))
             return
-        if message.layout != self.layout:
-            reason = f"pages differ: pushed {message.layout}, expected {self.layout}"
+        if message.layout != self.pages.layout:
+            reason = f"pages differ: pushed {message.layout}, expected {self.pages.layout}"
             self.send(writer, PushRefused(generation=message.generation, reason=reason))
             self._fail(reservation, reason)
             return
@@ -205,11 +202,11 @@ class PageImporter:
         if content is None:
             _log.warning("pages for %s with a broken seal dropped", reservation.sequence.request_id)
             return
-        num_bytes = layout_page_bytes(self.layout) * len(message.page_indices)
+        num_bytes = layout_page_bytes(self.pages.layout) * len(message.page_indices)
         if len(content) != num_bytes or not _asks_for(reservation, message):
             self._fail(reservation, "the writer sent pages that were not asked for, or of another size")
             return
-        unpack_pages(content, self.pages, message.page_indices)
+        self.pages.unpack(content, message.page_indices)
         self._note_there(reservation, message)
 
     def commit(self, writer: Peer, message: Commit) -> None:

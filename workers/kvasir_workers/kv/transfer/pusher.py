@@ -85,7 +85,11 @@ class _Totals:
 
 
 class PagePusher:
-    """Implements the engine's PageExporter. release gives pages back to the engine (from this thread)."""
+    """Implements the engine's PageExporter. release gives pages back to the engine (from this thread).
+
+    holds_back: no page leaves before the prompt's last: of a pipeline's stages only the first is known to have computed
+    a chunk before there is a token.
+    """
 
     def __init__(
         self,
@@ -94,7 +98,10 @@ class PagePusher:
         secret: bytes,
         release: Callable[[list[PageIndex]], None],
         clock: Callable[[], float] = time.monotonic,
+        *,
+        holds_back: bool = False,
     ) -> None:
+        self._holds_back = holds_back
         self._layout = layout
         self._page_bytes = layout_page_bytes(layout)
         self._writers = writers
@@ -232,8 +239,10 @@ class PagePusher:
         if push.grant is None:
             return
         endpoint, seal = push.ticket.endpoint, push.grant.seal
-        most_pages = max(1, push.writer.chunk_bytes // self._page_bytes)
         push.deadline = self._clock() + push.ticket.deadline_s
+        if self._holds_back and push.emitted_token_ids is None:
+            return
+        most_pages = max(1, push.writer.chunk_bytes // self._page_bytes)
         while push.unsent and (seal is None or self._peers.has_room(endpoint)):
             pages = [push.unsent.popleft() for _ in range(min(most_pages, len(push.unsent)))]
             try:

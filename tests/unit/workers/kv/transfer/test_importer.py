@@ -26,6 +26,7 @@ from kvasir_protocol.messages import (
 from kvasir_protocol.wire import encode
 from kvasir_workers.kv.transfer.importer import PageImporter, Peer, is_process_alive
 from kvasir_workers.kv.transfer.page_content import layout_page_bytes, pack_pages
+from kvasir_workers.kv.transfer.page_parts import PartedPages
 from kvasir_workers.kv.transfer.sealing import KEY_BYTES, PageSeal
 from kvasir_workers.sequence import Sequence
 from tests.unit.workers.fakes import VOCAB_SIZE, Clock, make_request
@@ -61,8 +62,7 @@ class Side:
         self.living = {WRITER_PROCESS}
         self.on_send: Callable[[Peer, Message], None] = lambda peer, message: None
         self.importer = PageImporter(
-            self.pages,
-            self.layout,
+            PartedPages.whole(self.layout, self.pages),
             VOCAB_SIZE,
             self.desk,
             self.send,

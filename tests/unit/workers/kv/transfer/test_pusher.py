@@ -29,12 +29,13 @@ from kvasir_protocol.wire import decode, encode
 from kvasir_workers.kv.page_memory import SHARED_MEMORY, SharedSegment
 from kvasir_workers.kv.transfer.connections import WINDOW_BYTES
 from kvasir_workers.kv.transfer.page_content import layout_page_bytes, pack_pages
+from kvasir_workers.kv.transfer.page_parts import PartedPages
 from kvasir_workers.kv.transfer.pusher import PagePusher
 from kvasir_workers.kv.transfer.sealing import KEY_BYTES, TAG_BYTES, PageSeal
 from kvasir_workers.kv.transfer.writers import WriterFactory
 from kvasir_workers.sequence import Sequence
 from tests.unit.workers.fakes import Clock, make_request, make_ticket
-from tests.unit.workers.kv.transfer.layouts import make_layout, page_shape, random_pages
+from tests.unit.workers.kv.transfer.layouts import make_layout, page_shape, random_pages, whole_segment
 
 SECRET = b"s" * 32
 DEADLINE_MS = 10_000
@@ -109,12 +110,12 @@ class DecodeSide:
 class PrefillSide:
     """A pusher, its clock, and the pages that came back from it."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, holds_back: bool = False) -> None:
         self.released: queue.Queue[list[PageIndex]] = queue.Queue()
         self.clock = Clock()
         layout = make_layout()
-        writers = WriterFactory(PAGES, layout, allow_shared_memory=True)
-        self.pusher = PagePusher(layout, writers, SECRET, self.released.put, self.clock)
+        writers = WriterFactory(PartedPages.whole(layout, PAGES), allow_shared_memory=True)
+        self.pusher = PagePusher(layout, writers, SECRET, self.released.put, self.clock, holds_back=holds_back)
         self.pusher.start()
 
     def expect_released(self) -> list[PageIndex]:
@@ -232,6 +233,19 @@ def test_pages_sent_before_the_prompt_ends_count_as_hidden(prefill: PrefillSide,
     assert prefill.pusher.counters().hidden_bytes == 2 * PAGE_BYTES
 
 
+def test_pipeline_holds_its_pages_back_until_there_is_a_token(decode_side: DecodeSide) -> None:
+    side = PrefillSide(holds_back=True)
+    try:
+        sequence = begun(side, decode_side)
+        decode_side.grants()
+        assert decode_side.hears_nothing()
+        side.pusher.finish(sequence, (9,))
+        assert decode_side.expect_pages()[0] == (4, 5)
+        assert decode_side.expect(Commit).emitted_token_ids == (9,)
+    finally:
+        side.close()
+
+
 def test_time_from_the_last_chunk_to_the_last_page_is_exposed(prefill: PrefillSide, decode_side: DecodeSide) -> None:
     prefill.pusher.finish(begun(prefill, decode_side), (9,))
     assert decode_side.hears_nothing()  # it waits for the grant
@@ -307,7 +321,7 @@ def test_grant_that_can_not_be_used_ends_the_push(
 def test_pages_on_this_host_are_written_straight(prefill: PrefillSide, decode_side: DecodeSide) -> None:
     segment = SharedSegment.create(NAME, page_shape(8), torch.float32)
     try:
-        prefill.pusher.export(sequence_for(decode_side, segment=NAME), 0, pages(7, 0))
+        prefill.pusher.export(sequence_for(decode_side, segments=whole_segment(NAME)), 0, pages(7, 0))
         assert decode_side.expect(BeginPush).uses_shared_memory
         assert not segment.tensor.any()
         decode_side.says(PushGranted(generation=Generation(1)))
@@ -539,7 +553,9 @@ def test_dead_thread_is_seen(decode_side: DecodeSide) -> None:
         raise RuntimeError(f"{len(released)} pages can't be released")
 
     layout = make_layout()
-    pusher = PagePusher(layout, WriterFactory(PAGES, layout, allow_shared_memory=False), SECRET, fail)
+    pusher = PagePusher(
+        layout, WriterFactory(PartedPages.whole(layout, PAGES), allow_shared_memory=False), SECRET, fail
+    )
     pusher.start()
     assert pusher.is_alive
     pusher.export(sequence_for(decode_side), 0, pages(1))
@@ -552,7 +568,7 @@ def test_dead_thread_is_seen(decode_side: DecodeSide) -> None:
 
 def test_pusher_that_never_started_can_be_stopped() -> None:
     layout = make_layout()
-    writers = WriterFactory(PAGES, layout, allow_shared_memory=False)
+    writers = WriterFactory(PartedPages.whole(layout, PAGES), allow_shared_memory=False)
     pusher = PagePusher(layout, writers, SECRET, lambda released: None)
     pusher.stop()
     pusher.stop()
