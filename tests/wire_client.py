@@ -8,10 +8,22 @@ import zmq
 
 from kvasir_protocol.events import TokenOutput
 from kvasir_protocol.ids import RequestId
-from kvasir_protocol.messages import Message, Ping, Reserve, Reserved, Stats, Submit, Tokens
+from kvasir_protocol.messages import (
+    Message,
+    PagesTaken,
+    Ping,
+    PushGranted,
+    PushPages,
+    Reserve,
+    Reserved,
+    Stats,
+    Submit,
+    Tokens,
+)
 from kvasir_protocol.request import GenerationRequest
-from kvasir_protocol.sockets import connect_client
+from kvasir_protocol.sockets import connect_client, connect_pages
 from kvasir_protocol.wire import decode, encode
+from kvasir_workers.kv.transfer.sealing import PageSeal
 
 M = TypeVar("M")
 DEADLINE_S = 30.0
@@ -74,6 +86,33 @@ class WireClient:
             if not told.stats.num_running and not told.stats.num_used_pages:
                 return told
         raise AssertionError(f"it does not come to rest: {told.stats}")
+
+    def close(self) -> None:
+        self._socket.close(linger=0)
+        self._context.term()
+
+
+class PageClient:
+    """A writer's connection to where a replica takes the contents of pages."""
+
+    def __init__(self, granted: PushGranted, secret: bytes) -> None:
+        self._context: Any = zmq.Context()
+        self._socket = connect_pages(self._context, secret, granted.page_endpoint)
+        self._seal = PageSeal(granted.page_key)
+
+    def push(self, message: PushPages, content: bytes) -> None:
+        header = encode(message)
+        self.push_raw(header, self._seal.seal(header, memoryview(content)))
+
+    def push_raw(self, *frames: bytes) -> None:
+        self._socket.send_multipart(frames)
+
+    def expect_taken(self) -> int:
+        """Bytes that the replica says to have read."""
+        assert self._socket.poll(int(DEADLINE_S * 1000)), "no word of what was read"
+        message = decode(self._socket.recv())
+        assert isinstance(message, PagesTaken)
+        return message.num_bytes
 
     def close(self) -> None:
         self._socket.close(linger=0)

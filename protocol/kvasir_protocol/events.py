@@ -78,8 +78,21 @@ class EngineCounters:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class StepTimes:
+    """Seconds since the engine started: prefill_s in steps that computed prompt tokens, decode_s in the others."""
+
+    prefill_s: float = 0.0
+    decode_s: float = 0.0
+    decode_steps: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class HandoverCounters:
-    """Totals of the page traffic since the replica started; bytes by transport."""
+    """Totals of the page traffic since the replica started; bytes by transport.
+
+    hidden_bytes: pushed while the prompt was still being computed. push_s: how long each push had pages to send.
+    exposed_s: from the last chunk of each prompt to its last page.
+    """
 
     pushed_requests: int = 0
     pushed_bytes_shared_memory: int = 0
@@ -87,6 +100,9 @@ class HandoverCounters:
     received_requests: int = 0
     failed_requests: int = 0
     quarantined_pages: int = 0
+    hidden_bytes: int = 0
+    push_s: float = 0.0
+    exposed_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,3 +117,4 @@ class ReplicaStats:
     engine: EngineCounters
     handover: HandoverCounters
     resident_bytes: int
+    step_times: StepTimes = StepTimes()

@@ -3,7 +3,7 @@
 router  -> replica    Hello  Ping  Submit  Reserve  Abort
 replica -> router     Welcome  Stats  Tokens  Rejected  Reserved  ReserveRefused  HandoverFailed
 prefill -> decode     BeginPush  PushPages  Commit  Quiet
-decode  -> prefill    PushGranted  PushRefused  CancelPush
+decode  -> prefill    PushGranted  PagesTaken  PushRefused  CancelPush
 router  -> controller GetView            controller -> router  View
 """
 
@@ -45,18 +45,39 @@ class PageLayout:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PageCut:
+    """What of each page one rank holds: some layers, and at each place of its heads' axis one head of the model's."""
+
+    first_layer: int
+    num_layers: int
+    kv_heads: tuple[int, ...]
+
+    @property
+    def layers(self) -> range:
+        return range(self.first_layer, self.first_layer + self.num_layers)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PageSegment:
+    """Shared memory that the cut of one rank lies in."""
+
+    name: str
+    cut: PageCut
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class HandoverTicket:
     """A decode replica's promise to take a request's pages; the router carries it to the prefill replica.
 
     The sequence's pages before first_page are held already; its page first_page + i goes to page_indices[i].
-    segment names the shared memory in which those pages lie, or is "" where only TCP can reach them.
+    segments: the shared memory in which those pages lie, a piece for each rank; none where only TCP can reach them.
     """
 
     endpoint: str
     generation: Generation
     first_page: int
     page_indices: tuple[PageIndex, ...]
-    segment: str
+    segments: tuple[PageSegment, ...]
     deadline_s: float
 
     def __post_init__(self) -> None:
@@ -165,7 +186,14 @@ class BeginPush:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PushGranted:
+    """The writer may begin: in shared memory, or (page_endpoint not "") by contents sealed with page_key.
+
+    page_key: fresh random bytes for this push alone; whoever knows it is the writer that was granted.
+    """
+
     generation: Generation
+    page_endpoint: str = ""
+    page_key: bytes = b""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -176,11 +204,17 @@ class PushRefused:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PushPages:
-    """Content of page_indices, page after page, each as PageLayout says (TCP only)."""
+    """These pages are there. Over TCP a second frame follows: their sealed content, page after page."""
 
     generation: Generation
     page_indices: tuple[PageIndex, ...]
-    content: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PagesTaken:
+    """So many bytes of contents were read from this connection, of use or not: as many more may be sent."""
+
+    num_bytes: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -258,6 +292,7 @@ Message = (
     | PushGranted
     | PushRefused
     | PushPages
+    | PagesTaken
     | Commit
     | CancelPush
     | Quiet

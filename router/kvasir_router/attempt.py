@@ -57,6 +57,7 @@ class Attempt:
         self._inflight = inflight
         self._mailbox: Arrivals = Mailbox()
         self._holders: dict[ReplicaId, tuple[ReplicaLink, ExitStack]] = {}
+        self._prefilling = ExitStack()
         self._next_index = len(request.emitted_token_ids)
         # Decode's first tokens come by another connection and may overtake the last of prefill's.
         self._early: deque[Arrival] = deque()
@@ -64,6 +65,7 @@ class Attempt:
     async def alone(self, replica: ReplicaLink) -> AsyncGenerator[TokenOutput, None]:
         """One replica prefills and decodes."""
         self._involve(replica)
+        self._expect_prefill(replica)
         replica.send(Submit(request=self._request))
         async with aclosing(self._follow(replica)) as outputs:
             async for output in outputs:
@@ -73,6 +75,7 @@ class Attempt:
         """reserve at decode -> prefill and push -> decode. Raises HandoverBroken until decode has its pages."""
         ticket = await self._reserve(decode)
         self._involve(prefill)
+        self._expect_prefill(prefill)
         prefill.send(Submit(request=self._request, ticket=ticket))
         async with aclosing(self._prefilled(prefill, decode)) as outputs:
             async for output in outputs:
@@ -84,6 +87,7 @@ class Attempt:
                 yield output
 
     def close(self) -> None:
+        self._prefilling.close()
         for replica_id in list(self._holders):
             self._let_go(replica_id, abort=True)
 
@@ -93,6 +97,11 @@ class Attempt:
         stack.enter_context(self._inflight.counted(replica.replica_id))
         self._holders[replica.replica_id] = (replica, stack)
         replica.attach(self._request.request_id, self._mailbox)
+
+    def _expect_prefill(self, replica: ReplicaLink) -> None:
+        """Until the first token of this attempt the replica has its prompt to compute."""
+        num_tokens = len(self._request.prompt_token_ids) + len(self._request.emitted_token_ids)
+        self._prefilling.enter_context(self._inflight.prefilling(replica.replica_id, num_tokens))
 
     def _let_go(self, replica_id: ReplicaId, *, abort: bool) -> None:
         replica, stack = self._holders.pop(replica_id)
@@ -178,6 +187,7 @@ class Attempt:
         """The part of output that is new, or None. Raises ReplicaLost if tokens are missing or the engine gave up."""
         if output.finish_reason in ("abort", "error"):
             raise ReplicaLost(replica.replica_id, f"ended the stream with {output.finish_reason!r}")
+        self._prefilling.close()
         num_known = self._next_index - output.first_index
         if num_known < 0:
             raise ReplicaLost(

@@ -48,7 +48,7 @@ class Fleet:
 
     def loads(self) -> list[ReplicaLoad]:
         """The candidates for a new stream."""
-        return [replica_load(link.address, self.inflight[link.replica_id], link.stats) for link in self.live()]
+        return [replica_load(link.address, self.inflight, link.stats, link.meter.rates()) for link in self.live()]
 
     def context_tokens(self) -> int | None:
         """Prompt and answer that any live replica can hold, or None while none is up."""

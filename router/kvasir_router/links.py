@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import logging
+import time
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any, cast
@@ -30,6 +31,7 @@ from kvasir_protocol.messages import (
 from kvasir_protocol.sockets import connect_client
 from kvasir_protocol.view import ReplicaAddress, ReplicaInfo
 from kvasir_router.mailbox import Mailbox
+from kvasir_router.routing.rates import RateMeter
 
 logger = logging.getLogger(__name__)
 
@@ -71,13 +73,15 @@ class ReplicaLink:
 
         greeting --Welcome--> up --closed or silent--> greeting (a new socket) …
 
-    is_up: may take requests. info and stats are the latest heard. on_change is called when is_up changes.
+    is_up: may take requests. info and stats are the latest heard; meter has seen all stats. on_change is called when
+    is_up changes.
     """
 
     def __init__(self, address: ReplicaAddress, settings: LinkSettings, on_change: Callable[[], None]) -> None:
         self.address = address
         self.info: ReplicaInfo | None = None
         self.stats: ReplicaStats | None = None
+        self.meter = RateMeter(time.monotonic)
         self.is_up = False
         self.num_bad_frames = 0
         self._settings = settings
@@ -182,6 +186,7 @@ class ReplicaLink:
                     self._put(output.request_id, output)
             case Stats():
                 self.stats = message.stats
+                self.meter.note(message.stats)
             case Rejected() | Reserved() | ReserveRefused() | HandoverFailed():
                 self._put(message.request_id, message)
             case Welcome():

@@ -305,7 +305,7 @@ class FakeReplica:
             generation=Generation(1),
             first_page=0,
             page_indices=(PageIndex(0),),
-            segment="",
+            segments=(),
             deadline_s=10.0,
         )
 

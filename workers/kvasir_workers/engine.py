@@ -10,7 +10,7 @@ from time import monotonic
 
 from kvasir_protocol.config import EngineConfig
 from kvasir_protocol.errors import InvalidRequest, ServiceUnavailable
-from kvasir_protocol.events import EngineCounters, TokenLogprobs, TokenOutput
+from kvasir_protocol.events import EngineCounters, TokenOutput
 from kvasir_protocol.ids import PageIndex, RequestId
 from kvasir_protocol.messages import HandoverTicket
 from kvasir_protocol.request import FinishReason, GenerationRequest
@@ -18,7 +18,7 @@ from kvasir_workers.answer_failure import AnswerFailure, failure_of
 from kvasir_workers.grammar.state import Grammar
 from kvasir_workers.kv.exports import PageExporter, PageExports
 from kvasir_workers.kv.manager import KvManager
-from kvasir_workers.prompt_reader import PromptPooler, PromptScorer
+from kvasir_workers.prompt_reader import PromptPooler, read_logprobs
 from kvasir_workers.request_check import EngineLimits, check_request, grammar_state
 from kvasir_workers.runner.device import Runner, StepFlight
 from kvasir_workers.runner.grammar_mask import GrammarMasks, StructuredRow, make_masks
@@ -29,7 +29,10 @@ from kvasir_workers.step_plan import StepPlan
 
 
 class Engine:
-    """The loop's body. Not thread-safe: one thread owns it. clock: monotonic seconds, for deadlines."""
+    """The loop's body. Not thread-safe: one thread owns it. clock: monotonic seconds, for deadlines.
+
+    totals: what it counts, by the names of EngineCounters.
+    """
 
     def __init__(
         self,
@@ -56,7 +59,7 @@ class Engine:
         self._num_launches = 0
         self._scheduler = Scheduler(config, kv, num_batches)
         self._reserved: set[Sequence] = set()
-        self._counts: Counter[str] = Counter({item.name: 0 for item in fields(EngineCounters)})
+        self.totals: Counter[str] = Counter({item.name: 0 for item in fields(EngineCounters)})
 
     @property
     def num_running(self) -> int:
@@ -73,13 +76,12 @@ class Engine:
     def counters(self) -> EngineCounters:
         preempted, recomputed = self._scheduler.num_preemptions, self._scheduler.num_recomputed_tokens
         tiers = self._kv.tiers.log.counts if self._kv.tiers is not None else {}
-        totals = {**self._counts, **tiers, "num_preemptions": preempted, "recomputed_tokens": recomputed}
-        return EngineCounters(**totals)
+        return EngineCounters(**{**self.totals, **tiers, "num_preemptions": preempted, "recomputed_tokens": recomputed})
 
     @property
     def num_moves(self) -> int:
         """Launches and landings so far: a step that does any work adds to it."""
-        return self._num_launches + self._counts["num_steps"]
+        return self._num_launches + self.totals["num_steps"]
 
     @property
     def num_used_pages(self) -> int:
@@ -115,7 +117,7 @@ class Engine:
         try:
             self._scheduler.check_bounds(sequence.num_tokens)
         except ServiceUnavailable:
-            self._counts["refused_requests"] += 1
+            self.totals["refused_requests"] += 1
             raise
 
     def abort(self, request_id: RequestId) -> bool:
@@ -125,7 +127,7 @@ class Engine:
             return False
         self._scheduler.remove(sequence)
         self._exports.cancel(sequence)
-        self._counts["finished_abort"] += 1
+        self.totals["finished_abort"] += 1
         return True
 
     def _check(self, request: GenerationRequest) -> None:
@@ -205,8 +207,8 @@ class Engine:
         """End a sequence that waits for its first token and would get it too late."""
         self._scheduler.remove(sequence)
         self._exports.cancel(sequence)
-        self._counts["finished_error"] += 1
-        self._counts["overdue_requests"] += 1
+        self.totals["finished_error"] += 1
+        self.totals["overdue_requests"] += 1
         return TokenOutput(
             request_id=sequence.request_id,
             first_index=0,
@@ -218,7 +220,7 @@ class Engine:
 
     def _land(self, flight: "_Flight") -> list[TokenOutput]:
         sampled = iter(flight.step.land())
-        self._counts["num_steps"] += 1
+        self.totals["num_steps"] += 1
         if self._kv.tiers is not None and flight.plan.moves is not None:
             self._kv.tiers.settle(flight.plan.moves)
         outputs = []
@@ -227,7 +229,7 @@ class Engine:
             token = next(sampled) if entry.samples else None
             if entry.start < sequence.num_prompt_tokens:
                 num_prompt_tokens = min(entry.num_new, sequence.num_prompt_tokens - entry.start)
-                self._counts["computed_prompt_tokens"] += num_prompt_tokens
+                self.totals["computed_prompt_tokens"] += num_prompt_tokens
             # A logit that is NaN or infinity: neither the token nor the pages behind it hold numbers.
             if not self._scheduler.land(entry, is_sound=token is None or token.logit < inf):
                 continue
@@ -263,7 +265,7 @@ class Engine:
             if failure is not None:
                 return self._break_off(sequence, first_index, failure)
         sequence.token_ids.append(token_id)
-        self._counts["generated_tokens"] += 1
+        self.totals["generated_tokens"] += 1
         is_stop = token_id in sequence.end_token_ids and self._may_end(sequence, token_id)
         reason = self._finish_reason(sequence, is_stop=is_stop)
         if reason is not None:
@@ -281,7 +283,7 @@ class Engine:
             output.stop_token = token_id
         if first_index == len(sequence.request.emitted_token_ids):
             self._count_prompt(sequence)
-            output.prompt_logprobs, output.queue_s = _prompt_logprobs(sequence), _queue_s(sequence)
+            output.prompt_logprobs, output.queue_s = read_logprobs(sequence.prompt_reader), _queue_s(sequence)
         return output
 
     def _break_off(self, sequence: Sequence, first_index: int, failure: AnswerFailure) -> TokenOutput:
@@ -313,12 +315,12 @@ class Engine:
         else:
             self._exports.cancel(sequence)
         self._scheduler.remove(sequence, is_complete=reason != "error")
-        self._counts[f"finished_{reason}"] += 1
+        self.totals[f"finished_{reason}"] += 1
 
     def _count_prompt(self, sequence: Sequence) -> None:
         if sequence.num_cached_tokens is not None:
-            self._counts["prompt_tokens"] += sequence.num_prompt_tokens
-            self._counts["cached_prompt_tokens"] += sequence.num_cached_tokens
+            self.totals["prompt_tokens"] += sequence.num_prompt_tokens
+            self.totals["cached_prompt_tokens"] += sequence.num_cached_tokens
 
     # Pages that leave for another replica, and that come from one
 
@@ -384,8 +386,3 @@ class _Flight:
 
 def _queue_s(sequence: Sequence) -> float | None:
     return None if sequence.started_at is None else sequence.started_at - sequence.arrived_at
-
-
-def _prompt_logprobs(sequence: Sequence) -> tuple[TokenLogprobs, ...]:
-    reader = sequence.prompt_reader
-    return tuple(reader.logprobs) if isinstance(reader, PromptScorer) else ()

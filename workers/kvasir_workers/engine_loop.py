@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Callable
 from threading import Event, Thread
 
-from kvasir_protocol.events import TokenOutput
+from kvasir_protocol.events import StepTimes, TokenOutput
 from kvasir_workers.engine import Engine
 
 _log = logging.getLogger(__name__)
@@ -42,6 +42,7 @@ class EngineLoop:
         self._is_stopping = False
         self._failure: str | None = None
         self._last_progress = self._clock()
+        self._times = StepTimes()
         self._thread = Thread(target=self._run, name="engine", daemon=True)
 
     def start(self) -> None:
@@ -58,6 +59,10 @@ class EngineLoop:
         self._bell.set()
         self._thread.join(patience_s)
         return not self._thread.is_alive()
+
+    def times(self) -> StepTimes:
+        """What its steps took; any thread may ask."""
+        return self._times
 
     def failure(self) -> str | None:
         """Why the loop is dead or makes no progress though there is work; None while all is well."""
@@ -86,14 +91,25 @@ class EngineLoop:
             self._commands.popleft()(self._engine)
 
     def _step(self) -> None:
-        num_moves = self._engine.num_moves
+        num_moves, num_prompt_tokens = self._engine.num_moves, self._engine.totals["computed_prompt_tokens"]
+        started_at = self._clock()
         outputs = self._engine.step()
+        num_prompt_tokens = self._engine.totals["computed_prompt_tokens"] - num_prompt_tokens
+        self._count_time(self._clock() - started_at, num_prompt_tokens)
         if outputs:
             self._deliver(outputs)
         if self._engine.num_moves > num_moves:
             self._last_progress = self._clock()
         else:
             time.sleep(_STARVED_PAUSE_S)
+
+    def _count_time(self, step_s: float, num_prompt_tokens: int) -> None:
+        prefill_s, decode_s, decode_steps = self._times.prefill_s, self._times.decode_s, self._times.decode_steps
+        if num_prompt_tokens:
+            prefill_s += step_s
+        else:
+            decode_s, decode_steps = decode_s + step_s, decode_steps + 1
+        self._times = StepTimes(prefill_s=prefill_s, decode_s=decode_s, decode_steps=decode_steps)
 
     def _wait(self) -> None:
         """Sleep until a command comes; check the books once in each quiet time."""

@@ -12,7 +12,7 @@ from torch import Tensor
 from kvasir_kernels.dispatch import prepare
 from kvasir_protocol.config import EngineConfig, ModelConfig
 from kvasir_protocol.errors import CheckpointError, OutOfMemory
-from kvasir_protocol.messages import LAYOUT_VERSION, PageLayout
+from kvasir_protocol.messages import LAYOUT_VERSION, PageCut, PageLayout
 from kvasir_workers.engine import Engine
 from kvasir_workers.grammar.compiler import GrammarCompiler
 from kvasir_workers.grammar.token_table import TokenSource
@@ -39,9 +39,10 @@ from kvasir_workers.model.spec import DecoderSpec
 from kvasir_workers.parallel.collectives import Meeting
 from kvasir_workers.parallel.gang_runner import GangRunner
 from kvasir_workers.parallel.links import PlanSender
-from kvasir_workers.parallel.load_rank import load_rank, plan_rank
+from kvasir_workers.parallel.load_rank import LoadedRank, RankPlan, load_rank, page_shape, plan_rank, segment_name_of
 from kvasir_workers.parallel.mesh import LEADER, GangShape, RankPlace
 from kvasir_workers.parallel.pipeline import Stage
+from kvasir_workers.parallel.shard import cut_model
 from kvasir_workers.quantization.scheme import QuantizationSpec
 from kvasir_workers.request_check import EngineLimits
 from kvasir_workers.resolve import resolve_device, resolve_dtype, resolve_quantization
@@ -60,6 +61,7 @@ class LoadedModel:
     """Weights and pages in memory. pages: [L, 2, N, P, K, D]; segment: where they lie, if other processes see them.
 
     lead: of several ranks this is the one that leads, and decoder and pages are its own part of the model.
+    parts: the pages of all ranks of such a gang, as far as this process can reach them; nothing if it can't.
     """
 
     decoder: Decoder
@@ -68,6 +70,15 @@ class LoadedModel:
     layout: PageLayout
     limits: EngineLimits
     lead: "Lead | None" = None
+    parts: "tuple[RankPages, ...]" = ()
+
+
+@dataclass(frozen=True, slots=True)
+class RankPages:
+    """One rank's pages in shared memory, and what of the model they are of."""
+
+    cut: PageCut
+    segment: SharedSegment
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,11 +96,12 @@ class Lead:
 
 @dataclass(frozen=True, slots=True)
 class LeaderSeat:
-    """Where a leader meets its followers, who are on their way."""
+    """Where a leader meets its followers, who are on their way. segment_name: as in LocalGang."""
 
     shape: GangShape
     meeting: Meeting
     followers: PlanSender
+    segment_name: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +151,7 @@ def load_leader(model: ModelConfig, engine: EngineConfig, seat: LeaderSeat) -> L
     directory = Path(model.path)
     plan = plan_rank(model, engine, RankPlace(seat.shape, LEADER))
     layout = page_layout(plan.shard.whole, engine.page_size, plan.dtype, fingerprint(directory))
-    rank = load_rank(plan, seat.meeting)
+    rank = load_rank(plan, seat.meeting, segment_name_of(seat.segment_name, LEADER))
     return LoadedModel(
         decoder=rank.decoder,
         pages=rank.stage.pages,
@@ -147,7 +159,27 @@ def load_leader(model: ModelConfig, engine: EngineConfig, seat: LeaderSeat) -> L
         layout=layout,
         limits=_limits(directory, plan.shard.whole, rank.memory),
         lead=Lead(rank.stage, seat.followers),
+        parts=_reach_parts(plan, rank, seat) if rank.segment is not None else (),
     )
+
+
+def _reach_parts(plan: RankPlan, leader: LoadedRank, seat: LeaderSeat) -> tuple[RankPages, ...]:
+    """The pages of all ranks, whose names this process gives back in the end, whatever becomes of the others."""
+    parts = []
+    for number in range(seat.shape.num_ranks):
+        shard = cut_model(plan.shard.whole, RankPlace(seat.shape, number))
+        name, shape = (
+            segment_name_of(seat.segment_name, number),
+            page_shape(shard, leader.memory.num_pages, plan.page_size),
+        )
+        try:
+            segment = SharedSegment.attach(name, shape, plan.dtype)
+        except (OSError, ValueError):
+            return ()
+        layers, heads = shard.kv.layers, shard.kv.kv_heads
+        cut = PageCut(first_layer=layers.start, num_layers=len(layers), kv_heads=heads)
+        parts.append(RankPages(cut, SharedSegment(name, segment.tensor, is_owner=True)))
+    return tuple(parts)
 
 
 def _limits(directory: Path, spec: DecoderSpec, plan: MemoryPlan) -> EngineLimits:

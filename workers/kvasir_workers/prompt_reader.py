@@ -104,3 +104,8 @@ def prompt_reader(request: GenerationRequest) -> PromptReader | None:
     if num_top is None or request.emitted_token_ids:
         return None
     return PromptScorer(request.prompt_token_ids, num_top)
+
+
+def read_logprobs(reader: object) -> tuple[TokenLogprobs, ...]:
+    """What a PromptScorer read; nothing of others."""
+    return tuple(reader.logprobs) if isinstance(reader, PromptScorer) else ()

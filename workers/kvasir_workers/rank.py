@@ -26,13 +26,14 @@ from kvasir_workers.parallel.torch_groups import file_store
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RankOrders:
-    """Who a follower is, what it loads, and the file through which its gang meets."""
+    """Who a follower is, what it loads, and the file through which its gang meets. segment: for its pages, or ""."""
 
     model: ModelConfig
     engine: EngineConfig
     shape: GangShape
     rank: int
     store: str
+    segment: str
 
 
 def to_frame(orders: RankOrders) -> bytes:
@@ -54,11 +55,13 @@ def serve(orders: RankOrders, leader: SocketReceiver) -> None:
         abandoned=lambda: "the leader is gone" if leader.is_over() else None,
     )
     plan = plan_rank(orders.model, orders.engine, RankPlace(orders.shape, orders.rank))
-    stage = load_rank(plan, meeting).stage
+    loaded = load_rank(plan, meeting, orders.segment)
     try:
-        Follower(stage).serve(leader)
+        Follower(loaded.stage).serve(leader)
     finally:
-        stage.close()
+        loaded.stage.close()
+        if loaded.segment is not None:
+            loaded.segment.remove()
 
 
 def main() -> int:

@@ -23,12 +23,14 @@ from kvasir_protocol.config import ReplicaConfig, build
 from kvasir_protocol.errors import ConfigError, KvasirError
 from kvasir_protocol.events import ReplicaStats
 from kvasir_protocol.ids import RequestId
+from kvasir_protocol.messages import PageSegment
 from kvasir_protocol.request import GenerationRequest, SamplingParams
-from kvasir_protocol.sockets import bind_publisher, bind_server, load_or_create_secret, start_gatekeeper
+from kvasir_protocol.sockets import bind_pages, bind_publisher, bind_server, load_or_create_secret, start_gatekeeper
 from kvasir_protocol.view import ReplicaInfo, Role
 from kvasir_workers.kv.event_log import KvEventLog
 from kvasir_workers.kv.event_server import EventSockets, KvEventServer
 from kvasir_workers.kv.offload.open_tiers import OpenTiers, open_tiers
+from kvasir_workers.kv.transfer.page_parts import PartedPages, whole_cut
 from kvasir_workers.kv.transfer.pusher import PagePusher
 from kvasir_workers.kv.transfer.writers import WriterFactory
 from kvasir_workers.load import (
@@ -67,12 +69,21 @@ class Replica:
         self._gatekeeper = start_gatekeeper(self._context, secret)
         try:
             socket, self.endpoint = bind_server(self._context, secret, config.host, config.port)
+            page_socket, page_endpoint = bind_pages(self._context, config.host)
             self._events = _EventsDesk(self._context, config, secret) if config.engine.publish_kv_events else None
             self._watcher = self._events.log if self._events is not None else None
             self.info = _info(config, self._loaded, self._events)
             self.layout = self._loaded.layout
             self._tiers = open_tiers(self._loaded.pages, config.engine, self._watcher)
-            self._assemble(socket, secret)
+            binding = Binding(
+                context=self._context,
+                socket=socket,
+                endpoint=self.endpoint,
+                page_socket=page_socket,
+                page_endpoint=page_endpoint,
+                segments=self._segments(),
+            )
+            self._assemble(binding, secret)
         except BaseException:
             self._close()
             raise
@@ -81,9 +92,13 @@ class Replica:
         config, shape = self._config, shape_of(self._config)
         if shape.num_ranks == 1:
             return load_model(config.model, config.engine, self._segment_wish())
-        if config.role != "mixed":
+        if config.role != "mixed" and open_gang is not None:
             raise ConfigError(f"{config.replica_id}: a {config.role} replica can't have several ranks yet; use mixed")
-        self._gang = open_gang() if open_gang is not None else LocalGang(config.model, config.engine, shape)
+        if open_gang is not None:
+            self._gang = open_gang()
+        else:
+            # Also for hand-overs by TCP: the leader speaks for all, so it must reach what the others hold.
+            self._gang = LocalGang(config.model, config.engine, shape, self._segment_name())
         try:
             return load_leader(config.model, config.engine, self._gang.seat)
         except BaseException:
@@ -94,28 +109,42 @@ class Replica:
         transport = self._config.handover.transport
         if transport == "tcp":
             return None
-        # Never the same name twice: a writer that still maps the old segment would fill pages that nobody reads.
-        name = f"{self._config.segment_prefix}-{self._config.replica_id}-{os.getpid()}-{secrets.token_hex(4)}"
-        return SegmentWish(name, is_must=transport == "shared-memory")
+        return SegmentWish(self._segment_name(), is_must=transport == "shared-memory")
 
-    def _assemble(self, socket: "zmq.Socket[bytes]", secret: bytes) -> None:
+    def _segment_name(self) -> str:
+        """Never the same twice: a writer that still maps the old segment would fill pages that nobody reads."""
+        return f"{self._config.segment_prefix}-{self._config.replica_id}-{os.getpid()}-{secrets.token_hex(4)}"
+
+    def _parted_pages(self) -> PartedPages:
         loaded = self._loaded
-        writers = WriterFactory(
-            loaded.pages, loaded.layout, allow_shared_memory=self._config.handover.transport != "tcp"
-        )
+        if not loaded.parts:
+            return PartedPages.whole(loaded.layout, loaded.pages)
+        memories = [part.segment.tensor for part in loaded.parts]
+        return PartedPages(loaded.layout, [part.cut for part in loaded.parts], memories)
+
+    def _segments(self) -> tuple[PageSegment, ...]:
+        if self._config.handover.transport == "tcp":
+            return ()
+        if self._loaded.parts:
+            return tuple(PageSegment(name=part.segment.name, cut=part.cut) for part in self._loaded.parts)
+        segment, layout = self._loaded.segment, self._loaded.layout
+        return () if segment is None else (PageSegment(name=segment.name, cut=whole_cut(layout)),)
+
+    def _assemble(self, binding: Binding, secret: bytes) -> None:
+        loaded = self._loaded
+        pages = self._parted_pages()
+        writers = WriterFactory(pages, allow_shared_memory=self._config.handover.transport != "tcp")
         self._pusher = PagePusher(
             loaded.layout,
             writers,
             secret,
+            holds_back=shape_of(self._config).pipeline_parallel_size > 1,
             release=lambda pages: self._server.loop.post(lambda engine: engine.release_exported(pages)),
         )
         engine = build_engine(loaded, self._config.engine, self._pusher, self._watcher, self._tiers)
-        segment = loaded.segment.name if loaded.segment is not None else ""
-        binding = Binding(context=self._context, socket=socket, endpoint=self.endpoint, segment=segment)
         self._grammars = grammar_compiler(Path(self._config.model.path), loaded.limits)
-        self._server = ReplicaServer(
-            binding, self.info, engine, loaded.pages, loaded.layout, self._grammars, hands_over=self._gang is None
-        )
+        hands_over = self._gang is None or bool(loaded.parts)
+        self._server = ReplicaServer(binding, self.info, engine, pages, self._grammars, hands_over=hands_over)
 
     def start(self) -> None:
         """Send a canary through the model, then serve."""
@@ -174,6 +203,8 @@ class Replica:
             self._context.destroy(linger=0)
         if self._loaded.segment is not None:
             self._loaded.segment.remove()
+        for part in self._loaded.parts:
+            part.segment.remove()
         if self._gang is not None and self._loaded.lead is not None:
             self._loaded.lead.close()
             self._gang.close()

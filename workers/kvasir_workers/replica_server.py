@@ -6,13 +6,12 @@ import time
 from collections import defaultdict
 from collections.abc import Callable
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from threading import Thread
 
 import zmq
-from torch import Tensor
 
 from kvasir_protocol.errors import InvalidRequest, ServiceUnavailable, WireError
 from kvasir_protocol.events import HandoverCounters, ReplicaStats, TokenOutput
@@ -25,7 +24,8 @@ from kvasir_protocol.messages import (
     HandoverTicket,
     Hello,
     Message,
-    PageLayout,
+    PageSegment,
+    PagesTaken,
     Ping,
     PushPages,
     Quiet,
@@ -46,8 +46,9 @@ from kvasir_workers.engine_loop import EngineLoop
 from kvasir_workers.grammar.compiler import GrammarCompiler, grammar_in
 from kvasir_workers.grammar.state import Grammar
 from kvasir_workers.kv.transfer.importer import PageImporter, Peer
-from kvasir_workers.mailbox import Mailbox
+from kvasir_workers.kv.transfer.page_parts import PartedPages
 from kvasir_workers.sequence import Sequence
+from kvasir_workers.socket_thread import Rounds, SocketThread
 
 _log = logging.getLogger(__name__)
 
@@ -70,12 +71,14 @@ class EngineDesk:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Binding:
-    """The bound socket; segment is the name of the shared memory that the pages lie in, or ""."""
+    """Bound sockets, of words and of page contents; segments: the shared memory that the pages lie in, if they do."""
 
     context: "zmq.Context[zmq.Socket[bytes]]"
     socket: "zmq.Socket[bytes]"
     endpoint: str
-    segment: str
+    page_socket: "zmq.Socket[bytes]"
+    page_endpoint: str
+    segments: tuple[PageSegment, ...]
 
 
 class ReplicaServer:
@@ -86,8 +89,7 @@ class ReplicaServer:
         binding: Binding,
         info: ReplicaInfo,
         engine: Engine,
-        pages: Tensor,
-        layout: PageLayout,
+        pages: PartedPages,
         grammars: GrammarCompiler | None = None,
         *,
         hands_over: bool = True,
@@ -96,17 +98,20 @@ class ReplicaServer:
         self._grammars = grammars
         self._hands_over = hands_over
         self._socket = binding.socket
-        self._context = binding.context
-        self._endpoint, self._segment = binding.endpoint, binding.segment
+        self._page_socket = binding.page_socket
+        self._endpoint, self._segments = binding.endpoint, binding.segments
         self._info = info
         self._engine = engine
-        self._mailbox = Mailbox(binding.context)
         self.loop = EngineLoop(engine, self._deliver)
-        self._importer = PageImporter(pages, layout, info.vocab_size, EngineDesk(self.loop), self._send, time.monotonic)
+        self._importer = PageImporter(
+            pages, info.vocab_size, EngineDesk(self.loop), self._send, time.monotonic, binding.page_endpoint
+        )
         self._pushed: Callable[[], HandoverCounters] = HandoverCounters
         self._streams: dict[RequestId, Peer] = {}
-        self._thread = Thread(target=self._run, name="replica-server", daemon=True)
-        self._is_stopping = False
+        rounds = Rounds(timeout_ms=lambda: _POLL_MS, on_round=self._importer.tick, on_end=self._close_sockets)
+        self._thread = SocketThread(binding.context, "replica-server", rounds)
+        self._thread.register(self._socket, self._receive)
+        self._thread.register(self._page_socket, lambda: receive_pages(self._page_socket, self._importer))
 
     def start(self, pushed: Callable[[], HandoverCounters]) -> None:
         """Serve; pushed tells the totals of the push side."""
@@ -117,7 +122,7 @@ class ReplicaServer:
     @property
     def is_alive(self) -> bool:
         """The thread runs: False before `start`, after `stop`, and when an error ended it."""
-        return self._thread.is_alive()
+        return self._thread.is_alive
 
     @property
     def num_streams(self) -> int:
@@ -126,13 +131,12 @@ class ReplicaServer:
 
     def change_info(self, info: ReplicaInfo) -> None:
         """Present itself like this to routers that greet it from now on."""
-        self._mailbox.post(partial(self._set_info, info))
+        self._thread.post(partial(self._set_info, info))
 
     def stop(self) -> bool:
         """False if a step hangs: it goes on behind everything."""
         has_ended = self.loop.stop()
-        self._mailbox.post(self._set_stopping)
-        self._thread.join()
+        self._thread.stop()
         return has_ended
 
     def stats(self) -> ReplicaStats:
@@ -145,27 +149,15 @@ class ReplicaServer:
             engine=self._engine.counters(),
             handover=self._importer.counters(self._pushed()),
             resident_bytes=resident_bytes(),
+            step_times=self.loop.times(),
         )
 
     def _set_info(self, info: ReplicaInfo) -> None:
         self._info = info
 
-    def _set_stopping(self) -> None:
-        self._is_stopping = True
-
-    def _run(self) -> None:
-        poller = zmq.Poller()
-        poller.register(self._mailbox.socket, zmq.POLLIN)
-        poller.register(self._socket, zmq.POLLIN)
-        while not self._is_stopping:
-            for socket, _ in poller.poll(_POLL_MS):
-                if socket is self._mailbox.socket:
-                    self._mailbox.run_posted()
-                else:
-                    self._receive()
-            self._importer.tick()
-        self._mailbox.close()
+    def _close_sockets(self) -> None:
         self._socket.close()
+        self._page_socket.close()
 
     def _receive(self) -> None:
         frames = self._socket.recv_multipart()
@@ -240,7 +232,7 @@ class ReplicaServer:
             self.loop.post(partial(command, None))
             return
         self._grammars.submit(wanted, request.tenant).add_done_callback(
-            lambda future: self._mailbox.post(partial(self._admit_compiled, peer, request, command, future))
+            lambda future: self._thread.post(partial(self._admit_compiled, peer, request, command, future))
         )
 
     def _admit_compiled(
@@ -273,7 +265,7 @@ class ReplicaServer:
 
     def _deliver(self, outputs: list[TokenOutput]) -> None:
         """Called by the engine's thread."""
-        self._mailbox.post(lambda: self._send_outputs(outputs))
+        self._thread.post(lambda: self._send_outputs(outputs))
 
     def _send_outputs(self, outputs: list[TokenOutput]) -> None:
         by_peer: defaultdict[Peer, list[TokenOutput]] = defaultdict(list)
@@ -301,7 +293,7 @@ class ReplicaServer:
         try:
             engine.add(request, ticket, grammar)
         except (InvalidRequest, ServiceUnavailable) as error:
-            self._mailbox.post(partial(self._close_and_reject, peer, request.request_id, error))
+            self._thread.post(partial(self._close_and_reject, peer, request.request_id, error))
 
     def _reserve(
         self, peer: Peer, request: GenerationRequest, deadline_s: float, grammar: Grammar | None, engine: Engine
@@ -309,11 +301,11 @@ class ReplicaServer:
         try:
             sequence = engine.reserve(request, grammar)
         except InvalidRequest as error:
-            self._mailbox.post(partial(self._close_and_reject, peer, request.request_id, error))
+            self._thread.post(partial(self._close_and_reject, peer, request.request_id, error))
         except ServiceUnavailable as error:
-            self._mailbox.post(partial(self._refuse, peer, request.request_id, str(error)))
+            self._thread.post(partial(self._refuse, peer, request.request_id, str(error)))
         else:
-            self._mailbox.post(partial(self._promise, peer, sequence, deadline_s))
+            self._thread.post(partial(self._promise, peer, sequence, deadline_s))
 
     def _refuse(self, peer: Peer, request_id: RequestId, reason: str) -> None:
         self._streams.pop(request_id, None)
@@ -330,10 +322,24 @@ class ReplicaServer:
             generation=reservation.generation,
             first_page=sequence.num_published_pages,
             page_indices=tuple(sequence.pages[sequence.num_published_pages :]),
-            segment=self._segment,
+            segments=self._segments,
             deadline_s=deadline_s,
         )
         self._send(peer, Reserved(request_id=sequence.request_id, ticket=ticket))
+
+
+def receive_pages(socket: "zmq.Socket[bytes]", importer: PageImporter) -> None:
+    """Take one message of page contents from where `bind_pages` listens, and tell its sender that it was read."""
+    peer, *frames = socket.recv_multipart(copy=False)
+    try:
+        if len(frames) != 2:
+            raise WireError(f"{len(frames)} frames where two were expected")
+        importer.take_sealed(frames[0].bytes, frames[1].buffer)
+    except WireError as error:
+        _log.warning("bad pages dropped: %s", error)
+    taken = PagesTaken(num_bytes=sum(len(frame) for frame in frames[1:]))
+    with suppress(zmq.ZMQError):  # it is gone, and needs no room any more
+        socket.send_multipart([peer, encode(taken)], zmq.NOBLOCK)
 
 
 def _rejection(request_id: RequestId, error: InvalidRequest | ServiceUnavailable) -> Rejected:

@@ -3,11 +3,12 @@
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from kvasir_protocol.events import ReplicaStats
 from kvasir_protocol.ids import ReplicaId
 from kvasir_protocol.view import ReplicaAddress, Role
+from kvasir_router.routing.rates import UNKNOWN, ReplicaRates
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -15,7 +16,7 @@ class ReplicaLoad:
     """One live replica as a candidate.
 
     num_inflight: this router's streams there, known at once. num_requests: of all routers, half a second old.
-    page_usage: used share of the KV pages, 0 to 1.
+    page_usage: used share of the KV pages, 0 to 1. prefill_tokens: of this router's prompts that are not computed yet.
     """
 
     replica_id: ReplicaId
@@ -23,6 +24,13 @@ class ReplicaLoad:
     num_inflight: int
     num_requests: int = 0
     page_usage: float = 0.0
+    prefill_tokens: int = 0
+    rates: ReplicaRates = UNKNOWN
+
+    @property
+    def num_streams(self) -> int:
+        """Our own count is ahead of the replica's, which knows other routers: the larger is nearer the truth."""
+        return max(self.num_inflight, self.num_requests)
 
 
 class InflightCounter:
@@ -30,6 +38,22 @@ class InflightCounter:
 
     def __init__(self) -> None:
         self._counts: Counter[ReplicaId] = Counter()
+        self._prefill_tokens: Counter[ReplicaId] = Counter()
+
+    def prefill_tokens(self, replica_id: ReplicaId) -> int:
+        """Of prompts that the replica has not computed yet."""
+        return self._prefill_tokens[replica_id]
+
+    @contextmanager
+    def prefilling(self, replica_id: ReplicaId, num_tokens: int) -> Iterator[None]:
+        """The replica computes a prompt for as long as the block runs."""
+        self._prefill_tokens[replica_id] += num_tokens
+        try:
+            yield
+        finally:
+            self._prefill_tokens[replica_id] -= num_tokens
+            if not self._prefill_tokens[replica_id]:
+                del self._prefill_tokens[replica_id]
 
     def __getitem__(self, replica_id: ReplicaId) -> int:
         return self._counts[replica_id]
@@ -46,14 +70,21 @@ class InflightCounter:
                 del self._counts[replica_id]
 
 
-def replica_load(address: ReplicaAddress, num_inflight: int, stats: ReplicaStats | None) -> ReplicaLoad:
-    """Join both sources; stats None: the replica has not told yet."""
-    if stats is None:
-        return ReplicaLoad(replica_id=address.replica_id, role=address.role, num_inflight=num_inflight)
-    return ReplicaLoad(
+def replica_load(
+    address: ReplicaAddress, inflight: InflightCounter, stats: ReplicaStats | None, rates: ReplicaRates = UNKNOWN
+) -> ReplicaLoad:
+    """Join all sources; stats None: the replica has not told yet."""
+    known = ReplicaLoad(
         replica_id=address.replica_id,
         role=address.role,
-        num_inflight=num_inflight,
+        num_inflight=inflight[address.replica_id],
+        prefill_tokens=inflight.prefill_tokens(address.replica_id),
+        rates=rates,
+    )
+    if stats is None:
+        return known
+    return replace(
+        known,
         num_requests=stats.num_running + stats.num_waiting,
         page_usage=stats.num_used_pages / max(stats.num_pages, 1),
     )

@@ -7,6 +7,7 @@ from typing import Protocol, assert_never
 from kvasir_protocol.config import RoutingPolicyName
 from kvasir_protocol.errors import ServiceUnavailable
 from kvasir_protocol.ids import ReplicaId
+from kvasir_router.routing.break_even import weigh
 from kvasir_router.routing.load import ReplicaLoad
 
 
@@ -78,8 +79,22 @@ class LeastLoaded:
 
 
 def _busyness(load: ReplicaLoad) -> tuple[int, float, str]:
-    """Our own count is ahead of the replica's; the replica's knows other routers: the larger is nearer the truth."""
-    return max(load.num_inflight, load.num_requests), load.page_usage, load.replica_id
+    return load.num_streams, load.page_usage, load.replica_id
+
+
+class Conditional:
+    """As LeastLoaded; with separate pools the decode replica prefills itself where that delays everybody less."""
+
+    def choose(self, shape: RequestShape, candidates: Sequence[ReplicaLoad]) -> Route:
+        _require_candidates(candidates)
+        pools = pools_of(candidates)
+        finisher = min(pools.finishers, key=_busyness)
+        prefill = min(pools.prefillers, key=lambda load: (load.prefill_tokens, *_busyness(load)), default=None)
+        if prefill is None or finisher.role != "decode" or shape.max_tokens == 1:
+            return _route(shape, prefill, finisher, f"conditional, {pools.reason}")
+        verdict = weigh(shape.num_prompt_tokens, prefill, finisher)
+        chosen = None if verdict.decode_prefills else prefill
+        return _route(shape, chosen, finisher, f"conditional, {verdict.reason}")
 
 
 class RoundRobin:
@@ -106,5 +121,7 @@ def make_policy(name: RoutingPolicyName) -> RoutingPolicy:
             return LeastLoaded()
         case "round-robin":
             return RoundRobin()
+        case "conditional":
+            return Conditional()
         case _:
             assert_never(name)

@@ -24,16 +24,24 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def start_replica(checkpoint: Path) -> Iterator[StartReplica]:
-    """start_replica(role, transport=…, **engine settings) -> a serving replica, stopped and audited afterwards."""
+    """start_replica(role, transport=…, ranks=(tp, pp), **engine settings) -> a serving replica, stopped and audited afterwards."""
     replicas: list[Replica] = []
 
-    def start(role: Role, transport: TransportName = "auto", path: Path = checkpoint, **engine: int) -> Replica:
+    def start(
+        role: Role,
+        transport: TransportName = "auto",
+        path: Path = checkpoint,
+        ranks: tuple[int, int] = (1, 1),
+        **engine: int,
+    ) -> Replica:
         config = ReplicaConfig(
             replica_id=ReplicaId(f"{role}-{len(replicas)}"),
             role=role,
             model=ModelConfig(path=str(path), served_name="test", dtype="float32"),
             engine=EngineConfig(**{"page_size": 4, "max_num_seqs": 8, "max_num_batched_tokens": 16, **engine}),
             handover=HandoverConfig(transport=transport),
+            tensor_parallel_size=ranks[0],
+            pipeline_parallel_size=ranks[1],
             segment_prefix=SEGMENT_PREFIX,
         )
         replica = Replica(config, SECRET)

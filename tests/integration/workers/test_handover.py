@@ -65,6 +65,40 @@ def test_handed_over_pages_give_the_tokens_of_a_mixed_replica(
     assert (first[-1].finish_reason, rest[0].first_index, rest[-1].finish_reason) == ("handed_over", 1, "length")
 
 
+ONE, TP2, PP2, TP2_PP2 = (1, 1), (2, 1), (1, 2), (2, 2)
+
+
+@pytest.mark.parametrize(
+    ("prefill_ranks", "decode_ranks", "transport", "label"),
+    [
+        (ONE, TP2, "shared-memory", "shared_memory"),
+        (ONE, TP2, "tcp", "tcp"),
+        (TP2, ONE, "shared-memory", "shared_memory"),
+        (TP2, ONE, "tcp", "tcp"),
+        (TP2_PP2, PP2, "shared-memory", "shared_memory"),
+        (PP2, TP2, "tcp", "tcp"),
+    ],
+    ids=lambda value: f"{value[0]}x{value[1]}" if isinstance(value, tuple) else value,
+)
+def test_pages_go_between_replicas_whose_ranks_share_the_model_differently(
+    start_replica: StartReplica,
+    connect: Connect,
+    prefill_ranks: tuple[int, int],
+    decode_ranks: tuple[int, int],
+    transport: TransportName,
+    label: str,
+) -> None:
+    mixed = connect(start_replica("mixed"))
+    prefill = connect(start_replica("prefill", transport, ranks=prefill_ranks))
+    decode = connect(start_replica("decode", transport, ranks=decode_ranks))
+    expected = mixed.generate(request("m"))
+    first, rest = hand_over(request("h"), prefill, decode)
+    assert token_ids(first) + token_ids(rest) == expected
+    page_bytes = 3 * 2 * 4 * 2 * 16 * 4
+    assert getattr(prefill.stats().stats.handover, f"pushed_bytes_{label}") == 11 * page_bytes
+    assert decode.stats().stats.engine.computed_prompt_tokens == 0
+
+
 def test_many_handed_over_requests_at_once_give_the_tokens_of_one_at_a_time(
     start_replica: StartReplica, connect: Connect
 ) -> None:

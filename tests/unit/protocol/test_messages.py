@@ -16,7 +16,7 @@ TICKET = HandoverTicket(
     generation=Generation(1),
     first_page=0,
     page_indices=(PageIndex(3),),
-    segment="",
+    segments=(),
     deadline_s=1.0,
 )
 NEVER = [math.nan, math.inf, -1.0, 0.0, MAX_DEADLINE_S * 1.01]

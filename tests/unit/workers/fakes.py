@@ -53,7 +53,7 @@ def make_ticket(num_pages: int, first_page: int = 0, generation: int = 1, **chan
         "generation": Generation(generation),
         "first_page": first_page,
         "page_indices": tuple(PageIndex(i) for i in range(num_pages)),
-        "segment": "",
+        "segments": (),
         "deadline_s": 5.0,
     }
     return HandoverTicket(**{**fields, **changes})  # type: ignore[arg-type]

@@ -1,12 +1,13 @@
 """The thread that owns an engine: what it runs, what it reports, and when it counts as hung."""
 
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import cast
 
 import pytest
 
-from kvasir_protocol.events import TokenOutput
+from kvasir_protocol.events import StepTimes, TokenOutput
 from kvasir_protocol.ids import RequestId
 from kvasir_workers.engine import Engine
 from kvasir_workers.engine_loop import STUCK_AFTER_S, EngineLoop
@@ -21,6 +22,7 @@ class FakeEngine:
     def __init__(self) -> None:
         self.steps_left = 0
         self.num_moves = 0
+        self.totals = Counter[str]()
         self.num_running = 3
         self.is_closed = False
         self.on_step: Callable[[], None] = lambda: None
@@ -230,3 +232,19 @@ def test_work_after_a_long_rest_starts_with_full_patience(house: House) -> None:
     go_on = hang(house)
     assert house.loop.failure() is None
     go_on.set()
+
+
+@pytest.mark.parametrize("num_prompt_tokens", [0, 5])
+def test_steps_are_timed_by_whether_they_computed_prompts(house: House, num_prompt_tokens: int) -> None:
+    def compute() -> None:
+        house.clock.now += 0.25
+        house.engine.totals["computed_prompt_tokens"] += num_prompt_tokens
+
+    house.engine.on_step = compute
+    landed = threading.Event()
+    house.on_deliver = lambda: landed.set() if len(house.delivered) == 2 else None
+    house.work(2)
+    assert landed.wait(DEADLINE_S)
+    house.loop.stop()
+    expected = StepTimes(prefill_s=0.5) if num_prompt_tokens else StepTimes(decode_s=0.5, decode_steps=2)
+    assert house.loop.times() == expected

@@ -98,8 +98,8 @@ def test_dead_thread_is_a_failure_of_the_replica(checkpoint: Path, part: str) ->
     replica.start()
     before = replica.failure()
     dying = getattr(replica, part)
-    dying._mailbox.post(lambda: 1 / 0 and None)
-    dying._thread.join(10)
+    dying._thread.post(lambda: 1 / 0 and None)
+    dying._thread._thread.join(10)
     after = replica.failure()
     replica.stop()
     assert before is None

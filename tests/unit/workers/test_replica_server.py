@@ -1,6 +1,7 @@
 """A replica's data plane over a fake model: what it answers, and what it survives."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -27,14 +28,15 @@ from kvasir_protocol.messages import (
     Welcome,
 )
 from kvasir_protocol.request import GenerationRequest, SamplingParams
-from kvasir_protocol.sockets import bind_server, start_gatekeeper
+from kvasir_protocol.sockets import bind_pages, bind_server, start_gatekeeper
 from kvasir_protocol.view import ReplicaInfo
 from kvasir_workers.engine import Engine
+from kvasir_workers.kv.transfer.page_parts import PartedPages
 from kvasir_workers.replica_server import Binding, ReplicaServer
 from tests.unit.workers.engine_house import House, greedy
 from tests.unit.workers.fakes import VOCAB_SIZE, expected_answer, make_request
 from tests.unit.workers.kv.transfer.layouts import make_layout, page_shape
-from tests.wire_client import WireClient
+from tests.wire_client import PageClient, WireClient
 
 SECRET = b"s" * 32
 NUM_PAGES = 12
@@ -60,8 +62,16 @@ class FakeReplica:
         socket, self.endpoint = bind_server(self.context, SECRET, "127.0.0.1", 0)
         self.house = House(num_pages=NUM_PAGES, max_num_seqs=4, **settings)  # type: ignore[arg-type]
         pages = torch.zeros(page_shape(NUM_PAGES))
-        binding = Binding(context=self.context, socket=socket, endpoint=self.endpoint, segment="")
-        self.server = ReplicaServer(binding, INFO, self.house.engine, pages, make_layout())
+        page_socket, page_endpoint = bind_pages(self.context, "127.0.0.1")
+        binding = Binding(
+            context=self.context,
+            socket=socket,
+            endpoint=self.endpoint,
+            page_socket=page_socket,
+            page_endpoint=page_endpoint,
+            segments=(),
+        )
+        self.server = ReplicaServer(binding, INFO, self.house.engine, PartedPages.whole(make_layout(), pages))
         self.server.start(HandoverCounters)
 
     def close(self) -> None:
@@ -196,8 +206,32 @@ def test_reservation_is_refused_when_pages_are_short(connect: Connect) -> None:
     assert_still_serving(client)
 
 
-def reserved(router: WireClient, writer: WireClient) -> HandoverTicket:
-    """A reservation into which the writer may write."""
+@dataclass
+class Granted:
+    """A reservation into which the writer may write, and its line to the page socket."""
+
+    ticket: HandoverTicket
+    pages: PageClient
+
+
+Grant = Callable[[WireClient, WireClient], Granted]
+
+
+@pytest.fixture
+def grant() -> Iterator[Grant]:
+    clients: list[PageClient] = []
+
+    def grant(router: WireClient, writer: WireClient) -> Granted:
+        ticket, granted = reserved(router, writer)
+        clients.append(PageClient(granted, SECRET))
+        return Granted(ticket, clients[-1])
+
+    yield grant
+    for client in clients:
+        client.close()
+
+
+def reserved(router: WireClient, writer: WireClient) -> tuple[HandoverTicket, PushGranted]:
     router.send(Reserve(request=request(), deadline_s=5))
     ticket = router.expect(Reserved).ticket
     writer.send(
@@ -209,46 +243,56 @@ def reserved(router: WireClient, writer: WireClient) -> HandoverTicket:
             uses_shared_memory=False,
         )
     )
-    writer.expect(PushGranted)
-    return ticket
+    return ticket, writer.expect(PushGranted)
 
 
 @pytest.mark.parametrize(
     ("pages", "content"), [((), b""), ((99,), b"x"), ((2**63,), b""), ((), b"x")], ids=["none", "other", "huge", "odd"]
 )
 def test_bad_pages_fail_one_hand_over_and_nothing_else(
-    connect: Connect, pages: tuple[int, ...], content: bytes
+    connect: Connect, grant: Grant, pages: tuple[int, ...], content: bytes
 ) -> None:
     router, writer = connect(), connect()
-    ticket = reserved(router, writer)
+    granted = grant(router, writer)
     indices = tuple(PageIndex(page) for page in pages)
-    writer.send(PushPages(generation=ticket.generation, page_indices=indices, content=content))
+    granted.pages.push(PushPages(generation=granted.ticket.generation, page_indices=indices), content)
     assert router.expect(HandoverFailed).request_id == "r"
     assert_still_serving(router)
 
 
 @pytest.mark.parametrize("emitted", [(), (VOCAB_SIZE,), (-1,), (2**63,)])
-def test_bad_commit_fails_one_hand_over_and_nothing_else(connect: Connect, emitted: tuple[int, ...]) -> None:
+def test_bad_commit_fails_one_hand_over_and_nothing_else(
+    connect: Connect, grant: Grant, emitted: tuple[int, ...]
+) -> None:
     router, writer = connect(), connect()
-    ticket = reserved(router, writer)
-    content = bytes(len(ticket.page_indices) * 3 * 2 * 4 * 2 * 5 * 4)
-    writer.send(PushPages(generation=ticket.generation, page_indices=ticket.page_indices, content=content))
+    ticket = grant(router, writer).ticket
     writer.send(Commit(generation=ticket.generation, emitted_token_ids=emitted))
     assert router.expect(HandoverFailed).generation == ticket.generation
     assert_still_serving(router)
 
 
-def test_failed_hand_over_may_be_submitted_under_its_own_id(connect: Connect) -> None:
+@pytest.mark.parametrize("frames", [(), (b"",), (b"\xc1", b"x"), (b"a", b"b", b"c")])
+def test_what_is_read_at_the_page_socket_makes_room_whatever_its_worth(
+    connect: Connect, grant: Grant, frames: tuple[bytes, ...]
+) -> None:
+    router = connect()
+    pages = grant(router, connect()).pages
+    pages.push_raw(b"header", b"no seal", *frames)
+    assert pages.expect_taken() == len(b"no seal") + sum(map(len, frames))
+    assert_still_serving(router)
+
+
+def test_failed_hand_over_may_be_submitted_under_its_own_id(connect: Connect, grant: Grant) -> None:
     router, writer = connect(), connect()
-    ticket = reserved(router, writer)
-    writer.send(PushPages(generation=ticket.generation, page_indices=(), content=b""))
+    granted = grant(router, writer)
+    granted.pages.push(PushPages(generation=granted.ticket.generation, page_indices=()), b"")
     router.expect(HandoverFailed)
     assert router.generate(request()) == expected_answer(request())[0]
 
 
 def test_message_for_no_reservation_harms_nobody(connect: Connect) -> None:
     client = connect()
-    client.send(PushPages(generation=Generation(77), page_indices=(), content=b""))
+    client.send(PushPages(generation=Generation(77), page_indices=()))
     client.send(Commit(generation=Generation(77), emitted_token_ids=()))
     assert_still_serving(client)
 
@@ -271,9 +315,9 @@ def test_dead_thread_is_seen() -> None:
     replica = FakeReplica()
 
     def post_what_fails(engine: Engine) -> None:
-        replica.server._mailbox.post(lambda: 1 / 0 and None)
+        replica.server._thread.post(lambda: 1 / 0 and None)
 
     replica.server.loop.post(post_what_fails)
-    replica.server._thread.join(10)
+    replica.server._thread._thread.join(10)
     assert not replica.server.is_alive
     replica.close()

@@ -5,7 +5,6 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from threading import Thread
 
 import zmq
 
@@ -21,7 +20,7 @@ from kvasir_protocol.kv_events import (
     sequence_bytes,
 )
 from kvasir_workers.kv.event_log import Change, KvEventLog, events_of
-from kvasir_workers.mailbox import Mailbox
+from kvasir_workers.socket_thread import Rounds, SocketThread
 
 _log = logging.getLogger(__name__)
 
@@ -79,48 +78,36 @@ class KvEventServer:
         self._log = log
         self._topic = topic.encode()
         self._clock = clock
-        self._mailbox = Mailbox(context)
         self._replays = Replays()
         self._next_number = 0
         self._gather_until: float | None = None
-        self._is_stopping = False
-        self._thread = Thread(target=self._run, name="kv-events", daemon=True)
+        rounds = Rounds(timeout_ms=self._timeout_ms, on_round=self._publish_gathered, on_end=self._close_sockets)
+        self._thread = SocketThread(context, "kv-events", rounds)
+        self._thread.register(sockets.replay, lambda: self._answer(sockets.replay.recv_multipart()))
 
     def start(self) -> None:
-        self._log.bell = lambda: self._mailbox.post(self._note_change)
+        # Whatever was told of an earlier life at this address is over.
+        self._thread.post(lambda: self._publish_batch([AllBlocksCleared()]))
+        self._log.bell = lambda: self._thread.post(self._note_change)
+        self._thread.post(self._note_change)  # for what was written before the bell hung
         self._thread.start()
-        self._mailbox.post(self._note_change)  # for what was written before the bell hung
 
     @property
     def is_alive(self) -> bool:
-        return self._thread.is_alive()
+        return self._thread.is_alive
 
     def stop(self) -> None:
-        if self._thread.is_alive():
-            self._mailbox.post(self._set_stopping)
-            self._thread.join()
-
-    def _set_stopping(self) -> None:
-        self._is_stopping = True
+        self._thread.stop()
 
     def _note_change(self) -> None:
         if self._gather_until is None:
             self._gather_until = time.monotonic() + _GATHER_S
 
-    def _run(self) -> None:
-        poller = zmq.Poller()
-        poller.register(self._mailbox.socket, zmq.POLLIN)
-        poller.register(self._sockets.replay, zmq.POLLIN)
-        self._publish_batch([AllBlocksCleared()])  # whatever was told of an earlier life at this address is over
-        while not self._is_stopping:
-            for socket, _ in poller.poll(self._timeout_ms()):
-                if socket is self._mailbox.socket:
-                    self._mailbox.run_posted()
-                else:
-                    self._answer(self._sockets.replay.recv_multipart())
-            if self._gather_until is not None and time.monotonic() >= self._gather_until:
-                self._publish_changes()
-        self._mailbox.close()
+    def _publish_gathered(self) -> None:
+        if self._gather_until is not None and time.monotonic() >= self._gather_until:
+            self._publish_changes()
+
+    def _close_sockets(self) -> None:
         self._sockets.publisher.close()
         self._sockets.replay.close()
 

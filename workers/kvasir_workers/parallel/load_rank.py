@@ -1,5 +1,6 @@
 """From a checkpoint to one rank of a gang that is ready to step, together with all others."""
 
+import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -7,8 +8,8 @@ import torch
 
 from kvasir_kernels.dispatch import prepare
 from kvasir_protocol.config import EngineConfig, ModelConfig
-from kvasir_protocol.errors import ConfigError
-from kvasir_workers.kv.page_memory import PageShape
+from kvasir_protocol.errors import ConfigError, OutOfMemory
+from kvasir_workers.kv.page_memory import PageShape, SharedSegment
 from kvasir_workers.memory import Footprint, MemoryPlan, free_memory, page_bytes, plan_memory
 from kvasir_workers.model.decoder import Decoder
 from kvasir_workers.model.loader import load_spec
@@ -20,12 +21,15 @@ from kvasir_workers.parallel.slices import load_shard, shard_bytes
 from kvasir_workers.parallel.tensor import join_ranks
 from kvasir_workers.resolve import resolve_device, resolve_dtype
 
+_log = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadedRank:
     """memory: the same for all ranks."""
 
     stage: Stage
+    segment: SharedSegment | None
     decoder: Decoder
     memory: MemoryPlan
 
@@ -96,31 +100,55 @@ def _footprint(
     return Footprint(weight_bytes=weights, page_bytes=own, max_positions=positions), engine
 
 
-def load_rank(plan: RankPlan, meeting: Meeting) -> LoadedRank:
+def load_rank(plan: RankPlan, meeting: Meeting, segment_name: str = "") -> LoadedRank:
     """Meet the other ranks, agree on the number of pages, load. Returns when all are ready.
+
+    segment_name: of shared memory for the pages, which stay private if it is "" or there is no room.
 
     Raises RankLost if another one does not come, CheckpointError for what headers do not tell.
     """
     prepare(plan.device)
     collectives = Collectives(plan.shard.place, meeting, plan.device)
+    segment = None
     try:
         num_pages = collectives.least(plan.memory.num_pages)
         decoder = load_shard(plan.directory, plan.dtype, plan.device, plan.shard)
         decoder.pack_weights()
         join_ranks(decoder, collectives)
-        pages = torch.zeros(_page_shape(plan, num_pages), dtype=plan.dtype, device=plan.device)
+        shape = page_shape(plan.shard, num_pages, plan.page_size)
+        segment = _create_segment(segment_name, shape, plan) if segment_name else None
+        pages = segment.tensor if segment else torch.zeros(shape, dtype=plan.dtype, device=plan.device)
         collectives.muster("loaded")
     except BaseException:
+        if segment is not None:
+            segment.remove()
         collectives.close()
         raise
     longest = min(plan.memory.max_sequence_tokens, num_pages * plan.page_size)
     return LoadedRank(
         stage=Stage(decoder, pages, plan.shard, collectives),
+        segment=segment,
         decoder=decoder,
         memory=MemoryPlan(num_pages=num_pages, max_sequence_tokens=longest),
     )
 
 
-def _page_shape(plan: RankPlan, num_pages: int) -> PageShape:
-    local = plan.shard.local
-    return local.num_layers, 2, num_pages, plan.page_size, local.num_kv_heads, local.head_dim
+def segment_name_of(name: str, rank: int) -> str:
+    """What a rank calls its piece of shared memory in a gang of this name; "" if it has none."""
+    return f"{name}-rank{rank}" if name else ""
+
+
+def _create_segment(name: str, shape: PageShape, plan: RankPlan) -> SharedSegment | None:
+    if plan.device.type != "cpu":
+        return None
+    try:
+        return SharedSegment.create(name, shape, plan.dtype)
+    except OutOfMemory as error:
+        _log.warning("%s; until then the gang hands no pages over", error)
+        return None
+
+
+def page_shape(shard: ModelShard, num_pages: int, page_size: int) -> PageShape:
+    """Of the rank's own pages."""
+    local = shard.local
+    return local.num_layers, 2, num_pages, page_size, local.num_kv_heads, local.head_dim

@@ -13,7 +13,7 @@ from kvasir_protocol.config import EngineConfig, ModelConfig
 from kvasir_workers.load import LeaderSeat, LoadedModel, load_leader, load_model
 from kvasir_workers.parallel.collectives import Meeting
 from kvasir_workers.parallel.links import SocketSender, frame_of
-from kvasir_workers.parallel.load_rank import plan_rank
+from kvasir_workers.parallel.load_rank import plan_rank, segment_name_of
 from kvasir_workers.parallel.mesh import LEADER, GangShape, RankPlace
 from kvasir_workers.parallel.torch_groups import file_store
 from kvasir_workers.rank import RankOrders, to_frame
@@ -46,15 +46,25 @@ def share_cores(engine: EngineConfig, shape: GangShape) -> EngineConfig:
 
 
 class LocalGang:
-    """Followers are on their way from the constructor on; seat is where they will be met."""
+    """Followers are on their way from the constructor on; seat is where they will be met.
 
-    def __init__(self, model: ModelConfig, engine: EngineConfig, shape: GangShape) -> None:
+    segment_name: of the shared memory for all ranks' pages; "" leaves them private, and out of reach for hand-overs.
+    """
+
+    def __init__(self, model: ModelConfig, engine: EngineConfig, shape: GangShape, segment_name: str = "") -> None:
         self._folder = Path(tempfile.mkdtemp(prefix="kvasir-gang-"))
         self._processes: dict[int, subprocess.Popen[bytes]] = {}
         links: dict[int, socket] = {}
         try:
             for rank in range(1, shape.num_ranks):
-                orders = RankOrders(model=model, engine=engine, shape=shape, rank=rank, store=self._store)
+                orders = RankOrders(
+                    model=model,
+                    engine=engine,
+                    shape=shape,
+                    rank=rank,
+                    store=self._store,
+                    segment=segment_name_of(segment_name, rank),
+                )
                 links[rank] = self._start(orders)
         except BaseException:
             for link in links.values():
@@ -66,7 +76,7 @@ class LocalGang:
             deadline_s=engine.rank_deadline_s,
             abandoned=self.find_death,
         )
-        self.seat = LeaderSeat(shape, meeting, SocketSender(links, engine.rank_deadline_s))
+        self.seat = LeaderSeat(shape, meeting, SocketSender(links, engine.rank_deadline_s), segment_name)
 
     @property
     def _store(self) -> str:

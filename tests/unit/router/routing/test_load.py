@@ -23,6 +23,15 @@ def test_stream_that_fails_is_no_longer_counted() -> None:
     assert counter[NAME] == 0
 
 
+def test_prompt_is_counted_until_it_is_computed() -> None:
+    counter = InflightCounter()
+    with counter.prefilling(NAME, 100):
+        with counter.prefilling(NAME, 11):
+            assert counter.prefill_tokens(NAME) == 111
+        assert counter.prefill_tokens(NAME) == 100
+    assert counter.prefill_tokens(NAME) == 0
+
+
 def test_load_joins_own_count_and_what_the_replica_tells() -> None:
     stats = ReplicaStats(
         replica_id=NAME,
@@ -34,10 +43,13 @@ def test_load_joins_own_count_and_what_the_replica_tells() -> None:
         handover=HandoverCounters(),
         resident_bytes=0,
     )
-    assert replica_load(ADDRESS, 4, stats) == ReplicaLoad(
-        replica_id=NAME, role="decode", num_inflight=4, num_requests=3, page_usage=0.25
+    counter = InflightCounter()
+    with counter.counted(NAME), counter.prefilling(NAME, 7):
+        joined = replica_load(ADDRESS, counter, stats)
+    assert joined == ReplicaLoad(
+        replica_id=NAME, role="decode", num_inflight=1, num_requests=3, page_usage=0.25, prefill_tokens=7
     )
 
 
 def test_replica_that_has_told_nothing_counts_as_idle() -> None:
-    assert replica_load(ADDRESS, 0, None).num_requests == 0
+    assert replica_load(ADDRESS, InflightCounter(), None).num_requests == 0

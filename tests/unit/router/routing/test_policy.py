@@ -4,12 +4,28 @@ from kvasir_protocol.errors import ServiceUnavailable
 from kvasir_protocol.ids import ReplicaId
 from kvasir_protocol.view import Role
 from kvasir_router.routing.load import ReplicaLoad
-from kvasir_router.routing.policy import LeastLoaded, RequestShape, RoundRobin, RoutingPolicy, make_policy
+from kvasir_router.routing.policy import (
+    Conditional,
+    LeastLoaded,
+    RequestShape,
+    RoundRobin,
+    RoutingPolicy,
+    make_policy,
+)
+from kvasir_router.routing.rates import UNKNOWN, ReplicaRates
 
 SHAPE = RequestShape(num_prompt_tokens=10, max_tokens=10)
 
 
-def load(name: str, *, num_inflight: int = 0, num_requests: int = 0, page_usage: float = 0.0) -> ReplicaLoad:
+def load(
+    name: str,
+    *,
+    num_inflight: int = 0,
+    num_requests: int = 0,
+    page_usage: float = 0.0,
+    prefill_tokens: int = 0,
+    rates: ReplicaRates = UNKNOWN,
+) -> ReplicaLoad:
     role: Role = name.partition("-")[0]  # type: ignore[assignment]
     return ReplicaLoad(
         replica_id=ReplicaId(name),
@@ -17,6 +33,8 @@ def load(name: str, *, num_inflight: int = 0, num_requests: int = 0, page_usage:
         num_inflight=num_inflight,
         num_requests=num_requests,
         page_usage=page_usage,
+        prefill_tokens=prefill_tokens,
+        rates=rates,
     )
 
 
@@ -25,7 +43,7 @@ def choose(policy: RoutingPolicy, *loads: ReplicaLoad) -> tuple[str | None, str]
     return route.prefill, route.decode
 
 
-@pytest.mark.parametrize("policy", [LeastLoaded(), RoundRobin()])
+@pytest.mark.parametrize("policy", [LeastLoaded(), RoundRobin(), Conditional()])
 @pytest.mark.parametrize(
     ("alive", "expected"),
     [
@@ -42,14 +60,14 @@ def test_living_roles_decide_who_prefills(
     assert choose(policy, *map(load, alive)) == expected
 
 
-@pytest.mark.parametrize("policy", [LeastLoaded(), RoundRobin()])
+@pytest.mark.parametrize("policy", [LeastLoaded(), RoundRobin(), Conditional()])
 def test_one_token_is_left_to_a_prefill_replica_alone(policy: RoutingPolicy) -> None:
     shape = RequestShape(num_prompt_tokens=10, max_tokens=1)
     route = policy.choose(shape, [load("prefill-0"), load("decode-0")])
     assert (route.prefill, route.decode) == (None, "prefill-0")
 
 
-@pytest.mark.parametrize("policy", [LeastLoaded(), RoundRobin()])
+@pytest.mark.parametrize("policy", [LeastLoaded(), RoundRobin(), Conditional()])
 def test_without_replicas_service_is_unavailable(policy: RoutingPolicy) -> None:
     with pytest.raises(ServiceUnavailable, match="no replica is up"):
         policy.choose(SHAPE, [])
@@ -95,3 +113,48 @@ def test_route_says_why() -> None:
 def test_policies_are_made_by_name() -> None:
     assert isinstance(make_policy("least-loaded"), LeastLoaded)
     assert isinstance(make_policy("round-robin"), RoundRobin)
+    assert isinstance(make_policy("conditional"), Conditional)
+
+
+MEASURED = ReplicaRates(prefill_tokens_per_s=1000.0, handover_s=0.05)
+
+
+def separate(**decode: int) -> list[ReplicaLoad]:
+    return [load("prefill-0", rates=MEASURED), load("decode-0", rates=MEASURED, **decode)]  # type: ignore[arg-type]
+
+
+def test_decode_replica_that_runs_nothing_prefills_itself() -> None:
+    assert choose(Conditional(), *separate()) == (None, "decode-0")
+
+
+@pytest.mark.parametrize(("num_tokens", "prefill"), [(10, None), (20, "prefill-0")])
+def test_beyond_the_break_even_a_prefill_replica_spares_the_streams_that_run(
+    num_tokens: int, prefill: str | None
+) -> None:
+    """4 streams wait 1 ms for each token; a hand-over takes 50 ms."""
+    shape = RequestShape(num_prompt_tokens=num_tokens, max_tokens=10)
+    assert Conditional().choose(shape, separate(num_inflight=4)).prefill == prefill
+
+
+def test_prompts_in_line_at_prefill_raise_the_break_even() -> None:
+    shape = RequestShape(num_prompt_tokens=20, max_tokens=10)
+    busy = load("prefill-0", rates=MEASURED, prefill_tokens=500)
+    assert Conditional().choose(shape, [busy, separate(num_inflight=4)[1]]).prefill is None
+
+
+def test_prefill_replica_with_the_fewest_tokens_in_line_is_asked() -> None:
+    loads = [
+        load("prefill-0", prefill_tokens=900),
+        load("prefill-1", num_inflight=3, prefill_tokens=20),
+        load("decode-0"),
+    ]
+    assert choose(Conditional(), *loads) == ("prefill-1", "decode-0")
+
+
+def test_conditional_route_says_why_with_its_terms() -> None:
+    shape = RequestShape(num_prompt_tokens=20, max_tokens=10)
+    reason = Conditional().choose(shape, separate(num_inflight=4)).reason
+    assert reason == (
+        "conditional, 20 tokens: 20.0 ms at decode-0 and 80.0 ms for its 4 streams, "
+        "against 20.0 ms at prefill-0 and 50.0 ms to hand over"
+    )

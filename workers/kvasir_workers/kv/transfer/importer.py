@@ -1,6 +1,6 @@
 """The decode side of a hand-over: reservations, and who may write into their pages.
 
-    open --BeginPush--> pushing --Commit, all pages there--> started
+    open --BeginPush--> pushing --Commit and all pages there--> started
       |                    |
       | abort, deadline    | abort, deadline
       v                    v
@@ -19,8 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Protocol
 
-from torch import Tensor
-
+from kvasir_protocol.errors import WireError
 from kvasir_protocol.events import HandoverCounters
 from kvasir_protocol.ids import Generation, PageIndex, RequestId
 from kvasir_protocol.messages import (
@@ -29,14 +28,16 @@ from kvasir_protocol.messages import (
     Commit,
     HandoverFailed,
     Message,
-    PageLayout,
     PushGranted,
     PushPages,
     PushRefused,
     Quiet,
 )
 from kvasir_protocol.request import GenerationRequest
-from kvasir_workers.kv.transfer.page_content import layout_page_bytes, unpack_pages
+from kvasir_protocol.wire import decode
+from kvasir_workers.kv.transfer.page_content import layout_page_bytes
+from kvasir_workers.kv.transfer.page_parts import PartedPages
+from kvasir_workers.kv.transfer.sealing import KEY_BYTES, PageSeal
 from kvasir_workers.sequence import Sequence
 
 _log = logging.getLogger(__name__)
@@ -45,7 +46,7 @@ Peer = bytes
 """The socket identity of a router or of a replica."""
 
 
-def _is_process_alive(process_id: int) -> bool:
+def is_process_alive(process_id: int) -> bool:
     """Whether a process still can write. One that has ended waits for its parent to collect it, maybe for ever."""
     try:
         stat = Path(f"/proc/{process_id}/stat").read_text(errors="replace")
@@ -53,6 +54,10 @@ def _is_process_alive(process_id: int) -> bool:
         return False
     state = stat.rpartition(")")[2].split()[0]  # the name before it may hold anything
     return state not in ("Z", "X")
+
+
+def _asks_for(reservation: "Reservation", message: PushPages) -> bool:
+    return bool(message.page_indices) and reservation.missing.issuperset(message.page_indices)
 
 
 class PageDesk(Protocol):
@@ -76,7 +81,13 @@ class Reservation:
     state: Literal["open", "pushing", "quarantined"] = "open"
     writer: Peer = b""
     writer_process_id: int | None = None
-    uses_shared_memory: bool = False
+    seal: PageSeal | None = None
+    emitted_token_ids: tuple[int, ...] | None = None
+
+    @property
+    def is_written_straight(self) -> bool:
+        """By the writer, into memory that it shares with us."""
+        return self.state != "open" and self.seal is None
 
 
 @dataclass(slots=True)
@@ -87,15 +98,18 @@ class _Counts:
 
 @dataclass(slots=True)
 class PageImporter:
-    """All reservations of one replica. send delivers a message to a peer; clock counts seconds."""
+    """All reservations of one replica. send delivers a message to a peer; clock counts seconds.
 
-    pages: Tensor
-    layout: PageLayout
+    page_endpoint: where sealed contents come in.
+    """
+
+    pages: PartedPages
     vocab_size: int
     desk: PageDesk
     send: Callable[[Peer, Message], None]
     clock: Callable[[], float]
-    is_process_alive: Callable[[int], bool] = field(default=_is_process_alive)
+    page_endpoint: str
+    is_process_alive: Callable[[int], bool] = field(default=is_process_alive)
     _reservations: dict[Generation, Reservation] = field(default_factory=dict)
     _generation_of: dict[RequestId, Generation] = field(default_factory=dict)
     _last_generation: int = field(default_factory=lambda: secrets.randbits(48))
@@ -110,6 +124,9 @@ class PageImporter:
             received_requests=self._counts.received_requests,
             failed_requests=self._counts.failed_requests,
             quarantined_pages=self._num_quarantined_pages(),
+            hidden_bytes=pushed.hidden_bytes,
+            push_s=pushed.push_s,
+            exposed_s=pushed.exposed_s,
         )
 
     def _num_quarantined_pages(self) -> int:
@@ -143,8 +160,8 @@ class PageImporter:
             _log.warning("the pages reserved for %s were asked for by another", reservation.sequence.request_id)
             self.send(writer, PushRefused(generation=message.generation, reason="reserved for another request"))
             return
-        if message.layout != self.layout:
-            reason = f"pages differ: pushed {message.layout}, expected {self.layout}"
+        if message.layout != self.pages.layout:
+            reason = f"pages differ: pushed {message.layout}, expected {self.pages.layout}"
             self.send(writer, PushRefused(generation=message.generation, reason=reason))
             self._fail(reservation, reason)
             return
@@ -152,40 +169,70 @@ class PageImporter:
         reservation.writer = writer
         # A writer in another process namespace can't be seen: its death proves nothing, only its word does.
         reservation.writer_process_id = message.process_id if self.is_process_alive(message.process_id) else None
-        reservation.uses_shared_memory = message.uses_shared_memory
         self._extend(reservation)
-        self.send(writer, PushGranted(generation=message.generation))
+        if message.uses_shared_memory:
+            self.send(writer, PushGranted(generation=message.generation))
+            return
+        key = secrets.token_bytes(KEY_BYTES)
+        reservation.seal = PageSeal(key)
+        self.send(writer, PushGranted(generation=message.generation, page_endpoint=self.page_endpoint, page_key=key))
 
     def take_pages(self, writer: Peer, message: PushPages) -> None:
-        """Pages that the writer sent or, over shared memory, says to have written."""
+        """Pages that the writer says to have written into shared memory."""
         reservation = self._pushed_by(writer, message.generation)
         if reservation is None:
             return
-        expected_bytes = (
-            0 if reservation.uses_shared_memory else layout_page_bytes(self.layout) * len(message.page_indices)
-        )
-        is_asked_for = message.page_indices and reservation.missing.issuperset(message.page_indices)
-        if not is_asked_for or len(message.content) != expected_bytes:
+        if not (reservation.is_written_straight and _asks_for(reservation, message)):
+            self._fail(reservation, "the writer told of pages that were not asked for")
+            return
+        self._note_there(reservation, message)
+
+    def take_sealed(self, header: bytes, sealed: memoryview) -> None:
+        """Contents of pages; dropped unless the seal shows that they come from the writer that was granted.
+
+        header: a PushPages. Raises WireError if it is none.
+        """
+        message = decode(header)
+        if not isinstance(message, PushPages):
+            raise WireError(f"contents of pages follow PushPages, not {type(message).__name__}")
+        reservation = self._live(message.generation)
+        if reservation is None or reservation.seal is None:
+            return
+        content = reservation.seal.open(header, sealed)
+        if content is None:
+            _log.warning("pages for %s with a broken seal dropped", reservation.sequence.request_id)
+            return
+        num_bytes = layout_page_bytes(self.pages.layout) * len(message.page_indices)
+        if len(content) != num_bytes or not _asks_for(reservation, message):
             self._fail(reservation, "the writer sent pages that were not asked for, or of another size")
             return
-        if not reservation.uses_shared_memory:
-            unpack_pages(message.content, self.pages, message.page_indices)
-        reservation.missing.difference_update(message.page_indices)
-        self._extend(reservation)
+        self.pages.unpack(content, message.page_indices)
+        self._note_there(reservation, message)
 
     def commit(self, writer: Peer, message: Commit) -> None:
+        """The writer's last word; over TCP it may overtake pages."""
         reservation = self._pushed_by(writer, message.generation)
         if reservation is None:
-            return
-        if reservation.missing:
-            self._fail(reservation, f"committed with {len(reservation.missing)} pages missing")
             return
         if not self._can_go_on(reservation.sequence.request, message.emitted_token_ids):
             self._fail(reservation, "the writer emitted tokens after which the sequence can't go on")
+        elif reservation.missing and reservation.is_written_straight:
+            self._fail(reservation, f"committed with {len(reservation.missing)} pages missing")
+        else:
+            reservation.emitted_token_ids = message.emitted_token_ids
+            self._start_if_whole(reservation)
+
+    def _note_there(self, reservation: Reservation, message: PushPages) -> None:
+        reservation.missing.difference_update(message.page_indices)
+        self._extend(reservation)
+        self._start_if_whole(reservation)
+
+    def _start_if_whole(self, reservation: Reservation) -> None:
+        if reservation.missing or reservation.emitted_token_ids is None:
             return
         self._forget(reservation)
         self._counts.received_requests += 1
-        self.desk.start_reserved(reservation.sequence, message.emitted_token_ids)
+        self.desk.start_reserved(reservation.sequence, reservation.emitted_token_ids)
 
     def _can_go_on(self, request: GenerationRequest, emitted_token_ids: tuple[int, ...]) -> bool:
         """There is a token to feed to the model, and room for one more."""
@@ -201,8 +248,7 @@ class PageImporter:
         if reservation.state == "quarantined":
             self._free(reservation)
         else:
-            reservation.uses_shared_memory = False
-            self._fail(reservation, message.reason)
+            self._fail(reservation, message.reason, is_quiet=True)
 
     # What ends a reservation
 
@@ -229,7 +275,7 @@ class PageImporter:
             elif now >= reservation.deadline:
                 self._fail(reservation, f"no pages for {reservation.patience_s:g} s")
 
-    def _fail(self, reservation: Reservation, reason: str) -> None:
+    def _fail(self, reservation: Reservation, reason: str, *, is_quiet: bool = False) -> None:
         """The router is told to submit the request again; the pages come back when they are quiet."""
         _log.warning("hand-over of %s failed: %s", reservation.sequence.request_id, reason)
         self._counts.failed_requests += 1
@@ -237,11 +283,14 @@ class PageImporter:
             request_id=reservation.sequence.request_id, generation=reservation.generation, reason=reason
         )
         router = reservation.router
-        self._drop(reservation)
+        if is_quiet:
+            self._free(reservation)
+        else:
+            self._drop(reservation)
         self.send(router, failed)
 
     def _drop(self, reservation: Reservation) -> None:
-        if reservation.state == "pushing" and reservation.uses_shared_memory:
+        if reservation.is_written_straight:
             reservation.state = "quarantined"
             self._unname(reservation)
             self._ask_for_quiet(reservation)

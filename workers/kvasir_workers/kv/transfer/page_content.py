@@ -1,12 +1,19 @@
-"""Pages as bytes, and copies between page memories. pages: [L, 2, N, P, K, D] as in `page_memory.py`."""
+"""Pages as bytes, and copies between page memories.
 
-from collections.abc import Sequence
+pages: [L, 2, N, P, K, D] as in `page_memory.py`, or any layers and heads of it.
+"""
 
+from collections.abc import Iterator, Sequence
+
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from kvasir_protocol.ids import PageIndex
 from kvasir_protocol.messages import PageLayout
+
+_PAGE_AXIS = 2
 
 
 def layout_page_bytes(layout: PageLayout) -> int:
@@ -21,23 +28,64 @@ def layout_dtype(layout: PageLayout) -> torch.dtype:
     return dtype
 
 
-def pack_pages(pages: Tensor, indices: Sequence[PageIndex]) -> bytes:
+def page_bytes_of(pages: Tensor) -> int:
+    """Bytes of one page of this memory."""
+    return pages[:, :, :1].numel() * pages.itemsize
+
+
+def pack_pages(pages: Tensor, indices: Sequence[PageIndex]) -> memoryview:
     """The content of some pages, page after page."""
-    chosen = pages.index_select(2, torch.tensor(indices, device=pages.device)).movedim(2, 0).contiguous()
-    return bytes(chosen.cpu().view(-1).view(torch.uint8).numpy().data)
+    num_layers, two, _, page_size, num_heads, head_dim = pages.shape
+    shape = (len(indices), num_layers, two, page_size, num_heads, head_dim * pages.itemsize)
+    if pages.device.type == "cpu":
+        # Page by page: index_select and a movedim after it copy twice, in pieces of one head (0.3 GB/s against 5).
+        packed, source = np.empty(shape, np.uint8), _bytes_of(pages)
+        for position, page in enumerate(indices):
+            packed[position] = source[:, :, page]
+    else:
+        chosen = pages.index_select(_PAGE_AXIS, torch.tensor(indices, device=pages.device))
+        packed = _bytes_of(chosen.movedim(_PAGE_AXIS, 0).contiguous().cpu())
+    return packed.reshape(-1).data
 
 
-def unpack_pages(content: bytes, pages: Tensor, indices: Sequence[PageIndex]) -> None:
+def unpack_pages(content: bytes | memoryview, pages: Tensor, indices: Sequence[PageIndex]) -> None:
     """Write what pack_pages made into other pages; the caller has checked the size."""
-    num_layers, two, _, page_size, num_kv_heads, head_dim = pages.shape
-    flat = torch.frombuffer(bytearray(content), dtype=pages.dtype)
-    chosen = flat.view(len(indices), num_layers, two, page_size, num_kv_heads, head_dim).movedim(0, 2)
-    pages.index_copy_(2, torch.tensor(indices, device=pages.device), chosen.to(pages.device))
+    num_layers, two, _, page_size, num_heads, head_dim = pages.shape
+    shape = (len(indices), num_layers, two, page_size, num_heads, head_dim * pages.itemsize)
+    packed = np.frombuffer(content, np.uint8).reshape(shape)
+    if pages.device.type == "cpu":
+        target = _bytes_of(pages)
+        for position, page in enumerate(indices):
+            target[:, :, page] = packed[position]
+    else:
+        chosen = torch.from_numpy(packed.copy()).view(pages.dtype).movedim(0, _PAGE_AXIS)
+        pages.index_copy_(_PAGE_AXIS, torch.tensor(indices, device=pages.device), chosen.to(pages.device))
 
 
 def copy_pages(
     source: Tensor, source_indices: Sequence[PageIndex], target: Tensor, indices: Sequence[PageIndex]
 ) -> None:
-    """Copy pages between two memories of one layout."""
-    chosen = source.index_select(2, torch.tensor(source_indices, device=source.device))
-    target.index_copy_(2, torch.tensor(indices, device=target.device), chosen.to(target.device))
+    """Copy pages between two memories of one shape but for the number of pages."""
+    runs = _runs(source_indices, indices)
+    if source.device.type == target.device.type == "cpu":
+        read, written = _bytes_of(source), _bytes_of(target)
+        for first, target_first, length in runs:
+            written[:, :, target_first : target_first + length] = read[:, :, first : first + length]
+    else:
+        for first, target_first, length in runs:
+            target[:, :, target_first : target_first + length].copy_(source[:, :, first : first + length])
+
+
+def _bytes_of(pages: Tensor) -> NDArray[np.uint8]:
+    """The same memory as [..., D * bytes per value]."""
+    return pages.view(torch.uint8).numpy()
+
+
+def _runs(source: Sequence[PageIndex], target: Sequence[PageIndex]) -> Iterator[tuple[int, int, int]]:
+    """(first page of source, first page of target, number) for pages that follow each other in both."""
+    start = 0
+    for end in range(1, len(source) + 1):
+        if end < len(source) and source[end] == source[end - 1] + 1 and target[end] == target[end - 1] + 1:
+            continue
+        yield source[start], target[start], end - start
+        start = end

@@ -10,22 +10,17 @@ the engine cancels: stop --> done            (the router knows why, and aborts t
 
 import logging
 import os
-import secrets
 import time
 from collections import deque
 from collections.abc import Callable
 from collections.abc import Sequence as Many
 from dataclasses import dataclass, field
-from threading import Thread
 
 import zmq
 
-from kvasir_protocol import sockets
-from kvasir_protocol.errors import WireError
 from kvasir_protocol.events import HandoverCounters
 from kvasir_protocol.ids import Generation, PageIndex, RequestId
 from kvasir_protocol.messages import (
-    MAX_DEADLINE_S,
     BeginPush,
     CancelPush,
     Commit,
@@ -33,46 +28,68 @@ from kvasir_protocol.messages import (
     Message,
     PageLayout,
     PushGranted,
+    PushPages,
     PushRefused,
     Quiet,
 )
-from kvasir_protocol.wire import decode, encode
+from kvasir_protocol.wire import encode
+from kvasir_workers.kv.transfer.connections import Connections
 from kvasir_workers.kv.transfer.page_content import layout_page_bytes
+from kvasir_workers.kv.transfer.sealing import KEY_BYTES, PageSeal
 from kvasir_workers.kv.transfer.writers import PageWriter, WriterFactory
-from kvasir_workers.mailbox import Mailbox
 from kvasir_workers.sequence import Sequence
+from kvasir_workers.socket_thread import Rounds, SocketThread
 
 _log = logging.getLogger(__name__)
 
 _POLL_MS = 200
 """How often deadlines are looked at when nothing arrives."""
 
-_FAREWELL_MS = 200
-"""Time for the last Quiet to leave: without it the other side keeps the pages in quarantine until we are dead."""
-
-_IDLE_S = 2 * MAX_DEADLINE_S
-"""A connection without a word for so long is closed: its replica may have left for good. Whoever still waits for our
-Quiet has asked for it by then, since it asks once in each deadline."""
-
 PushKey = tuple[str, Generation]
 """A reservation: the other side's endpoint and its generation."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Grant:
+    """Leave to write. seal: of contents for the address, where pages aren't written straight."""
+
+    page_endpoint: str
+    seal: PageSeal | None
+
+
 @dataclass(slots=True)
 class _Push:
-    """One hand-over on its way. batches: (the sequence's first page, our pages) that are still to be sent."""
+    """One hand-over on its way. unsent: our pages, from the ticket's num_sent-th on."""
 
     ticket: HandoverTicket
     request_id: RequestId
     writer: PageWriter
     deadline: float
-    batches: deque[tuple[int, list[PageIndex]]] = field(default_factory=deque)
+    unsent: deque[PageIndex] = field(default_factory=deque)
+    num_sent: int = 0
+    busy_since: float = 0.0
     emitted_token_ids: tuple[int, ...] | None = None
-    is_granted: bool = False
+    finished_at: float = 0.0
+    grant: _Grant | None = None
+
+
+@dataclass(slots=True)
+class _Totals:
+    """As in HandoverCounters."""
+
+    requests: int = 0
+    bytes: dict[str, int] = field(default_factory=lambda: {"shared_memory": 0, "tcp": 0})
+    hidden_bytes: int = 0
+    push_s: float = 0.0
+    exposed_s: float = 0.0
 
 
 class PagePusher:
-    """Implements the engine's PageExporter. release gives pages back to the engine (from this thread)."""
+    """Implements the engine's PageExporter. release gives pages back to the engine (from this thread).
+
+    holds_back: no page leaves before the prompt's last: of a pipeline's stages only the first is known to have computed
+    a chunk before there is a token.
+    """
 
     def __init__(
         self,
@@ -81,24 +98,21 @@ class PagePusher:
         secret: bytes,
         release: Callable[[list[PageIndex]], None],
         clock: Callable[[], float] = time.monotonic,
+        *,
+        holds_back: bool = False,
     ) -> None:
+        self._holds_back = holds_back
         self._layout = layout
+        self._page_bytes = layout_page_bytes(layout)
         self._writers = writers
-        self._secret = secret
         self._release = release
         self._clock = clock
-        # After a broken connection the other side must take our Quiet for that of the same writer.
-        self._name = b"pusher-" + secrets.token_hex(8).encode()
         self._pushes: dict[PushKey, _Push] = {}
-        self._pushed_requests = 0
-        self._pushed_bytes = {"shared_memory": 0, "tcp": 0}
-        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-        self._mailbox = Mailbox(self._context)
-        self._peers: dict[str, zmq.Socket[bytes]] = {}
-        self._last_word: dict[str, float] = {}
-        self._poller = zmq.Poller()
-        self._thread = Thread(target=self._run, name="page-pusher", daemon=True)
-        self._is_stopping = False
+        self._totals = _Totals()
+        self._peers = Connections(secret, clock, self._hear, self._go_on)
+        rounds = Rounds(timeout_ms=lambda: _POLL_MS, on_round=self._drop_overdue, on_end=self._end_all)
+        self._thread = SocketThread(self._peers.context, "page-pusher", rounds)
+        self._peers.thread = self._thread
 
     def start(self) -> None:
         self._thread.start()
@@ -106,35 +120,32 @@ class PagePusher:
     @property
     def is_alive(self) -> bool:
         """The thread runs: False before `start`, after `stop`, and when an error ended it."""
-        return self._thread.is_alive()
+        return self._thread.is_alive
 
     def stop(self) -> None:
         """End the thread, if it runs, and let go of all sockets: a context with open ones could never be collected."""
-        if self._thread.is_alive():
-            self._mailbox.post(self._set_stopping)
-            self._thread.join()
-        for socket in self._peers.values():
-            socket.close(linger=_FAREWELL_MS)
-        self._peers.clear()
-        self._mailbox.close()
-        self._context.term()
+        self._thread.stop()
+        self._peers.context.term()
 
     def counters(self) -> HandoverCounters:
         return HandoverCounters(
-            pushed_requests=self._pushed_requests,
-            pushed_bytes_shared_memory=self._pushed_bytes["shared_memory"],
-            pushed_bytes_tcp=self._pushed_bytes["tcp"],
+            pushed_requests=self._totals.requests,
+            pushed_bytes_shared_memory=self._totals.bytes["shared_memory"],
+            pushed_bytes_tcp=self._totals.bytes["tcp"],
+            hidden_bytes=self._totals.hidden_bytes,
+            push_s=self._totals.push_s,
+            exposed_s=self._totals.exposed_s,
         )
 
     # PageExporter: called by the engine's thread
 
     def export(self, sequence: Sequence, first_page: int, pages: Many[PageIndex]) -> None:
         ticket, request_id, batch = _ticket_of(sequence), sequence.request_id, list(pages)
-        self._mailbox.post(lambda: self._add_batch(ticket, request_id, first_page, batch))
+        self._thread.post(lambda: self._add_batch(ticket, request_id, first_page, batch))
 
     def finish(self, sequence: Sequence, emitted_token_ids: tuple[int, ...]) -> None:
         key = _key(_ticket_of(sequence))
-        self._mailbox.post(lambda: self._set_finished(key, emitted_token_ids))
+        self._thread.post(lambda: self._set_finished(key, emitted_token_ids))
 
     def cancel(self, sequence: Sequence) -> None:
         """The router hears of this end from the engine.
@@ -144,38 +155,20 @@ class PagePusher:
         deadline, ends the reservation.
         """
         key = _key(_ticket_of(sequence))
-        self._mailbox.post(lambda: self._forget(key))
+        self._thread.post(lambda: self._forget(key))
 
     # The thread
 
-    def _run(self) -> None:
-        self._poller.register(self._mailbox.socket, zmq.POLLIN)
-        while not self._is_stopping:
-            for socket, _ in self._poller.poll(_POLL_MS):
-                if socket is self._mailbox.socket:
-                    self._mailbox.run_posted()
-                else:
-                    self._receive(socket)
-            self._drop_overdue()
+    def _end_all(self) -> None:
         for key in list(self._pushes):
             self._end(key, "the replica stops")
+        self._peers.close_all()
 
-    def _set_stopping(self) -> None:
-        self._is_stopping = True
-
-    def _receive(self, socket: "zmq.Socket[bytes]") -> None:
-        endpoint = next(endpoint for endpoint, peer in self._peers.items() if peer is socket)
-        self._last_word[endpoint] = self._clock()
-        try:
-            message = decode(socket.recv())
-        except WireError as error:
-            _log.warning("bad message from %s dropped: %s", endpoint, error)
-            return
+    def _hear(self, endpoint: str, message: Message) -> None:
         match message:
             case PushGranted(generation=generation):
                 if push := self._pushes.get((endpoint, generation)):
-                    push.is_granted = True
-                    self._advance(push)
+                    self._take_grant(push, message)
             case PushRefused(generation=generation, reason=reason):
                 if (endpoint, generation) in self._pushes:
                     _log.warning("push to %s refused: %s", endpoint, reason)
@@ -184,6 +177,19 @@ class PagePusher:
                 self._end((endpoint, generation), "cancelled by the decode side")
             case _:
                 _log.warning("unexpected %s from %s dropped", type(message).__name__, endpoint)
+
+    def _take_grant(self, push: _Push, message: PushGranted) -> None:
+        needs_seal = push.writer.label == "tcp"
+        if needs_seal and len(message.page_key) != KEY_BYTES:
+            self._end(_key(push.ticket), "the grant has no key to seal pages with")
+            return
+        push.grant = _Grant(message.page_endpoint, PageSeal(message.page_key) if needs_seal else None)
+        self._advance(push)
+
+    def _go_on(self, endpoint: str) -> None:
+        """The other side has read contents. Who began first is first again."""
+        for key in [key for key in self._pushes if key[0] == endpoint]:
+            self._advance(self._pushes[key])
 
     def _add_batch(
         self, ticket: HandoverTicket, request_id: RequestId, first_page: int, pages: list[PageIndex]
@@ -196,14 +202,21 @@ class PagePusher:
             # to the second, and write into pages that belong to somebody else by now.
             self._release(pages)
             return
-        push.batches.append((first_page, pages))
+        num_known = push.num_sent + len(push.unsent)
+        assert first_page - ticket.first_page == num_known, f"page {first_page} comes after {num_known} pages"
+        if not push.unsent:
+            push.busy_since = self._clock()
+        push.unsent.extend(pages)
+        if num_known + len(pages) > len(ticket.page_indices):
+            self._end(_key(ticket), "the ticket has fewer pages than the prompt")
+            return
         self._advance(push)
 
     def _begin(self, ticket: HandoverTicket, request_id: RequestId) -> _Push:
         writer = self._writers.writer_for(ticket)
         push = _Push(ticket, request_id, writer, deadline=self._clock() + ticket.deadline_s)
         self._pushes[_key(ticket)] = push
-        self._send(
+        self._peers.send(
             ticket.endpoint,
             BeginPush(
                 request_id=request_id,
@@ -218,76 +231,74 @@ class PagePusher:
     def _set_finished(self, key: PushKey, emitted_token_ids: tuple[int, ...]) -> None:
         if push := self._pushes.get(key):
             push.emitted_token_ids = emitted_token_ids
+            push.finished_at = self._clock()
             self._advance(push)
 
     def _advance(self, push: _Push) -> None:
-        """Send what there is, once the other side has agreed."""
-        if not push.is_granted:
+        """Send what there is, once the other side has agreed and as long as it has room."""
+        if push.grant is None:
             return
+        endpoint, seal = push.ticket.endpoint, push.grant.seal
         push.deadline = self._clock() + push.ticket.deadline_s
-        while push.batches:
-            first_page, pages = push.batches.popleft()
-            start = first_page - push.ticket.first_page
-            target = push.ticket.page_indices[start : start + len(pages)]
-            if len(target) < len(pages):
-                push.batches.appendleft((first_page, pages))
-                self._end(_key(push.ticket), "the ticket has fewer pages than the prompt")
+        if self._holds_back and push.emitted_token_ids is None:
+            return
+        most_pages = max(1, push.writer.chunk_bytes // self._page_bytes)
+        while push.unsent and (seal is None or self._peers.has_room(endpoint)):
+            pages = [push.unsent.popleft() for _ in range(min(most_pages, len(push.unsent)))]
+            try:
+                self._send_pages(push, push.grant, pages)
+            except zmq.ZMQError as error:
+                self._release(pages)
+                self._end(_key(push.ticket), f"pages can't be sent: {error.strerror}")
                 return
-            for message in push.writer.write(pages, target):
-                self._send(push.ticket.endpoint, message)
-            self._pushed_bytes[push.writer.label] += len(pages) * layout_page_bytes(self._layout)
             self._release(pages)
-        if push.emitted_token_ids is not None:
-            self._send(
-                push.ticket.endpoint,
-                Commit(generation=push.ticket.generation, emitted_token_ids=push.emitted_token_ids),
-            )
-            self._pushed_requests += 1
+        if push.emitted_token_ids is not None and not push.unsent:
+            emitted = push.emitted_token_ids
+            self._peers.send(endpoint, Commit(generation=push.ticket.generation, emitted_token_ids=emitted))
+            self._totals.requests += 1
+            self._totals.exposed_s += self._clock() - push.finished_at
             self._forget(_key(push.ticket))
+
+    def _send_pages(self, push: _Push, grant: _Grant, pages: list[PageIndex]) -> None:
+        target = push.ticket.page_indices[push.num_sent : push.num_sent + len(pages)]
+        content = push.writer.write(pages, target)
+        message = PushPages(generation=push.ticket.generation, page_indices=target)
+        if content is None or grant.seal is None:
+            self._peers.send(push.ticket.endpoint, message)
+        else:
+            header = encode(message)
+            sealed = grant.seal.seal(header, content)
+            self._peers.send_pages(push.ticket.endpoint, grant.page_endpoint, header, sealed)
+        push.num_sent += len(pages)
+        if not push.unsent:
+            self._totals.push_s += self._clock() - push.busy_since
+        num_bytes = len(pages) * self._page_bytes
+        self._totals.bytes[push.writer.label] += num_bytes
+        if push.emitted_token_ids is None:
+            self._totals.hidden_bytes += num_bytes
 
     def _drop_overdue(self) -> None:
         now = self._clock()
         for key in [key for key, push in self._pushes.items() if now >= push.deadline]:
             _log.warning("push of %s gave up: no answer from %s", self._pushes[key].request_id, key[0])
             self._end(key, "no answer within the deadline")
-            self._close_unused(key[0])
-        for endpoint in [endpoint for endpoint in self._peers if now - self._last_word[endpoint] >= _IDLE_S]:
-            self._close_unused(endpoint)
+            if key[0] not in self._used_endpoints():
+                self._peers.close(key[0])  # a peer that left us without an answer may be gone for good
+        self._peers.close_idle(self._used_endpoints())
 
-    def _close_unused(self, endpoint: str) -> None:
-        """A peer that left us without an answer may be gone for good, and its socket would try for ever."""
-        if endpoint not in self._peers or any(used == endpoint for used, _ in self._pushes):
-            return
-        del self._last_word[endpoint]
-        socket = self._peers.pop(endpoint)
-        self._poller.unregister(socket)
-        socket.close(linger=_FAREWELL_MS)
+    def _used_endpoints(self) -> set[str]:
+        return {endpoint for endpoint, _ in self._pushes}
 
     def _end(self, key: PushKey, reason: str) -> None:
         """Write no more and say so; Quiet is owed even for a push that is unknown or done here."""
         if key in self._pushes or key[0] in self._peers:
-            self._send(key[0], Quiet(generation=key[1], reason=reason))
+            self._peers.send(key[0], Quiet(generation=key[1], reason=reason))
         self._forget(key)
 
     def _forget(self, key: PushKey) -> None:
         push = self._pushes.pop(key, None)
-        if push is not None:
-            for _, pages in push.batches:
-                self._release(pages)
-
-    def _send(self, endpoint: str, message: Message) -> None:
-        try:
-            self._peer(endpoint).send(encode(message), zmq.NOBLOCK)
-        except zmq.ZMQError as error:
-            # Its queue is full, or it is no address at all: a ticket is another's word.
-            _log.warning("%s takes no %s: %s", endpoint, type(message).__name__, error.strerror)
-
-    def _peer(self, endpoint: str) -> "zmq.Socket[bytes]":
-        if endpoint not in self._peers:
-            self._peers[endpoint] = sockets.connect_client(self._context, self._secret, endpoint, self._name)
-            self._poller.register(self._peers[endpoint], zmq.POLLIN)
-        self._last_word[endpoint] = self._clock()
-        return self._peers[endpoint]
+        if push is not None and push.unsent:
+            self._release(list(push.unsent))
 
 
 def _key(ticket: HandoverTicket) -> PushKey:

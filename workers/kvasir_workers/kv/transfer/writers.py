@@ -1,97 +1,101 @@
-"""How pages get to another replica: into its memory, or as bytes in messages."""
+"""How pages get to another replica: into its memory, or as bytes that are sent there."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal, Protocol
 
-from torch import Tensor
-
-from kvasir_protocol.ids import Generation, PageIndex
-from kvasir_protocol.messages import HandoverTicket, PageLayout, PushPages
+from kvasir_protocol.ids import PageIndex
+from kvasir_protocol.messages import HandoverTicket, PageSegment
 from kvasir_workers.kv.page_memory import SHARED_MEMORY, SharedSegment
-from kvasir_workers.kv.transfer.page_content import copy_pages, layout_dtype, layout_page_bytes, pack_pages
+from kvasir_workers.kv.transfer.page_content import layout_dtype, layout_page_bytes
+from kvasir_workers.kv.transfer.page_parts import PartedPages, transfers_between
 
-TCP_CHUNK_BYTES = 4 * 2**20
-"""Pages in one message: large enough that the frame costs nothing, small enough that tokens get in between."""
+SEALED_CHUNK_BYTES = 2**20
+"""Sent at a time: small enough to stay in a cache between the copy and the seal, and that tokens get in between."""
+
+COPIED_CHUNK_BYTES = 16 * 2**20
+"""Copied at a time: some milliseconds, so that a word to stop gets in between; a message for each costs 0.1."""
 
 TransportLabel = Literal["shared_memory", "tcp"]
 
 
 class PageWriter(Protocol):
-    """Brings pages to one reservation."""
+    """Brings pages to one reservation, so many bytes at a time that it is worth a message."""
 
     label: TransportLabel
+    chunk_bytes: int
 
-    def write(self, source: Sequence[PageIndex], target: Sequence[PageIndex]) -> Iterator[PushPages]:
-        """Write our pages `source` to the other side's `target`; each message tells it of some that are there."""
+    def write(self, source: Sequence[PageIndex], target: Sequence[PageIndex]) -> memoryview | None:
+        """Write our pages `source` to the other side's `target`: None if that is done, else what is to be sent."""
         ...
 
 
 class TcpWriter:
-    """Page contents in messages."""
+    """Page contents to be sent."""
 
     label: TransportLabel = "tcp"
+    chunk_bytes: int = SEALED_CHUNK_BYTES
 
-    def __init__(self, pages: Tensor, page_bytes: int, generation: Generation) -> None:
+    def __init__(self, pages: PartedPages) -> None:
         self._pages = pages
-        self._pages_per_message = max(1, TCP_CHUNK_BYTES // page_bytes)
-        self._generation = generation
 
-    def write(self, source: Sequence[PageIndex], target: Sequence[PageIndex]) -> Iterator[PushPages]:
-        step = self._pages_per_message
-        for start in range(0, len(source), step):
-            yield PushPages(
-                generation=self._generation,
-                page_indices=tuple(target[start : start + step]),
-                content=pack_pages(self._pages, source[start : start + step]),
-            )
+    def write(self, source: Sequence[PageIndex], target: Sequence[PageIndex]) -> memoryview | None:
+        return self._pages.pack(source)
 
 
 class SharedMemoryWriter:
     """Straight into the other replica's pages on the same host."""
 
     label: TransportLabel = "shared_memory"
+    chunk_bytes: int = COPIED_CHUNK_BYTES
 
-    def __init__(self, pages: Tensor, segment: SharedSegment, generation: Generation) -> None:
+    def __init__(self, pages: PartedPages, target: PartedPages) -> None:
         self._pages = pages
-        self._segment = segment
-        self._generation = generation
+        self._target = target
 
-    def write(self, source: Sequence[PageIndex], target: Sequence[PageIndex]) -> Iterator[PushPages]:
-        copy_pages(self._pages, source, self._segment.tensor, target)
-        yield PushPages(generation=self._generation, page_indices=tuple(target), content=b"")
+    def write(self, source: Sequence[PageIndex], target: Sequence[PageIndex]) -> memoryview | None:
+        self._pages.copy_to(self._target, source, target)
+        return None
 
 
 class WriterFactory:
     """Chooses a writer for a ticket; remembers the segments of living replicas."""
 
-    def __init__(self, pages: Tensor, layout: PageLayout, *, allow_shared_memory: bool) -> None:
+    def __init__(self, pages: PartedPages, *, allow_shared_memory: bool) -> None:
         self._pages = pages
-        self._layout = layout
         self._allow_shared_memory = allow_shared_memory
-        self._segments: dict[str, SharedSegment] = {}
+        self._segments: dict[PageSegment, SharedSegment] = {}
 
     def writer_for(self, ticket: HandoverTicket) -> PageWriter:
-        segment = self._segment(ticket.segment) if self._allow_shared_memory and ticket.segment else None
-        if segment is not None and max(ticket.page_indices, default=0) < segment.tensor.shape[2]:
-            return SharedMemoryWriter(self._pages, segment, ticket.generation)
-        return TcpWriter(self._pages, layout_page_bytes(self._layout), ticket.generation)
+        target = self._target(ticket) if self._allow_shared_memory and ticket.segments else None
+        if target is not None and max(ticket.page_indices, default=0) < target.num_pages:
+            return SharedMemoryWriter(self._pages, target)
+        return TcpWriter(self._pages)
 
-    def _segment(self, name: str) -> SharedSegment | None:
-        """The segment, or None if it can't be had: on another host, or of another layout (the handshake will tell)."""
-        for known in [known for known in self._segments if not (SHARED_MEMORY / known).exists()]:
+    def _target(self, ticket: HandoverTicket) -> PartedPages | None:
+        """The other side's pages, or None if a part can't be had: it is on another host, or of another layout."""
+        cuts = [segment.cut for segment in ticket.segments]
+        try:
+            transfers_between(self._pages.cuts, cuts)
+            memories = [self._segment(segment).tensor for segment in ticket.segments]
+        except (OSError, ValueError):
+            return None  # the handshake will tell
+        return PartedPages(self._pages.layout, cuts, memories)
+
+    def _segment(self, wanted: PageSegment) -> SharedSegment:
+        for known in [known for known in self._segments if not (SHARED_MEMORY / known.name).exists()]:
             del self._segments[known]
-        if name not in self._segments:
-            try:
-                self._segments[name] = self._attach(name)
-            except (OSError, ValueError):
-                return None
-        return self._segments[name]
+        if wanted not in self._segments:
+            self._segments[wanted] = self._attach(wanted)
+        return self._segments[wanted]
 
-    def _attach(self, name: str) -> SharedSegment:
-        layout = self._layout
-        num_pages, rest = divmod((SHARED_MEMORY / Path(name).name).stat().st_size, layout_page_bytes(layout))
+    def _attach(self, wanted: PageSegment) -> SharedSegment:
+        layout, cut = self._pages.layout, wanted.cut
+        part = replace(layout, num_layers=cut.num_layers, num_kv_heads=len(cut.kv_heads))
+        num_bytes = (SHARED_MEMORY / Path(wanted.name).name).stat().st_size
+        num_pages, rest = divmod(num_bytes, max(1, layout_page_bytes(part)))
         if rest:
-            raise ValueError(f"segment {name} is not made of pages of this layout")
-        shape = (layout.num_layers, 2, num_pages, layout.page_size, layout.num_kv_heads, layout.head_dim)
-        return SharedSegment.attach(name, shape, layout_dtype(layout))
+            raise ValueError(f"segment {wanted.name} is not made of pages of this layout")
+        shape = (part.num_layers, 2, num_pages, part.page_size, part.num_kv_heads, part.head_dim)
+        return SharedSegment.attach(wanted.name, shape, layout_dtype(part))

@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor
 
-from kvasir_protocol.messages import LAYOUT_VERSION, PageLayout
+from kvasir_protocol.messages import LAYOUT_VERSION, PageLayout, PageSegment
+from kvasir_workers.kv.transfer.page_parts import whole_cut
 
 
 def make_layout(dtype: str = "float32", **changes: object) -> PageLayout:
@@ -17,6 +18,11 @@ def make_layout(dtype: str = "float32", **changes: object) -> PageLayout:
         "model_fingerprint": "f",
     }
     return PageLayout(**{**fields, **changes})  # type: ignore[arg-type]
+
+
+def whole_segment(name: str) -> tuple[PageSegment, ...]:
+    """Pages of the layout, all in one piece of shared memory."""
+    return (PageSegment(name=name, cut=whole_cut(make_layout())),)
 
 
 def page_shape(num_pages: int) -> tuple[int, int, int, int, int, int]:

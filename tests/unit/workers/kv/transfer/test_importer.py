@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import pytest
 import torch
 
+from kvasir_protocol.errors import WireError
 from kvasir_protocol.events import HandoverCounters
 from kvasir_protocol.ids import Generation, PageIndex, RequestId
 from kvasir_protocol.messages import (
@@ -22,13 +23,18 @@ from kvasir_protocol.messages import (
     PushRefused,
     Quiet,
 )
-from kvasir_workers.kv.transfer.importer import PageImporter, Peer
+from kvasir_protocol.wire import encode
+from kvasir_workers.kv.transfer.importer import PageImporter, Peer, is_process_alive
 from kvasir_workers.kv.transfer.page_content import layout_page_bytes, pack_pages
+from kvasir_workers.kv.transfer.page_parts import PartedPages
+from kvasir_workers.kv.transfer.sealing import KEY_BYTES, PageSeal
 from kvasir_workers.sequence import Sequence
 from tests.unit.workers.fakes import VOCAB_SIZE, Clock, make_request
 from tests.unit.workers.kv.transfer.layouts import make_layout, random_pages
 
 ROUTER, WRITER, STRANGER = b"router", b"writer", b"stranger"
+PAGE_ENDPOINT = "tcp://127.0.0.1:5"
+STRANGERS_KEY = b"k" * KEY_BYTES
 WRITER_PROCESS = 4711
 PATIENCE_S = 5.0
 
@@ -56,11 +62,22 @@ class Side:
         self.living = {WRITER_PROCESS}
         self.on_send: Callable[[Peer, Message], None] = lambda peer, message: None
         self.importer = PageImporter(
-            self.pages, self.layout, VOCAB_SIZE, self.desk, self.send, self.clock, lambda pid: pid in self.living
+            PartedPages.whole(self.layout, self.pages),
+            VOCAB_SIZE,
+            self.desk,
+            self.send,
+            self.clock,
+            PAGE_ENDPOINT,
+            lambda pid: pid in self.living,
         )
+        self.keys: dict[Generation, bytes] = {}
+        self.seals: dict[Generation, PageSeal] = {}
 
     def send(self, peer: Peer, message: Message) -> None:
         self.sent.append((peer, message))
+        if isinstance(message, PushGranted) and message.page_key:
+            self.keys[message.generation] = message.page_key
+            self.seals[message.generation] = PageSeal(message.page_key)
         self.on_send(peer, message)
 
     def open(self, name: str = "r", router: Peer = ROUTER) -> Generation:
@@ -88,11 +105,20 @@ class Side:
         )
         self.importer.begin(writer, message)
 
-    def push(self, generation: Generation, *pages: int, writer: Peer = WRITER, content: bytes | None = None) -> None:
+    def push(
+        self, generation: Generation, *pages: int, content: bytes | None = None, seal: PageSeal | None = None
+    ) -> None:
+        """Contents by TCP; seal: another's than the writer's."""
         indices = tuple(PageIndex(page) for page in pages)
-        if content is None:
-            content = pack_pages(random_pages(8), indices)
-        self.importer.take_pages(writer, PushPages(generation=generation, page_indices=indices, content=content))
+        packed = pack_pages(random_pages(8), indices) if content is None else memoryview(content)
+        header = encode(PushPages(generation=generation, page_indices=indices))
+        seal = seal or self.seals.get(generation) or PageSeal(STRANGERS_KEY)
+        self.importer.take_sealed(header, memoryview(seal.seal(header, packed)))
+
+    def tell(self, generation: Generation, *pages: int, writer: Peer = WRITER) -> None:
+        """The news of pages in shared memory."""
+        indices = tuple(PageIndex(page) for page in pages)
+        self.importer.take_pages(writer, PushPages(generation=generation, page_indices=indices))
 
     def commit(self, generation: Generation, *, writer: Peer = WRITER, emitted: tuple[int, ...] = (7,)) -> None:
         message = Commit(generation=generation, emitted_token_ids=emitted)
@@ -131,6 +157,21 @@ def pushing(side: Side, *, shared: bool = False) -> Generation:
 def test_open_reservation_grants_its_writer(side: Side) -> None:
     generation = side.open()
     side.begin(generation)
+    ((peer, granted),) = side.sent
+    assert isinstance(granted, PushGranted)
+    assert (peer, granted.generation, granted.page_endpoint) == (WRITER, generation, PAGE_ENDPOINT)
+    assert len(granted.page_key) == KEY_BYTES
+
+
+def test_each_push_has_a_key_of_its_own(side: Side) -> None:
+    side.begin(side.open("a"), name="a")
+    side.begin(side.open("b"), name="b")
+    assert len(set(side.keys.values())) == 2
+
+
+def test_writer_in_shared_memory_gets_no_key(side: Side) -> None:
+    generation = side.open()
+    side.begin(generation, shared=True)
     assert side.sent == [(WRITER, PushGranted(generation=generation))]
 
 
@@ -154,9 +195,57 @@ def test_other_pages_are_not_touched(side: Side) -> None:
 
 def test_written_straight_only_the_news_comes(side: Side) -> None:
     generation = pushing(side, shared=True)
-    side.push(generation, 2, 5, content=b"")
+    side.tell(generation, 2, 5)
     side.commit(generation)
     assert side.desk.started == {"r": (7,)}
+
+
+def test_commit_that_overtakes_pages_waits_for_them(side: Side) -> None:
+    generation = pushing(side)
+    side.push(generation, 2)
+    side.commit(generation)
+    assert side.desk.started == {}
+    side.push(generation, 5)
+    assert side.desk.started == {"r": (7,)}
+
+
+def test_commit_whose_pages_never_come_fails_at_the_deadline(side: Side) -> None:
+    generation = pushing(side)
+    side.push(generation, 2)
+    side.commit(generation)
+    side.pass_time(PATIENCE_S)
+    assert (side.failures(), side.desk.started, side.desk.released) == (["no pages for 5 s"], {}, ["r"])
+
+
+def test_pages_under_another_key_are_dropped_and_the_writer_goes_on(side: Side) -> None:
+    generation = pushing(side)
+    side.push(generation, 2, 5, seal=PageSeal(STRANGERS_KEY))
+    assert bool(side.pages.isnan().all())
+    side.push(generation, 2, 5)
+    side.commit(generation)
+    assert (side.failures(), side.desk.started) == ([], {"r": (7,)})
+
+
+def test_contents_for_other_pages_than_they_were_sealed_for_are_dropped(side: Side) -> None:
+    generation = pushing(side)
+    header, other = (encode(PushPages(generation=generation, page_indices=(PageIndex(page),))) for page in (2, 5))
+    sealed = side.seals[generation].seal(header, pack_pages(random_pages(8), (PageIndex(2),)))
+    side.importer.take_sealed(other, memoryview(sealed))
+    assert bool(side.pages.isnan().all())
+
+
+def test_repeated_contents_are_dropped(side: Side) -> None:
+    generation = pushing(side)
+    header = encode(PushPages(generation=generation, page_indices=(PageIndex(2),)))
+    sealed = memoryview(side.seals[generation].seal(header, pack_pages(random_pages(8), (PageIndex(2),))))
+    side.importer.take_sealed(header, sealed)
+    side.importer.take_sealed(header, sealed)
+    assert side.failures() == []
+
+
+def test_other_messages_do_not_announce_contents(side: Side) -> None:
+    with pytest.raises(WireError, match="not Quiet"):
+        side.importer.take_sealed(encode(Quiet(generation=pushing(side), reason="")), memoryview(b""))
 
 
 def test_commit_counts_as_received(side: Side) -> None:
@@ -226,7 +315,7 @@ def test_pages_before_the_grant_are_ignored(side: Side) -> None:
 def test_stranger_is_ignored(side: Side, action: str) -> None:
     generation = pushing(side)
     if action == "push":
-        side.push(generation, 2, 5, writer=STRANGER)
+        side.push(generation, 2, 5, seal=PageSeal(STRANGERS_KEY))
     elif action == "commit":
         side.commit(generation, writer=STRANGER)
     else:
@@ -277,14 +366,26 @@ def test_page_sent_twice_fails_the_hand_over(side: Side) -> None:
     assert len(side.failures()) == 1
 
 
-def test_content_beside_shared_memory_fails_the_hand_over(side: Side) -> None:
+def test_content_beside_shared_memory_is_dropped(side: Side) -> None:
     side.push(pushing(side, shared=True), 2)
+    assert (bool(side.pages.isnan().all()), side.failures()) == (True, [])
+
+
+def test_stranger_tells_nothing_of_shared_memory(side: Side) -> None:
+    generation = pushing(side, shared=True)
+    side.tell(generation, 2, 5, writer=STRANGER)
+    side.commit(generation)
+    assert side.failures() == ["committed with 2 pages missing"]
+
+
+def test_news_of_pages_that_were_to_be_sent_fails_the_hand_over(side: Side) -> None:
+    side.tell(pushing(side), 2)
     assert len(side.failures()) == 1
 
 
-def test_commit_with_missing_pages_fails_the_hand_over(side: Side) -> None:
-    generation = pushing(side)
-    side.push(generation, 2)
+def test_commit_with_missing_pages_in_shared_memory_fails_the_hand_over(side: Side) -> None:
+    generation = pushing(side, shared=True)
+    side.tell(generation, 2)
     side.commit(generation)
     assert (side.failures(), side.desk.started) == (["committed with 1 pages missing"], {})
 
@@ -468,7 +569,7 @@ def test_writer_that_gives_up_fails_the_hand_over_and_frees_the_pages(side: Side
 
 def test_bad_pages_over_shared_memory_are_quarantined(side: Side) -> None:
     generation = pushing(side, shared=True)
-    side.push(generation, 0, content=b"")
+    side.tell(generation, 0)
     assert (side.kinds(), side.num_quarantined) == (["CancelPush", "HandoverFailed"], 3)
     side.quiet(generation)
     assert side.num_quarantined == 0
@@ -491,16 +592,14 @@ def test_late_word_for_a_former_replica_finds_nothing() -> None:
 
 
 def test_dead_process_that_nobody_has_collected_is_dead() -> None:
-    importer = PageImporter(random_pages(1), make_layout(), VOCAB_SIZE, FakeDesk(), lambda peer, message: None, Clock())
     child = subprocess.Popen(["true"])
     os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
     try:
-        assert not importer.is_process_alive(child.pid)
+        assert not is_process_alive(child.pid)
     finally:
         child.wait()
 
 
 def test_real_processes_are_seen() -> None:
-    importer = PageImporter(random_pages(1), make_layout(), VOCAB_SIZE, FakeDesk(), lambda peer, message: None, Clock())
-    assert importer.is_process_alive(1)
-    assert not importer.is_process_alive(2**22 + 1)
+    assert is_process_alive(1)
+    assert not is_process_alive(2**22 + 1)

@@ -18,20 +18,24 @@ from kvasir_protocol.messages import (
     HandoverTicket,
     Hello,
     Message,
+    PagesTaken,
     PushGranted,
     PushPages,
     PushRefused,
     Quiet,
 )
-from kvasir_protocol.sockets import bind_server, start_gatekeeper
+from kvasir_protocol.sockets import bind_pages, bind_server, start_gatekeeper
 from kvasir_protocol.wire import decode, encode
 from kvasir_workers.kv.page_memory import SHARED_MEMORY, SharedSegment
+from kvasir_workers.kv.transfer.connections import WINDOW_BYTES
 from kvasir_workers.kv.transfer.page_content import layout_page_bytes, pack_pages
+from kvasir_workers.kv.transfer.page_parts import PartedPages
 from kvasir_workers.kv.transfer.pusher import PagePusher
+from kvasir_workers.kv.transfer.sealing import KEY_BYTES, TAG_BYTES, PageSeal
 from kvasir_workers.kv.transfer.writers import WriterFactory
 from kvasir_workers.sequence import Sequence
 from tests.unit.workers.fakes import Clock, make_request, make_ticket
-from tests.unit.workers.kv.transfer.layouts import make_layout, page_shape, random_pages
+from tests.unit.workers.kv.transfer.layouts import make_layout, page_shape, random_pages, whole_segment
 
 SECRET = b"s" * 32
 DEADLINE_MS = 10_000
@@ -39,6 +43,7 @@ SILENCE_MS = 400
 """Twice as long as the pusher sleeps between two looks at the clock."""
 PAGES = random_pages(8)
 PAGE_BYTES = layout_page_bytes(make_layout())
+KEY = b"k" * KEY_BYTES
 NAME = f"kvasir-test-pusher-{os.getpid()}"
 M = TypeVar("M")
 
@@ -50,6 +55,9 @@ class DecodeSide:
         self.context: zmq.Context[Any] = zmq.Context()
         self.gatekeeper = start_gatekeeper(self.context, SECRET)
         self.socket, self.endpoint = bind_server(self.context, SECRET, "127.0.0.1", 0)
+        self.page_socket, self.page_endpoint = bind_pages(self.context, "127.0.0.1")
+        self.seal = PageSeal(KEY)
+        self.page_peer = b""
         self.disconnections = self.socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
         self.peer = b""
 
@@ -60,6 +68,26 @@ class DecodeSide:
         assert isinstance(message, kind), f"expected {kind.__name__}, got {message}"
         return message
 
+    def grants(self, generation: int = 1) -> None:
+        """Leave to send contents to the page socket, under a seal that begins anew."""
+        self.seal = PageSeal(KEY)
+        self.says(PushGranted(generation=Generation(generation), page_endpoint=self.page_endpoint, page_key=KEY))
+
+    def expect_pages(self, *, takes: bool = False) -> tuple[tuple[int, ...], bytes]:
+        """The next contents, and what pages they are for; takes: tell that they were read."""
+        assert self.page_socket.poll(DEADLINE_MS), "no contents came"
+        self.page_peer, header, sealed = self.page_socket.recv_multipart()
+        message = decode(header)
+        assert isinstance(message, PushPages)
+        content = self.seal.open(header, memoryview(sealed))
+        assert content is not None, "the seal is broken"
+        if takes:
+            self.takes(len(sealed))
+        return message.page_indices, content
+
+    def takes(self, num_bytes: int) -> None:
+        self.page_socket.send_multipart([self.page_peer, encode(PagesTaken(num_bytes=num_bytes))])
+
     def says(self, message: Message) -> None:
         self.socket.send_multipart([self.peer, encode(message)])
 
@@ -67,7 +95,7 @@ class DecodeSide:
         self.socket.send_multipart([self.peer, frame])
 
     def hears_nothing(self) -> bool:
-        return not self.socket.poll(SILENCE_MS)
+        return not self.socket.poll(SILENCE_MS) and not self.page_socket.poll(0)
 
     def expect_left(self) -> None:
         """The prefill side has closed its connection."""
@@ -82,12 +110,12 @@ class DecodeSide:
 class PrefillSide:
     """A pusher, its clock, and the pages that came back from it."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, holds_back: bool = False) -> None:
         self.released: queue.Queue[list[PageIndex]] = queue.Queue()
         self.clock = Clock()
         layout = make_layout()
-        writers = WriterFactory(PAGES, layout, allow_shared_memory=True)
-        self.pusher = PagePusher(layout, writers, SECRET, self.released.put, self.clock)
+        writers = WriterFactory(PartedPages.whole(layout, PAGES), allow_shared_memory=True)
+        self.pusher = PagePusher(layout, writers, SECRET, self.released.put, self.clock, holds_back=holds_back)
         self.pusher.start()
 
     def expect_released(self) -> list[PageIndex]:
@@ -131,9 +159,6 @@ def begun(prefill: PrefillSide, decode_side: DecodeSide, **changes: object) -> S
     return sequence
 
 
-GRANTED = PushGranted(generation=Generation(1))
-
-
 def test_first_page_announces_the_push(prefill: PrefillSide, decode_side: DecodeSide) -> None:
     prefill.pusher.export(sequence_for(decode_side), 0, pages(7))
     message = decode_side.expect(BeginPush)
@@ -149,23 +174,22 @@ def test_nothing_is_sent_or_given_back_before_the_grant(prefill: PrefillSide, de
 
 def test_granted_pages_are_sent_with_their_content(prefill: PrefillSide, decode_side: DecodeSide) -> None:
     begun(prefill, decode_side)
-    decode_side.says(GRANTED)
-    message = decode_side.expect(PushPages)
-    assert (message.page_indices, message.content) == ((4, 5), pack_pages(PAGES, pages(7, 0)))
+    decode_side.grants()
+    assert decode_side.expect_pages() == ((4, 5), bytes(pack_pages(PAGES, pages(7, 0))))
 
 
 def test_sent_pages_are_given_back(prefill: PrefillSide, decode_side: DecodeSide) -> None:
     begun(prefill, decode_side)
-    decode_side.says(GRANTED)
+    decode_side.grants()
     assert prefill.expect_released() == [7, 0]
 
 
 def test_later_pages_go_to_their_own_places(prefill: PrefillSide, decode_side: DecodeSide) -> None:
     sequence = begun(prefill, decode_side)
-    decode_side.says(GRANTED)
-    decode_side.expect(PushPages)
+    decode_side.grants()
+    decode_side.expect_pages()
     prefill.pusher.export(sequence, 2, pages(3))
-    assert decode_side.expect(PushPages).page_indices == (6,)
+    assert decode_side.expect_pages()[0] == (6,)
 
 
 def test_pages_that_the_other_side_holds_are_counted_off(prefill: PrefillSide, decode_side: DecodeSide) -> None:
@@ -173,26 +197,24 @@ def test_pages_that_the_other_side_holds_are_counted_off(prefill: PrefillSide, d
     prefill.pusher.export(sequence, 2, pages(7))
     prefill.pusher.export(sequence, 3, pages(1))
     decode_side.expect(BeginPush)
-    decode_side.says(GRANTED)
-    assert decode_side.expect(PushPages).page_indices == (4,)
-    assert decode_side.expect(PushPages).page_indices == (5,)
+    decode_side.grants()
+    assert decode_side.expect_pages()[0] == (4, 5)
 
 
 def test_finished_hand_over_is_committed_after_its_pages(prefill: PrefillSide, decode_side: DecodeSide) -> None:
     sequence = begun(prefill, decode_side)
     prefill.pusher.export(sequence, 2, pages(3))
     prefill.pusher.finish(sequence, (9,))
-    decode_side.says(GRANTED)
-    decode_side.expect(PushPages)
-    decode_side.expect(PushPages)
+    decode_side.grants()
+    assert decode_side.expect_pages()[0] == (4, 5, 6)
     commit = decode_side.expect(Commit)
     assert (commit.generation, commit.emitted_token_ids) == (1, (9,))
 
 
 def test_committed_push_is_counted_with_its_bytes(prefill: PrefillSide, decode_side: DecodeSide) -> None:
     prefill.pusher.finish(begun(prefill, decode_side), (9,))
-    decode_side.says(GRANTED)
-    decode_side.expect(PushPages)
+    decode_side.grants()
+    decode_side.expect_pages()
     decode_side.expect(Commit)
     prefill.pusher.stop()
     counters = prefill.pusher.counters()
@@ -200,14 +222,110 @@ def test_committed_push_is_counted_with_its_bytes(prefill: PrefillSide, decode_s
     assert counters.pushed_bytes_shared_memory == 0
 
 
+def test_pages_sent_before_the_prompt_ends_count_as_hidden(prefill: PrefillSide, decode_side: DecodeSide) -> None:
+    sequence = begun(prefill, decode_side)
+    decode_side.grants()
+    decode_side.expect_pages()
+    prefill.pusher.finish(sequence, (9,))
+    prefill.pusher.export(sequence, 2, pages(3))
+    decode_side.expect(Commit)
+    prefill.pusher.stop()
+    assert prefill.pusher.counters().hidden_bytes == 2 * PAGE_BYTES
+
+
+def test_pipeline_holds_its_pages_back_until_there_is_a_token(decode_side: DecodeSide) -> None:
+    side = PrefillSide(holds_back=True)
+    try:
+        sequence = begun(side, decode_side)
+        decode_side.grants()
+        assert decode_side.hears_nothing()
+        side.pusher.finish(sequence, (9,))
+        assert decode_side.expect_pages()[0] == (4, 5)
+        assert decode_side.expect(Commit).emitted_token_ids == (9,)
+    finally:
+        side.close()
+
+
+def test_time_from_the_last_chunk_to_the_last_page_is_exposed(prefill: PrefillSide, decode_side: DecodeSide) -> None:
+    prefill.pusher.finish(begun(prefill, decode_side), (9,))
+    assert decode_side.hears_nothing()  # it waits for the grant
+    prefill.clock.now = 0.5
+    decode_side.grants()
+    decode_side.expect(Commit)
+    prefill.pusher.stop()
+    assert prefill.pusher.counters().exposed_s == 0.5
+
+
+WINDOW_PAGES = WINDOW_BYTES // PAGE_BYTES
+
+
+def large(prefill: PrefillSide, decode_side: DecodeSide) -> Sequence:
+    """More pages than may be on their way at a time; the memory has 8, which are sent again and again."""
+    num_pages = 2 * WINDOW_PAGES
+    sequence = sequence_for(decode_side, num_pages)
+    prefill.pusher.export(sequence, 0, [PageIndex(i % 8) for i in range(num_pages)])
+    decode_side.expect(BeginPush)
+    return sequence
+
+
+def test_contents_that_are_not_read_hold_back_the_rest(prefill: PrefillSide, decode_side: DecodeSide) -> None:
+    prefill.pusher.finish(large(prefill, decode_side), (9,))
+    decode_side.grants()
+    num_bytes = 0
+    while num_bytes < WINDOW_BYTES:
+        num_bytes += len(decode_side.expect_pages()[1]) + TAG_BYTES
+    assert decode_side.hears_nothing()
+    decode_side.takes(num_bytes)
+    assert decode_side.expect_pages()[1]
+
+
+def test_contents_that_are_read_make_room_for_all_the_rest(prefill: PrefillSide, decode_side: DecodeSide) -> None:
+    prefill.pusher.finish(large(prefill, decode_side), (9,))
+    decode_side.grants()
+    num_pages = 0
+    while num_pages < 2 * WINDOW_PAGES:
+        num_pages += len(decode_side.expect_pages(takes=True)[0])
+    assert decode_side.expect(Commit).emitted_token_ids == (9,)
+
+
+def test_push_held_back_for_its_deadline_ends(prefill: PrefillSide, decode_side: DecodeSide) -> None:
+    large(prefill, decode_side)
+    decode_side.grants()
+    decode_side.expect_pages()
+    prefill.clock.now = 5.0
+    assert decode_side.expect(Quiet).reason == "no answer within the deadline"
+
+
+def test_bad_words_at_the_page_socket_are_dropped(prefill: PrefillSide, decode_side: DecodeSide) -> None:
+    sequence = begun(prefill, decode_side)
+    decode_side.grants()
+    decode_side.expect_pages()
+    for frame in (b"", encode(Hello(sender="x"))):
+        decode_side.page_socket.send_multipart([decode_side.page_peer, frame])
+    prefill.pusher.export(sequence, 2, pages(3))
+    assert decode_side.expect_pages()[0] == (6,)
+
+
+@pytest.mark.parametrize(
+    ("address", "key"), [("nowhere", b"k" * KEY_BYTES), ("tcp://127.0.0.1:9", b""), ("tcp://127.0.0.1:9", b"short")]
+)
+def test_grant_that_can_not_be_used_ends_the_push(
+    prefill: PrefillSide, decode_side: DecodeSide, address: str, key: bytes
+) -> None:
+    begun(prefill, decode_side)
+    decode_side.says(PushGranted(generation=Generation(1), page_endpoint=address, page_key=key))
+    assert decode_side.expect(Quiet).generation == 1
+    assert sorted(prefill.expect_released()) == [0, 7]
+
+
 def test_pages_on_this_host_are_written_straight(prefill: PrefillSide, decode_side: DecodeSide) -> None:
     segment = SharedSegment.create(NAME, page_shape(8), torch.float32)
     try:
-        prefill.pusher.export(sequence_for(decode_side, segment=NAME), 0, pages(7, 0))
+        prefill.pusher.export(sequence_for(decode_side, segments=whole_segment(NAME)), 0, pages(7, 0))
         assert decode_side.expect(BeginPush).uses_shared_memory
         assert not segment.tensor.any()
-        decode_side.says(GRANTED)
-        assert decode_side.expect(PushPages).content == b""
+        decode_side.says(PushGranted(generation=Generation(1)))
+        assert decode_side.expect(PushPages).page_indices == (4, 5)
         assert torch.equal(segment.tensor[:, :, [4, 5]], PAGES[:, :, [7, 0]])
     finally:
         segment.remove()
@@ -230,8 +348,8 @@ def test_cancelled_push_says_quiet_and_gives_its_pages_back(prefill: PrefillSide
 
 def test_cancel_in_the_middle_of_a_push_is_answered_quiet(prefill: PrefillSide, decode_side: DecodeSide) -> None:
     begun(prefill, decode_side)
-    decode_side.says(GRANTED)
-    decode_side.expect(PushPages)
+    decode_side.grants()
+    decode_side.expect_pages()
     decode_side.says(CancelPush(generation=Generation(1)))
     assert decode_side.expect(Quiet).generation == 1
 
@@ -239,8 +357,8 @@ def test_cancel_in_the_middle_of_a_push_is_answered_quiet(prefill: PrefillSide, 
 def test_quiet_is_said_even_of_a_push_that_is_done(prefill: PrefillSide, decode_side: DecodeSide) -> None:
     """The cancel crossed the commit: the other side waits for the word all the same."""
     prefill.pusher.finish(begun(prefill, decode_side), (9,))
-    decode_side.says(GRANTED)
-    decode_side.expect(PushPages)
+    decode_side.grants()
+    decode_side.expect_pages()
     decode_side.expect(Commit)
     decode_side.says(CancelPush(generation=Generation(1)))
     assert decode_side.expect(Quiet).generation == 1
@@ -261,8 +379,8 @@ def test_decode_side_that_asks_after_such_an_end_is_told_quiet(
 ) -> None:
     sequence = begun(prefill, decode_side)
     if begins_to_write:
-        decode_side.says(GRANTED)
-        decode_side.expect(PushPages)
+        decode_side.grants()
+        decode_side.expect_pages()
     prefill.pusher.cancel(sequence)
     assert prefill.expect_released() == [7, 0]
     decode_side.says(CancelPush(generation=Generation(1)))
@@ -272,7 +390,7 @@ def test_decode_side_that_asks_after_such_an_end_is_told_quiet(
 def test_grant_after_such_an_end_opens_no_door(prefill: PrefillSide, decode_side: DecodeSide) -> None:
     prefill.pusher.cancel(begun(prefill, decode_side))
     assert prefill.expect_released() == [7, 0]
-    decode_side.says(GRANTED)
+    decode_side.grants()
     assert decode_side.hears_nothing()
 
 
@@ -321,11 +439,11 @@ def test_side_that_is_not_there_costs_nothing_after_the_deadline(prefill: Prefil
 
 def test_each_batch_moves_the_deadline(prefill: PrefillSide, decode_side: DecodeSide) -> None:
     sequence = begun(prefill, decode_side)
-    decode_side.says(GRANTED)
-    decode_side.expect(PushPages)
+    decode_side.grants()
+    decode_side.expect_pages()
     prefill.clock.now = 4.0
     prefill.pusher.export(sequence, 2, pages(3))
-    decode_side.expect(PushPages)
+    decode_side.expect_pages()
     prefill.clock.now = 8.9
     assert decode_side.hears_nothing()
     prefill.clock.now = 9.0
@@ -352,7 +470,7 @@ def test_late_grant_of_a_push_that_has_ended_opens_no_door(prefill: PrefillSide,
     prefill.clock.now = 6.0
     decode_side.expect(Quiet)
     prefill.pusher.export(sequence, 2, pages(3))
-    decode_side.says(GRANTED)
+    decode_side.grants()
     assert decode_side.hears_nothing()
 
 
@@ -360,8 +478,8 @@ def test_ticket_with_no_address_harms_no_other_push(prefill: PrefillSide, decode
     lost = Sequence(make_request("lost", range(4)), make_ticket(1, endpoint="nowhere"))
     prefill.pusher.export(lost, 0, pages(1))
     begun(prefill, decode_side)
-    decode_side.says(GRANTED)
-    decode_side.expect(PushPages)
+    decode_side.grants()
+    decode_side.expect_pages()
     prefill.clock.now = 100.0
     assert sorted(prefill.expect_released() + prefill.expect_released()) == [0, 1, 7]
     assert prefill.pusher.is_alive
@@ -371,7 +489,6 @@ def test_ticket_with_too_few_pages_ends_the_push_and_not_the_pusher(
     prefill: PrefillSide, decode_side: DecodeSide
 ) -> None:
     begun(prefill, decode_side, page_indices=(PageIndex(4),))
-    decode_side.says(GRANTED)
     assert decode_side.expect(Quiet).reason == "the ticket has fewer pages than the prompt"
     assert prefill.expect_released() == [7, 0]
     assert prefill.pusher.is_alive
@@ -379,8 +496,8 @@ def test_ticket_with_too_few_pages_ends_the_push_and_not_the_pusher(
 
 def committed(prefill: PrefillSide, decode_side: DecodeSide) -> None:
     prefill.pusher.finish(begun(prefill, decode_side), (9,))
-    decode_side.says(GRANTED)
-    decode_side.expect(PushPages)
+    decode_side.grants()
+    decode_side.expect_pages()
     decode_side.expect(Commit)
 
 
@@ -407,9 +524,8 @@ def test_two_pushes_do_not_meet(prefill: PrefillSide, decode_side: DecodeSide) -
     other = sequence_for(decode_side, generation=Generation(2))
     prefill.pusher.export(other, 0, pages(1))
     decode_side.expect(BeginPush)
-    decode_side.says(PushGranted(generation=Generation(2)))
-    message = decode_side.expect(PushPages)
-    assert (message.generation, message.content) == (2, pack_pages(PAGES, pages(1)))
+    decode_side.grants(2)
+    assert decode_side.expect_pages() == ((4,), bytes(pack_pages(PAGES, pages(1))))
     assert prefill.expect_released() == [1]
     assert prefill.released.empty()
 
@@ -420,8 +536,8 @@ def test_two_pushes_do_not_meet(prefill: PrefillSide, decode_side: DecodeSide) -
 def test_bad_or_odd_message_harms_no_push(prefill: PrefillSide, decode_side: DecodeSide, frame: bytes) -> None:
     begun(prefill, decode_side)
     decode_side.says_raw(frame)
-    decode_side.says(GRANTED)
-    assert decode_side.expect(PushPages).page_indices == (4, 5)
+    decode_side.grants()
+    assert decode_side.expect_pages()[0] == (4, 5)
 
 
 def test_stopping_replica_says_quiet_and_gives_all_pages_back(prefill: PrefillSide, decode_side: DecodeSide) -> None:
@@ -437,21 +553,23 @@ def test_dead_thread_is_seen(decode_side: DecodeSide) -> None:
         raise RuntimeError(f"{len(released)} pages can't be released")
 
     layout = make_layout()
-    pusher = PagePusher(layout, WriterFactory(PAGES, layout, allow_shared_memory=False), SECRET, fail)
+    pusher = PagePusher(
+        layout, WriterFactory(PartedPages.whole(layout, PAGES), allow_shared_memory=False), SECRET, fail
+    )
     pusher.start()
     assert pusher.is_alive
     pusher.export(sequence_for(decode_side), 0, pages(1))
     decode_side.expect(BeginPush)
     decode_side.says(PushRefused(generation=Generation(1), reason="no"))
-    pusher._thread.join(DEADLINE_MS / 1000)
+    pusher._thread._thread.join(DEADLINE_MS / 1000)
     assert not pusher.is_alive
     pusher.stop()
 
 
 def test_pusher_that_never_started_can_be_stopped() -> None:
     layout = make_layout()
-    writers = WriterFactory(PAGES, layout, allow_shared_memory=False)
+    writers = WriterFactory(PartedPages.whole(layout, PAGES), allow_shared_memory=False)
     pusher = PagePusher(layout, writers, SECRET, lambda released: None)
     pusher.stop()
     pusher.stop()
-    assert pusher._context.closed
+    assert pusher._peers.context.closed

@@ -6,12 +6,13 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from kvasir_protocol.ids import Generation, PageIndex
+from kvasir_protocol.ids import PageIndex
 from kvasir_workers.kv.page_memory import SHARED_MEMORY, SharedSegment
-from kvasir_workers.kv.transfer.page_content import layout_page_bytes, pack_pages
-from kvasir_workers.kv.transfer.writers import TCP_CHUNK_BYTES, SharedMemoryWriter, TcpWriter, WriterFactory
+from kvasir_workers.kv.transfer.page_content import pack_pages
+from kvasir_workers.kv.transfer.page_parts import PartedPages
+from kvasir_workers.kv.transfer.writers import TcpWriter, WriterFactory
 from tests.unit.workers.fakes import make_ticket
-from tests.unit.workers.kv.transfer.layouts import make_layout, page_shape, random_pages
+from tests.unit.workers.kv.transfer.layouts import make_layout, page_shape, random_pages, whole_segment
 
 NAME = f"kvasir-test-writers-{os.getpid()}"
 PAGES = random_pages(6)
@@ -20,7 +21,7 @@ TARGET = [PageIndex(i) for i in (0, 3)]
 
 
 def factory(*, allow_shared_memory: bool = True, **layout: object) -> WriterFactory:
-    return WriterFactory(PAGES, make_layout(**layout), allow_shared_memory=allow_shared_memory)  # type: ignore[arg-type]
+    return WriterFactory(PartedPages.whole(make_layout(**layout), PAGES), allow_shared_memory=allow_shared_memory)  # type: ignore[arg-type]
 
 
 @pytest.fixture
@@ -31,67 +32,48 @@ def segment() -> Iterator[SharedSegment]:
 
 
 def test_segment_on_this_host_is_written_straight(segment: SharedSegment) -> None:
-    assert factory().writer_for(make_ticket(4, segment=NAME)).label == "shared_memory"
+    assert factory().writer_for(make_ticket(4, segments=whole_segment(NAME))).label == "shared_memory"
 
 
 def test_pages_written_straight_are_the_same(segment: SharedSegment) -> None:
-    writer = factory().writer_for(make_ticket(4, segment=NAME))
-    (told,) = writer.write(SOURCE, TARGET)
+    writer = factory().writer_for(make_ticket(4, segments=whole_segment(NAME)))
+    assert writer.write(SOURCE, TARGET) is None
     assert torch.equal(segment.tensor[:, :, TARGET], PAGES[:, :, SOURCE])
-    assert (told.page_indices, told.content) == ((0, 3), b"")
 
 
 @pytest.mark.parametrize(
     "name", ["", "kvasir-nowhere", "..", ".", "/", "../shm", "a" * 300, "a\0b"], ids=lambda name: repr(name)[:12]
 )
 def test_segment_that_cannot_be_had_leaves_tcp(name: str) -> None:
-    assert factory().writer_for(make_ticket(1, segment=name)).label == "tcp"
+    assert factory().writer_for(make_ticket(1, segments=whole_segment(name))).label == "tcp"
 
 
 def test_shared_memory_may_be_forbidden(segment: SharedSegment) -> None:
-    assert factory(allow_shared_memory=False).writer_for(make_ticket(4, segment=NAME)).label == "tcp"
+    assert factory(allow_shared_memory=False).writer_for(make_ticket(4, segments=whole_segment(NAME))).label == "tcp"
 
 
 def test_segment_that_is_not_made_of_our_pages_leaves_tcp(segment: SharedSegment) -> None:
-    assert factory(head_dim=7).writer_for(make_ticket(1, segment=NAME)).label == "tcp"
+    assert factory(head_dim=7).writer_for(make_ticket(1, segments=whole_segment(NAME))).label == "tcp"
 
 
 def test_ticket_for_pages_beyond_the_segment_leaves_tcp(segment: SharedSegment) -> None:
     """The other side will refuse them; written straight, they would be an error of ours."""
-    assert factory().writer_for(make_ticket(5, segment=NAME)).label == "tcp"
+    assert factory().writer_for(make_ticket(5, segments=whole_segment(NAME))).label == "tcp"
 
 
 def test_segment_made_anew_under_its_old_name_after_a_pause_is_mapped_anew(segment: SharedSegment) -> None:
     writers = factory()
-    writers.writer_for(make_ticket(4, segment=NAME))
+    writers.writer_for(make_ticket(4, segments=whole_segment(NAME)))
     segment.remove()
-    assert writers.writer_for(make_ticket(4, segment=NAME)).label == "tcp"
+    assert writers.writer_for(make_ticket(4, segments=whole_segment(NAME))).label == "tcp"
     again = SharedSegment.create(NAME, page_shape(4), torch.float32)
     try:
-        list(writers.writer_for(make_ticket(4, segment=NAME)).write(SOURCE, TARGET))
+        writers.writer_for(make_ticket(4, segments=whole_segment(NAME))).write(SOURCE, TARGET)
         assert torch.equal(again.tensor[:, :, TARGET], PAGES[:, :, SOURCE])
     finally:
         again.remove()
     assert not (SHARED_MEMORY / NAME).exists()
 
 
-def test_tcp_carries_the_content() -> None:
-    (message,) = TcpWriter(PAGES, layout_page_bytes(make_layout()), Generation(9)).write(SOURCE, TARGET)
-    assert (message.generation, message.page_indices, message.content) == (9, (0, 3), pack_pages(PAGES, SOURCE))
-
-
-def test_tcp_cuts_large_hand_overs_into_messages() -> None:
-    writer = TcpWriter(PAGES, TCP_CHUNK_BYTES // 2, Generation(9))
-    source = [PageIndex(i) for i in range(5)]
-    assert [message.page_indices for message in writer.write(source, source)] == [(0, 1), (2, 3), (4,)]
-
-
-def test_page_larger_than_a_chunk_goes_alone() -> None:
-    writer = TcpWriter(PAGES, TCP_CHUNK_BYTES + 1, Generation(9))
-    assert [len(message.page_indices) for message in writer.write(SOURCE, TARGET)] == [1, 1]
-
-
-def test_shared_memory_tells_of_pages_only_when_they_are_there(segment: SharedSegment) -> None:
-    messages = SharedMemoryWriter(PAGES, segment, Generation(1)).write(SOURCE, TARGET)
-    next(messages)
-    assert torch.equal(segment.tensor[:, :, TARGET], PAGES[:, :, SOURCE])
+def test_tcp_leaves_the_content_to_be_sent() -> None:
+    assert TcpWriter(PartedPages.whole(make_layout(), PAGES)).write(SOURCE, TARGET) == pack_pages(PAGES, SOURCE)

@@ -1,0 +1,71 @@
+"""Where a prompt is computed with less delay: at the replica that decodes, or at one that only prefills.
+
+Both roads are priced in seconds of delay, the request's own and those of others:
+
+    decode prefills      (queue there + prompt) / rate there, and each stream that runs there waits while it is computed
+    another prefills     (queue there + prompt) / rate there + what of the hand-over is not hidden behind the prefill
+"""
+
+from dataclasses import dataclass
+
+from kvasir_router.routing.load import ReplicaLoad
+
+DEFAULT_HANDOVER_S = 2e-3
+"""Until it is measured: a reservation, a push and a commit between processes of one host."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Delay:
+    """Seconds of one road: first_token_s until the request's first token, others_s that other streams wait longer."""
+
+    first_token_s: float
+    handover_s: float = 0.0
+    others_s: float = 0.0
+
+    @property
+    def total_s(self) -> float:
+        return self.first_token_s + self.handover_s + self.others_s
+
+
+def delay_at_decode(num_tokens: int, decode: ReplicaLoad, rate: float) -> Delay:
+    """num_tokens: of the prompt, to be computed; rate: prompt tokens per second there."""
+    prompt_s = num_tokens / rate
+    return Delay(first_token_s=decode.prefill_tokens / rate + prompt_s, others_s=decode.num_streams * prompt_s)
+
+
+def delay_at_prefill(num_tokens: int, prefill: ReplicaLoad, rate: float) -> Delay:
+    prompt_s = num_tokens / rate
+    known_s = prefill.rates.handover_s
+    handover_s = DEFAULT_HANDOVER_S if known_s is None else known_s
+    if prefill.rates.push_s_per_token is not None:
+        # A link slower than the prefill hides only as much as the prefill takes.
+        handover_s = max(handover_s, num_tokens * prefill.rates.push_s_per_token - prompt_s)
+    return Delay(first_token_s=prefill.prefill_tokens / rate + prompt_s, handover_s=handover_s)
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """reason: with the terms, for whoever asks why."""
+
+    decode_prefills: bool
+    reason: str
+
+
+def weigh(num_tokens: int, prefill: ReplicaLoad, decode: ReplicaLoad) -> Verdict:
+    """Which of the two should compute num_tokens of prompt; a prefill replica while neither's rate is known."""
+    rates = prefill.rates.prefill_tokens_per_s, decode.rates.prefill_tokens_per_s
+    prefill_rate, decode_rate = rates[0] or rates[1], rates[1] or rates[0]
+    if prefill_rate is None or decode_rate is None:
+        return Verdict(decode_prefills=False, reason="no prefill rate is known yet")
+    local = delay_at_decode(num_tokens, decode, decode_rate)
+    remote = delay_at_prefill(num_tokens, prefill, prefill_rate)
+    reason = (
+        f"{num_tokens} tokens: {_ms(local.first_token_s)} at {decode.replica_id} and {_ms(local.others_s)} for its "
+        f"{decode.num_streams} streams, against {_ms(remote.first_token_s)} at {prefill.replica_id} and "
+        f"{_ms(remote.handover_s)} to hand over"
+    )
+    return Verdict(decode_prefills=local.total_s < remote.total_s, reason=reason)
+
+
+def _ms(seconds: float) -> str:
+    return f"{seconds * 1000:.1f} ms"

@@ -1,0 +1,96 @@
+"""How fast a replica is at what it does, measured from the totals that it tells."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from kvasir_protocol.events import ReplicaStats
+
+HALF_LIFE_S = 20.0
+"""What was measured so long ago counts half: loads change within minutes, and a few requests must not decide alone."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReplicaRates:
+    """None: not measured (yet, or not for long).
+
+    prefill_tokens_per_s: prompt tokens in the steps that had any. decode_step_s: a step that had none.
+    push_s_per_token: what a pushed prompt token kept the link. handover_s: from the last chunk of a prompt to its last
+    page, for the prompts that were pushed.
+    """
+
+    prefill_tokens_per_s: float | None = None
+    decode_step_s: float | None = None
+    push_s_per_token: float | None = None
+    handover_s: float | None = None
+
+
+UNKNOWN = ReplicaRates()
+
+
+class _Ratio:
+    """The quotient of two sums in which older summands count less."""
+
+    def __init__(self) -> None:
+        self._above = 0.0
+        self._below = 0.0
+
+    def fade(self, factor: float) -> None:
+        self._above *= factor
+        self._below *= factor
+
+    def add(self, above: float, below: float) -> None:
+        if below > 0:
+            self._above += above
+            self._below += below
+
+    def value(self, least_below: float) -> float | None:
+        """None while what was divided by is less than least_below: too little was seen, or too long ago."""
+        return self._above / self._below if self._below >= least_below else None
+
+
+_LEAST_SECONDS = 1e-3
+_LEAST_EVENTS = 0.1
+"""A single hand-over is forgotten after three and a half half-lives, so that one bad moment does not close the road
+for ever."""
+
+
+class RateMeter:
+    """Rates of one replica, from Stats after Stats. clock counts seconds."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._last: ReplicaStats | None = None
+        self._faded_at = clock()
+        self._prefill, self._decode, self._push, self._handover = _Ratio(), _Ratio(), _Ratio(), _Ratio()
+
+    def note(self, stats: ReplicaStats) -> None:
+        """The replica's latest totals; smaller ones than before are those of a new process."""
+        self._fade()
+        last, self._last = self._last, stats
+        if last is None or stats.engine.num_steps < last.engine.num_steps:
+            return
+        now, before = stats.step_times, last.step_times
+        num_prompt_tokens = stats.engine.computed_prompt_tokens - last.engine.computed_prompt_tokens
+        self._prefill.add(num_prompt_tokens, now.prefill_s - before.prefill_s)
+        self._decode.add(now.decode_s - before.decode_s, now.decode_steps - before.decode_steps)
+        pushed, pushed_before = stats.handover, last.handover
+        num_requests = pushed.pushed_requests - pushed_before.pushed_requests
+        if num_requests > 0:
+            self._push.add(pushed.push_s - pushed_before.push_s, num_prompt_tokens)
+            self._handover.add(pushed.exposed_s - pushed_before.exposed_s, num_requests)
+
+    def rates(self) -> ReplicaRates:
+        self._fade()
+        return ReplicaRates(
+            prefill_tokens_per_s=self._prefill.value(_LEAST_SECONDS),
+            decode_step_s=self._decode.value(_LEAST_EVENTS),
+            push_s_per_token=self._push.value(_LEAST_EVENTS),
+            handover_s=self._handover.value(_LEAST_EVENTS),
+        )
+
+    def _fade(self) -> None:
+        now = self._clock()
+        factor = 0.5 ** ((now - self._faded_at) / HALF_LIFE_S)
+        self._faded_at = now
+        for ratio in (self._prefill, self._decode, self._push, self._handover):
+            ratio.fade(factor)

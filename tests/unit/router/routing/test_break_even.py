@@ -1,0 +1,66 @@
+"""Where a prompt is computed with less delay."""
+
+import pytest
+
+from kvasir_protocol.ids import ReplicaId
+from kvasir_protocol.view import Role
+from kvasir_router.routing.break_even import DEFAULT_HANDOVER_S, delay_at_decode, delay_at_prefill, weigh
+from kvasir_router.routing.load import ReplicaLoad
+from kvasir_router.routing.rates import UNKNOWN, ReplicaRates
+
+
+def replica(role: Role, rates: ReplicaRates = UNKNOWN, *, prefill_tokens: int = 0, num_streams: int = 0) -> ReplicaLoad:
+    return ReplicaLoad(
+        replica_id=ReplicaId(f"{role}-0"),
+        role=role,
+        num_inflight=num_streams,
+        prefill_tokens=prefill_tokens,
+        rates=rates,
+    )
+
+
+def test_own_prompt_waits_for_those_in_line_and_running_streams_wait_for_it() -> None:
+    delay = delay_at_decode(100, replica("decode", prefill_tokens=50, num_streams=3), 1000.0)
+    assert delay.first_token_s == pytest.approx(0.15)
+    assert delay.others_s == pytest.approx(0.3)
+
+
+def test_hand_over_costs_what_was_measured() -> None:
+    assert delay_at_prefill(100, replica("prefill", ReplicaRates(handover_s=0.03)), 1000.0).handover_s == 0.03
+
+
+def test_hand_over_that_was_not_measured_costs_what_one_host_would_take() -> None:
+    assert delay_at_prefill(100, replica("prefill"), 1000.0).handover_s == DEFAULT_HANDOVER_S
+
+
+@pytest.mark.parametrize(("push_s_per_token", "expected_s"), [(0.0005, 0.002), (0.003, 0.2)])
+def test_link_slower_than_the_prefill_leaves_the_rest_uncovered(push_s_per_token: float, expected_s: float) -> None:
+    rates = ReplicaRates(push_s_per_token=push_s_per_token, handover_s=0.002)
+    assert delay_at_prefill(100, replica("prefill", rates), 1000.0).handover_s == pytest.approx(expected_s)
+
+
+def test_without_any_rate_a_prefill_replica_is_asked_so_that_there_will_be_one() -> None:
+    verdict = weigh(10, replica("prefill"), replica("decode"))
+    assert (verdict.decode_prefills, verdict.reason) == (False, "no prefill rate is known yet")
+
+
+@pytest.mark.parametrize("knows", ["prefill", "decode"])
+def test_rate_of_one_stands_for_that_of_the_other(knows: str) -> None:
+    known = ReplicaRates(prefill_tokens_per_s=1000.0)
+    prefill = replica("prefill", known if knows == "prefill" else UNKNOWN)
+    decode = replica("decode", known if knows == "decode" else UNKNOWN)
+    assert weigh(10, prefill, decode).decode_prefills
+
+
+def test_decode_that_is_slower_at_it_leaves_it_to_prefill() -> None:
+    slow, fast = ReplicaRates(prefill_tokens_per_s=100.0), ReplicaRates(prefill_tokens_per_s=1000.0)
+    assert not weigh(10, replica("prefill", fast), replica("decode", slow)).decode_prefills
+
+
+def test_break_even_grows_as_the_hand_over_gets_dearer() -> None:
+    def most_tokens_at_decode(handover_s: float) -> int:
+        rates = ReplicaRates(prefill_tokens_per_s=1000.0, handover_s=handover_s)
+        prefill, decode = replica("prefill", rates), replica("decode", rates, num_streams=2)
+        return max((n for n in range(1, 500) if weigh(n, prefill, decode).decode_prefills), default=0)
+
+    assert [most_tokens_at_decode(seconds) for seconds in (0.0, 0.0101, 0.1001)] == [0, 5, 50]

@@ -1,0 +1,97 @@
+"""Rates out of totals, with a clock turned by hand."""
+
+import pytest
+
+from kvasir_protocol.events import EngineCounters, HandoverCounters, ReplicaStats, StepTimes
+from kvasir_protocol.ids import ReplicaId
+from kvasir_router.routing.rates import HALF_LIFE_S, UNKNOWN, RateMeter
+
+
+class House:
+    """A meter, its clock, and the totals of a replica."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+        self.meter = RateMeter(lambda: self.now)
+        self.totals: dict[str, float] = dict.fromkeys(
+            ("steps", "tokens", "prefill_s", "decode_s", "decode_steps", "requests", "push_s", "exposed_s"), 0
+        )
+        self.tell()
+
+    def tell(self, **more: float) -> None:
+        """The replica has done more, and says so."""
+        for name, value in {"steps": 1, **more}.items():
+            self.totals[name] += value
+        self.note(self.totals)
+
+    def note(self, totals: dict[str, float]) -> None:
+        self.meter.note(
+            ReplicaStats(
+                replica_id=ReplicaId("r"),
+                num_running=0,
+                num_waiting=0,
+                num_pages=1,
+                num_used_pages=0,
+                engine=EngineCounters(num_steps=int(totals["steps"]), computed_prompt_tokens=int(totals["tokens"])),
+                handover=HandoverCounters(
+                    pushed_requests=int(totals["requests"]), push_s=totals["push_s"], exposed_s=totals["exposed_s"]
+                ),
+                resident_bytes=0,
+                step_times=StepTimes(
+                    prefill_s=totals["prefill_s"],
+                    decode_s=totals["decode_s"],
+                    decode_steps=int(totals["decode_steps"]),
+                ),
+            )
+        )
+
+
+@pytest.fixture
+def house() -> House:
+    return House()
+
+
+def test_nothing_is_known_at_first(house: House) -> None:
+    assert house.meter.rates() == UNKNOWN
+
+
+def test_totals_before_the_first_word_do_not_count() -> None:
+    house = House()
+    house.meter = RateMeter(lambda: house.now)
+    house.tell(tokens=5000, prefill_s=1.0)
+    assert house.meter.rates() == UNKNOWN
+
+
+def test_rates_are_those_of_what_was_done_since(house: House) -> None:
+    house.tell(tokens=200, prefill_s=0.1, decode_s=0.5, decode_steps=100, requests=2, push_s=0.02, exposed_s=0.006)
+    rates = house.meter.rates()
+    assert rates.prefill_tokens_per_s == pytest.approx(2000)
+    assert rates.decode_step_s == pytest.approx(0.005)
+    assert rates.push_s_per_token == pytest.approx(0.0001)
+    assert rates.handover_s == pytest.approx(0.003)
+
+
+def test_newer_counts_more_than_older(house: House) -> None:
+    house.tell(tokens=100, prefill_s=0.1)
+    house.now += HALF_LIFE_S
+    house.tell(tokens=400, prefill_s=0.1)
+    assert house.meter.rates().prefill_tokens_per_s == pytest.approx((50 + 400) / (0.05 + 0.1))
+
+
+def test_bad_hand_over_is_forgotten_in_time(house: House) -> None:
+    house.tell(requests=1, exposed_s=9.0)
+    assert house.meter.rates().handover_s == pytest.approx(9.0)
+    house.now += 4 * HALF_LIFE_S
+    assert house.meter.rates().handover_s is None
+
+
+def test_tokens_that_were_not_pushed_do_not_make_the_link_look_fast(house: House) -> None:
+    house.tell(tokens=100, prefill_s=0.1, requests=1, push_s=0.01)
+    house.tell(tokens=900, prefill_s=0.9)
+    assert house.meter.rates().push_s_per_token == pytest.approx(0.0001)
+
+
+def test_new_process_begins_anew_and_what_was_learnt_stays(house: House) -> None:
+    house.tell(tokens=200, prefill_s=0.1)
+    house.note(dict.fromkeys(house.totals, 0))
+    assert house.meter.rates().prefill_tokens_per_s == pytest.approx(2000)

@@ -1,0 +1,42 @@
+"""Contents that only their writer can have sealed, in order."""
+
+import pytest
+
+from kvasir_workers.kv.transfer.sealing import KEY_BYTES, TAG_BYTES, PageSeal
+
+KEY = b"k" * KEY_BYTES
+HEADER, CONTENT = b"pages 1, 2", memoryview(bytes(range(100)))
+
+
+def test_what_was_sealed_opens_in_order() -> None:
+    writer, reader = PageSeal(KEY), PageSeal(KEY)
+    for content in (CONTENT, CONTENT[50:], memoryview(b"")):
+        assert reader.open(HEADER, memoryview(writer.seal(HEADER, content))) == content
+
+
+def test_content_can_not_be_read_along() -> None:
+    sealed = PageSeal(KEY).seal(HEADER, CONTENT)
+    assert bytes(CONTENT[:16]) not in sealed
+    assert len(sealed) == len(CONTENT) + TAG_BYTES
+
+
+def test_equal_contents_are_sealed_differently() -> None:
+    writer = PageSeal(KEY)
+    assert writer.seal(HEADER, CONTENT) != writer.seal(HEADER, CONTENT)
+
+
+@pytest.mark.parametrize("harm", ["key", "header", "content", "length", "order"])
+def test_broken_seal_opens_to_nothing_and_the_next_good_one_opens(harm: str) -> None:
+    writer, reader = PageSeal(KEY), PageSeal(KEY)
+    sealed = writer.seal(HEADER, CONTENT)
+    bad = bytearray(sealed)
+    if harm == "key":
+        bad = bytearray(PageSeal(b"x" * KEY_BYTES).seal(HEADER, CONTENT))
+    elif harm == "content":
+        bad[3] ^= 1
+    elif harm == "length":
+        del bad[5:]
+    elif harm == "order":
+        bad = bytearray(writer.seal(HEADER, CONTENT))
+    assert reader.open(b"pages 1, 3" if harm == "header" else HEADER, memoryview(bad)) is None
+    assert reader.open(HEADER, memoryview(sealed)) == CONTENT

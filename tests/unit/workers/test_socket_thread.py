@@ -1,0 +1,83 @@
+"""A thread that waits on sockets, and what it does from start to stop."""
+
+import queue
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import zmq
+
+from kvasir_workers.socket_thread import Rounds, SocketThread
+
+DEADLINE_S = 10
+
+
+class House:
+    """A thread with one socket, and a record of what it did."""
+
+    def __init__(self) -> None:
+        self.context: zmq.Context[Any] = zmq.Context()
+        self.done: queue.Queue[str] = queue.Queue()
+        self.ends: list[str] = []
+        rounds = Rounds(timeout_ms=lambda: 5000, on_round=lambda: None, on_end=lambda: self.ends.append("end"))
+        self.thread = SocketThread(self.context, "test", rounds)
+        self.socket = self.context.socket(zmq.PULL)
+        self.socket.bind("inproc://house")
+        self.visitor = self.context.socket(zmq.PUSH)
+        self.visitor.connect("inproc://house")
+        self.thread.register(self.socket, lambda: self.done.put(self.socket.recv().decode()))
+
+    def expect(self) -> str:
+        return self.done.get(timeout=DEADLINE_S)
+
+    def close(self) -> None:
+        self.thread.stop()
+        self.context.destroy(linger=0)
+
+
+@pytest.fixture
+def house() -> Iterator[House]:
+    made = House()
+    yield made
+    made.close()
+
+
+def test_receiver_is_called_for_what_its_socket_holds(house: House) -> None:
+    house.thread.start()
+    house.visitor.send(b"hello")
+    assert house.expect() == "hello"
+
+
+def test_posted_work_is_done_also_if_posted_before_the_start(house: House) -> None:
+    house.thread.post(lambda: house.done.put("early"))
+    house.thread.start()
+    house.thread.post(lambda: house.done.put("late"))
+    assert [house.expect(), house.expect()] == ["early", "late"]
+
+
+def test_socket_that_is_unregistered_is_left_alone(house: House) -> None:
+    house.thread.start()
+    house.thread.post(lambda: house.thread.unregister(house.socket))
+    house.thread.post(lambda: house.done.put("unregistered"))
+    assert house.expect() == "unregistered"
+    house.visitor.send(b"hello")
+    house.thread.post(lambda: house.done.put("posted"))
+    assert house.expect() == "posted"
+    house.thread.stop()
+    assert house.done.empty()
+
+
+def test_thread_is_alive_from_start_to_stop(house: House) -> None:
+    states = [house.thread.is_alive]
+    house.thread.start()
+    states.append(house.thread.is_alive)
+    house.thread.stop()
+    assert [*states, house.thread.is_alive] == [False, True, False]
+
+
+@pytest.mark.parametrize("starts", [False, True])
+def test_end_is_told_also_if_it_never_started(house: House, starts: bool) -> None:
+    if starts:
+        house.thread.start()
+    house.thread.stop()
+    assert house.ends == ["end"]

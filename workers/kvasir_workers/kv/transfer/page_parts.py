@@ -1,0 +1,141 @@
+"""Pages whose layers and heads lie with several ranks, and what goes where when two replicas are cut differently.
+
+         prefill tp=2               decode pp=2
+rank 0: heads 0, all layers    rank 0: layers 0 1, all heads
+rank 1: heads 1, all layers    rank 1: layers 2 3, all heads      four transfers, each a block of layers x heads
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from kvasir_protocol.ids import PageIndex
+from kvasir_protocol.messages import PageCut, PageLayout
+from kvasir_workers.kv.transfer.page_content import copy_pages, layout_dtype, pack_pages, unpack_pages
+
+
+@dataclass(frozen=True, slots=True)
+class Transfer:
+    """A block of each page: from a rank to a rank, layers and heads counted from 0 in what each of them holds."""
+
+    source: int
+    target: int
+    source_layers: range
+    target_layers: range
+    source_heads: range
+    target_heads: range
+
+
+def transfers_between(sources: Sequence[PageCut], targets: Sequence[PageCut]) -> tuple[Transfer, ...]:
+    """Blocks that fill all that the targets hold, each value once. Where sources have copies, they take turns.
+
+    Raises ValueError if the sources lack something.
+    """
+    return tuple(transfer for index in range(len(targets)) for transfer in _into(index, targets[index], sources))
+
+
+def _into(index: int, target: PageCut, sources: Sequence[PageCut]) -> Iterator[Transfer]:
+    num_covered = 0
+    for layers in dict.fromkeys(source.layers for source in sources):
+        common = range(max(layers.start, target.layers.start), min(layers.stop, target.layers.stop))
+        if not common:
+            continue
+        num_covered += len(common)
+        stage = [number for number, source in enumerate(sources) if source.layers == layers]
+        owners = [_owner(head, index, stage, sources) for head in target.kv_heads]
+        for place, run in _runs(owners):
+            source, first_place = owners[place]
+            yield Transfer(
+                source=source,
+                target=index,
+                source_layers=_counted_from(layers.start, common),
+                target_layers=_counted_from(target.layers.start, common),
+                source_heads=range(first_place, first_place + run),
+                target_heads=range(place, place + run),
+            )
+    if num_covered != len(target.layers):
+        raise ValueError(f"{num_covered} of layers {target.layers} are to be had, each once")
+
+
+def _owner(head: int, turn: int, stage: Sequence[int], sources: Sequence[PageCut]) -> tuple[int, int]:
+    """A source in the stage that has the head, and where on its axis."""
+    having = [(number, sources[number].kv_heads.index(head)) for number in stage if head in sources[number].kv_heads]
+    if not having:
+        raise ValueError(f"no rank has key/value head {head}")
+    return having[turn % len(having)]
+
+
+def _runs(owners: Sequence[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+    """(first place, number of places) whose heads follow each other in one source, too."""
+    start = 0
+    for end in range(1, len(owners) + 1):
+        if end < len(owners) and owners[end] == (owners[end - 1][0], owners[end - 1][1] + 1):
+            continue
+        yield start, end - start
+        start = end
+
+
+def _counted_from(start: int, layers: range) -> range:
+    return range(layers.start - start, layers.stop - start)
+
+
+class PartedPages:
+    """The pages of a replica in the memories of its ranks, all within reach of this process."""
+
+    def __init__(self, layout: PageLayout, cuts: Sequence[PageCut], memories: Sequence[Tensor]) -> None:
+        """layout: of whole pages. memories: one for each cut, [its layers, 2, N, P, its heads, D]."""
+        self.layout = layout
+        self.cuts = tuple(cuts)
+        self.memories = tuple(memories)
+
+    @classmethod
+    def whole(cls, layout: PageLayout, pages: Tensor) -> "PartedPages":
+        """All in one memory."""
+        return cls(layout, [whole_cut(layout)], [pages])
+
+    @property
+    def num_pages(self) -> int:
+        return min(memory.shape[2] for memory in self.memories)
+
+    def copy_to(self, target: "PartedPages", source_indices: Sequence[PageIndex], indices: Sequence[PageIndex]) -> None:
+        """Copy pages into another replica's. Raises ValueError if its layers and heads are not ours."""
+        for transfer in transfers_between(self.cuts, target.cuts):
+            source = _block(self.memories[transfer.source], transfer.source_layers, transfer.source_heads)
+            written = _block(target.memories[transfer.target], transfer.target_layers, transfer.target_heads)
+            copy_pages(source, source_indices, written, indices)
+
+    def pack(self, indices: Sequence[PageIndex]) -> memoryview:
+        """The content of some pages, page after page, each as in one memory."""
+        if len(self.memories) == 1:
+            return pack_pages(self.memories[0], indices)
+        packed = _empty_pages(self.layout, len(indices))
+        self.copy_to(PartedPages.whole(self.layout, packed), indices, _counted(indices))
+        return pack_pages(packed, _counted(indices))
+
+    def unpack(self, content: bytes | memoryview, indices: Sequence[PageIndex]) -> None:
+        """Write what pack made; the caller has checked the size."""
+        if len(self.memories) == 1:
+            unpack_pages(content, self.memories[0], indices)
+            return
+        packed = _empty_pages(self.layout, len(indices))
+        unpack_pages(content, packed, _counted(indices))
+        PartedPages.whole(self.layout, packed).copy_to(self, _counted(indices), indices)
+
+
+def whole_cut(layout: PageLayout) -> PageCut:
+    return PageCut(first_layer=0, num_layers=layout.num_layers, kv_heads=tuple(range(layout.num_kv_heads)))
+
+
+def _block(pages: Tensor, layers: range, heads: range) -> Tensor:
+    return pages[layers.start : layers.stop, :, :, :, heads.start : heads.stop]
+
+
+def _empty_pages(layout: PageLayout, num_pages: int) -> Tensor:
+    shape = (layout.num_layers, 2, num_pages, layout.page_size, layout.num_kv_heads, layout.head_dim)
+    return torch.empty(shape, dtype=layout_dtype(layout))
+
+
+def _counted(indices: Sequence[PageIndex]) -> list[PageIndex]:
+    return [PageIndex(position) for position in range(len(indices))]
