@@ -24,7 +24,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def start_replica(checkpoint: Path) -> Iterator[StartReplica]:
-    """start_replica(role, transport=…, ranks=(tp, pp), **engine settings) -> a serving replica, stopped and audited afterwards."""
+    """start_replica(role, transport=…, ranks=(tp, pp), **engine settings) -> a serving replica, stopped afterwards."""
     replicas: list[Replica] = []
 
     def start(

@@ -26,7 +26,10 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadedRank:
-    """kv: what of all keys and values its pages hold. memory: the same for all ranks."""
+    """kv: what of all keys and values its pages hold. memory: the same for all ranks.
+
+    segment: where the pages lie, if other processes see them.
+    """
 
     stage: Stage
     segment: SharedSegment | None
