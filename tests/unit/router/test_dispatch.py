@@ -329,3 +329,17 @@ async def test_finished_stream_sends_no_abort(mixed: FakeReplica) -> None:
         await answer(running)
         await answer(running)
         assert mixed.got(Abort) == []
+
+
+@pytest.mark.parametrize("prefills", ["mixed-0", "prefill-0"])
+async def test_prompt_is_in_line_at_who_computes_it_until_the_first_token(prefills: str) -> None:
+    replicas = [fake(name) for name in ([prefills] if prefills == "mixed-0" else [prefills, "decode-0"])]
+    replicas[0].faults.pause_at = 0
+    async with dispatching(*replicas) as running, asyncio.timeout(DEADLINE_S):
+        answering = asyncio.ensure_future(answer(running))
+        await replicas[0].until(lambda replica: bool(replica.got(Submit)))
+        name = replicas[0].replica_id
+        assert running.fleet.inflight.prefill_tokens(name) == len(FULL.prompt_token_ids)
+        replicas[0].faults.resumed.set()
+        assert await answering == ANSWER
+        assert running.fleet.inflight.prefill_tokens(name) == 0

@@ -26,7 +26,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadedRank:
-    """memory: the same for all ranks."""
+    """memory: the same for all ranks. segment: where the pages lie, if other processes see them."""
 
     stage: Stage
     segment: SharedSegment | None
