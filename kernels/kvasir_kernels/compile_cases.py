@@ -74,19 +74,21 @@ def _cache(num_kv_heads: int, head_dim: int, dtype: torch.dtype) -> LayerCache:
     """In 8 bits float8 has a scale for each head, int8 one for each head of each token."""
     pages = torch.zeros(2, 8, _PAGE_SIZE, num_kv_heads, head_dim, dtype=torch.uint8 if dtype.itemsize == 1 else dtype)
     if dtype.itemsize > 1:
-        return LayerCache(*pages)
+        return LayerCache(pages[0], pages[1])
     shape = (num_kv_heads,) if dtype == FLOAT8 else pages.shape[1:4]
-    return LayerCache(*pages.view(dtype), CacheScales(*torch.zeros(2, *shape)))
+    key, value = pages.view(dtype).unbind()
+    return LayerCache(key, value, CacheScales(torch.zeros(shape), torch.zeros(shape)))
 
 
 def _rotate_and_write(
     num_heads: int, num_kv_heads: int, head_dim: int, dtype: torch.dtype, *, stored: torch.dtype | None = None
 ) -> None:
     heads = torch.zeros(_NUM_TOKENS, num_heads + 2 * num_kv_heads, head_dim, dtype=dtype)
-    angles = torch.zeros(2, _NUM_TOKENS, head_dim // 2)
-    norms = HeadNorms(*torch.zeros(2, head_dim, dtype=dtype), 1e-6)
+    angles, weight = torch.zeros(_NUM_TOKENS, head_dim // 2), torch.zeros(head_dim, dtype=dtype)
     slots = torch.zeros(_NUM_TOKENS, dtype=torch.int64)
-    rotate_and_write(heads, norms, *angles, slots, _cache(num_kv_heads, head_dim, stored or dtype))
+    rotate_and_write(
+        heads, HeadNorms(weight, weight, 1e-6), angles, angles, slots, _cache(num_kv_heads, head_dim, stored or dtype)
+    )
 
 
 def _write(num_kv_heads: int, head_dim: int, stored: torch.dtype) -> None:

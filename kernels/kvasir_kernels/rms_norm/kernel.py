@@ -38,7 +38,7 @@ def add_rms_norm_float8(
     """See reference.py."""
     x, residual = x.contiguous(), residual.contiguous()
     out, total = torch.empty(x.shape, dtype=FLOAT8, device=x.device), torch.empty_like(x)
-    scale = new_scale(*x.shape, to, x.device)
+    scale = new_scale(x.shape[0], x.shape[1], to, x.device)
     _launch(x.unsqueeze(1), residual, weight, eps, total, as_stored(out), scale, grain_name(to))
     return Quantized(out, scale), total
 
