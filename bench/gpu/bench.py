@@ -19,6 +19,7 @@ class Bench:
     sizes: Sizes
     deadline: float
     figures: list[Figure] = field(default_factory=list)
+    clock: Clock = field(init=False)
 
     def __post_init__(self) -> None:
         self.clock = Clock(self.device)

@@ -43,17 +43,17 @@ def rows(figures: Iterable[Figure], ceilings: Ceilings) -> list[str]:
     cases: dict[tuple[str, str], dict[str, Figure]] = {}
     for figure in figures:
         cases.setdefault((figure.part, figure.case), {})[figure.way] = figure
-    lines = [f"{'part':18} {'case':34} {'us':>10} {'% ceiling':>10}  best other (its time / ours)"]
+    lines = [f"{'part':21} {'case':34} {'us':>10} {'% ceiling':>10}  best other (its time / ours)"]
     for (part, case), ways in cases.items():
         ours = ways[OURS]
         others = [figure for way, figure in ways.items() if way != OURS and figure.seconds]
         if ours.seconds is None:
-            lines.append(f"{part:18} {case:34} {'-':>10} {'-':>10}  {ours.note}")
+            lines.append(f"{part:21} {case:34} {'-':>10} {'-':>10}  {ours.note}")
             continue
         share = 100 * ceilings.floor(ours) / ours.seconds
         best = min(others, key=lambda figure: figure.seconds or 0.0, default=None)
         beside = f"{best.way} {(best.seconds or 0.0) / ours.seconds:.2f}" if best else "-"
-        lines.append(f"{part:18} {case:34} {1e6 * ours.seconds:10.1f} {share:10.0f}  {beside}")
+        lines.append(f"{part:21} {case:34} {1e6 * ours.seconds:10.1f} {share:10.0f}  {beside}")
     return lines
 
 

@@ -1,7 +1,8 @@
 """Head norms, rotary embedding and the write of keys and values on a GPU, in one launch (RoFormer, Su et al., 2021).
 
-A program has some heads of one token: of its queries, which stay where they lie, of its keys or of its values. A head's
-numbers are the first and the second of each pair that is turned, and the rest. Rounded where the reference rounds.
+A program has some heads of one token: the first tiles are its queries', which stay where they lie, then come its keys',
+then its values'. A head's numbers are the first and the second of each pair that is turned, and the rest. Rounded where
+the reference rounds.
 """
 
 import triton
@@ -71,12 +72,11 @@ def _rotate_and_write(
     BLOCK_PAIRS: tl.constexpr,
     BLOCK_REST: tl.constexpr,
 ) -> None:
-    """The first tiles of a token are the queries', then come the keys', then the values'."""
     QUERY_TILES: tl.constexpr = (NUM_HEADS + BLOCK_HEADS - 1) // BLOCK_HEADS
     KEY_TILES: tl.constexpr = (NUM_KV_HEADS + BLOCK_HEADS - 1) // BLOCK_HEADS
     token, tile = tl.program_id(0).to(tl.int64), tl.program_id(1)
     pairs, members = tl.arange(0, BLOCK_PAIRS), tl.arange(0, BLOCK_HEADS)
-    firsts = 2 * pairs if INTERLEAVED else pairs
+    firsts = pairs * (2 if INTERLEAVED else 1)
     seconds = firsts + (1 if INTERLEAVED else NUM_PAIRS)
     rests, angles = 2 * NUM_PAIRS + tl.arange(0, BLOCK_REST), token * angle_stride + pairs
     is_pair, is_rest = pairs < NUM_PAIRS, rests < HEAD_DIM
