@@ -1,7 +1,8 @@
 """The only place that chooses how an operation is computed; everybody else imports operations from here.
 
 On a CPU that is the C++ kernel, built for this machine, or the torch reference where there is none or it doesn't take
-what it is given. On a GPU it is the Triton kernel; Triton is imported with the first tensor that lies there.
+what it is given. On a GPU it is the Triton kernel, or a library where that is known to be faster; Triton is imported
+with the first tensor that lies there. A user's kernel, if there is one for an operation, is asked first.
 """
 
 from collections.abc import Iterator
@@ -14,6 +15,10 @@ from torch import Tensor
 from kvasir_kernels.decoder_pass import native as native_pass
 from kvasir_kernels.decoder_pass.native import NativePass
 from kvasir_kernels.decoder_pass.reference import PlainDecoder
+from kvasir_kernels.float8 import reference as plain_float8
+from kvasir_kernels.float8.reference import Grain, Quantized
+from kvasir_kernels.float8_linear import library as float8_library
+from kvasir_kernels.float8_linear import reference as plain_float8_linear
 from kvasir_kernels.largest_logit import native as native_largest
 from kvasir_kernels.largest_logit import reference as plain_largest
 from kvasir_kernels.linear import native as native_linear
@@ -21,43 +26,64 @@ from kvasir_kernels.linear import onednn
 from kvasir_kernels.linear import reference as plain_linear
 from kvasir_kernels.mask_logits import native as native_mask
 from kvasir_kernels.mask_logits import reference as plain_mask
+from kvasir_kernels.move_pages import reference as plain_moves
+from kvasir_kernels.move_pages.reference import PagePart
 from kvasir_kernels.native.build import cpu_has
 from kvasir_kernels.native.library import KernelLibrary, load_library, takes
 from kvasir_kernels.paged_attention import native as native_attention
 from kvasir_kernels.paged_attention import reference as plain_attention
-from kvasir_kernels.paged_cache import AttentionBatch, LayerCache
+from kvasir_kernels.paged_cache import AttentionBatch, LayerCache, ScoreChanges
+from kvasir_kernels.penalise import reference as plain_penalties
+from kvasir_kernels.penalise.reference import SeenTokens
 from kvasir_kernels.quantized_linear import native as native_quantized
 from kvasir_kernels.quantized_linear import reference as plain_quantized
 from kvasir_kernels.quantized_linear.reference import QuantizedMatrix
 from kvasir_kernels.rms_norm import native as native_norm
 from kvasir_kernels.rms_norm import reference as plain_norm
-from kvasir_kernels.rotary.reference import apply_rotary
 from kvasir_kernels.rotate_and_write import native as native_rotation
 from kvasir_kernels.rotate_and_write import reference as plain_rotation
 from kvasir_kernels.rotate_and_write.reference import HeadNorms
+from kvasir_kernels.sample_tokens import reference as plain_sampling
+from kvasir_kernels.sample_tokens.reference import SamplingRules
 from kvasir_kernels.silu_mul import native as native_gate
 from kvasir_kernels.silu_mul import reference as plain_gate
-from kvasir_kernels.write_kv.reference import write_kv
+from kvasir_kernels.user_kernels import is_any_replaced, replaceable, warn_of_unknown
+from kvasir_kernels.write_kv import reference as plain_write
 
 __all__ = [
+    "Grain",
     "HeadNorms",
     "NativePass",
     "PackedWeight",
+    "PagePart",
+    "Quantized",
     "QuantizedMatrix",
+    "SamplingRules",
+    "ScoreChanges",
+    "SeenTokens",
     "add_rms_norm",
-    "apply_rotary",
+    "add_rms_norm_float8",
     "embedding",
+    "float8_linear",
     "fuse_decoder",
+    "gather_pages",
+    "gelu_mul",
+    "gelu_mul_float8",
     "largest_logit",
     "linear",
     "mask_logits",
     "pack_quantized",
     "pack_weight",
     "paged_attention",
+    "penalise",
     "prepare",
+    "quantize_float8",
     "rms_norm",
     "rotate_and_write",
+    "sample_tokens",
+    "scatter_pages",
     "silu_mul",
+    "silu_mul_float8",
     "without_native_kernels",
     "write_kv",
 ]
@@ -96,6 +122,7 @@ def _native(x: Tensor) -> KernelLibrary | None:
     return load_library() if takes(x.dtype) and x.device.type == "cpu" and _Choice.is_native else None
 
 
+@replaceable
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     if x.is_cuda:
         from kvasir_kernels.rms_norm import kernel
@@ -107,6 +134,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     return native_norm.rms_norm(library, x, weight, eps)
 
 
+@replaceable
 def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     if x.is_cuda:
         from kvasir_kernels.rms_norm import kernel
@@ -118,7 +146,63 @@ def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tup
     return native_norm.add_rms_norm(library, x, residual, weight, eps)
 
 
+@replaceable
+def add_rms_norm_float8(
+    x: Tensor, residual: Tensor, weight: Tensor, eps: float, to: Grain | Tensor
+) -> tuple[Quantized, Tensor]:
+    if x.is_cuda:
+        from kvasir_kernels.rms_norm import kernel
+
+        return kernel.add_rms_norm_float8(x, residual, weight, eps, to)
+    return plain_norm.add_rms_norm_float8(x, residual, weight, eps, to)
+
+
+@replaceable
+def quantize_float8(x: Tensor, to: Grain | Tensor) -> Quantized:
+    if x.is_cuda:
+        from kvasir_kernels.float8 import kernel
+
+        return kernel.quantize(x, to)
+    return plain_float8.quantize(x, to)
+
+
+@replaceable
+def float8_linear(x: Quantized, weight: Quantized, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
+    if x.values.is_cuda:
+        if float8_library.can_multiply(x, weight, dtype):
+            return float8_library.float8_linear(x, weight, bias, dtype)
+        from kvasir_kernels.float8_linear import kernel
+
+        return kernel.float8_linear(x, weight, bias, dtype)
+    return plain_float8_linear.float8_linear(x, weight, bias, dtype)
+
+
+@replaceable
+def sample_tokens(logits: Tensor, rules: SamplingRules) -> tuple[Tensor, Tensor]:
+    if logits.is_cuda:
+        from kvasir_kernels.sample_tokens import kernel
+
+        return kernel.sample_tokens(logits, rules)
+    return plain_sampling.sample_tokens(logits, rules)
+
+
+@replaceable
+def penalise(logits: Tensor, seen: SeenTokens) -> None:
+    if logits.is_cuda:
+        from kvasir_kernels.penalise import kernel
+
+        kernel.penalise(logits, seen)
+    else:
+        plain_penalties.penalise(logits, seen)
+
+
+@replaceable
 def mask_logits(logits: Tensor, rows: tuple[int, ...], bits: Tensor) -> None:
+    if logits.is_cuda:
+        from kvasir_kernels.mask_logits import kernel
+
+        kernel.mask_logits(logits, rows, bits)
+        return
     library = _native(logits)
     if library is None or logits.dtype != torch.float32 or not logits.is_contiguous():
         plain_mask.mask_logits(logits, rows, bits)
@@ -126,6 +210,7 @@ def mask_logits(logits: Tensor, rows: tuple[int, ...], bits: Tensor) -> None:
         native_mask.mask_logits(library, logits, rows, bits)
 
 
+@replaceable
 def largest_logit(logits: Tensor) -> tuple[Tensor, Tensor]:
     library = _native(logits)
     if library is None or logits.dtype != torch.float32 or not logits.is_contiguous():
@@ -133,6 +218,7 @@ def largest_logit(logits: Tensor) -> tuple[Tensor, Tensor]:
     return native_largest.largest_logit(library, logits)
 
 
+@replaceable
 def silu_mul(gate_up: Tensor) -> Tensor:
     if gate_up.is_cuda:
         from kvasir_kernels.silu_mul import kernel
@@ -142,30 +228,100 @@ def silu_mul(gate_up: Tensor) -> Tensor:
     return plain_gate.silu_mul(gate_up) if library is None else native_gate.silu_mul(library, gate_up)
 
 
+@replaceable
+def gelu_mul(gate_up: Tensor) -> Tensor:
+    if gate_up.is_cuda:
+        from kvasir_kernels.silu_mul import kernel
+
+        return kernel.gelu_mul(gate_up)
+    return plain_gate.gelu_mul(gate_up)
+
+
+@replaceable
+def silu_mul_float8(gate_up: Tensor, to: Grain | Tensor) -> Quantized:
+    if gate_up.is_cuda:
+        from kvasir_kernels.silu_mul import kernel
+
+        return kernel.silu_mul_float8(gate_up, to)
+    return plain_gate.silu_mul_float8(gate_up, to)
+
+
+@replaceable
+def gelu_mul_float8(gate_up: Tensor, to: Grain | Tensor) -> Quantized:
+    if gate_up.is_cuda:
+        from kvasir_kernels.silu_mul import kernel
+
+        return kernel.gelu_mul_float8(gate_up, to)
+    return plain_gate.gelu_mul_float8(gate_up, to)
+
+
+@replaceable
+def write_kv(key: Tensor, value: Tensor, slots: Tensor, cache: LayerCache) -> None:
+    if key.is_cuda:
+        from kvasir_kernels.write_kv import kernel
+
+        kernel.write_kv(key, value, slots, cache)
+    else:
+        plain_write.write_kv(key, value, slots, cache)
+
+
+@replaceable
+def gather_pages(pages: Tensor, page_ids: Tensor, part: PagePart) -> Tensor:
+    if pages.is_cuda:
+        from kvasir_kernels.move_pages import kernel
+
+        return kernel.gather_pages(pages, page_ids, part)
+    return plain_moves.gather_pages(pages, page_ids, part)
+
+
+@replaceable
+def scatter_pages(content: Tensor, pages: Tensor, page_ids: Tensor, part: PagePart) -> None:
+    if pages.is_cuda:
+        from kvasir_kernels.move_pages import kernel
+
+        kernel.scatter_pages(content, pages, page_ids, part)
+    else:
+        plain_moves.scatter_pages(content, pages, page_ids, part)
+
+
+@replaceable
 def rotate_and_write(
-    heads: Tensor, norms: HeadNorms | None, cos: Tensor, sin: Tensor, slots: Tensor, cache: LayerCache
+    heads: Tensor,
+    norms: HeadNorms | None,
+    cos: Tensor,
+    sin: Tensor,
+    slots: Tensor,
+    cache: LayerCache,
+    *,
+    interleaved: bool = False,
 ) -> Tensor:
     if heads.is_cuda:
         from kvasir_kernels.rotate_and_write import kernel
 
-        return kernel.rotate_and_write(heads, norms, cos, sin, slots, cache)
+        return kernel.rotate_and_write(heads, norms, cos, sin, slots, cache, interleaved=interleaved)
     library = _native(heads)
-    if library is None or not native_rotation.can_rotate(heads):
-        return plain_rotation.rotate_and_write(heads, norms, cos, sin, slots, cache)
+    if library is None or interleaved or not native_rotation.can_rotate(heads, cos, cache):
+        return plain_rotation.rotate_and_write(heads, norms, cos, sin, slots, cache, interleaved=interleaved)
     return native_rotation.rotate_and_write(library, heads, norms, cos, sin, slots, cache)
 
 
+@replaceable
 def paged_attention(
-    query: Tensor, cache: LayerCache, batch: AttentionBatch, scale: float, window: int | None
+    query: Tensor,
+    cache: LayerCache,
+    batch: AttentionBatch,
+    scale: float,
+    window: int | None,
+    changes: ScoreChanges | None = None,
 ) -> Tensor:
     if query.is_cuda:
         from kvasir_kernels.paged_attention import kernel
 
         if kernel.can_attend(query):
-            return kernel.paged_attention(query, cache, batch, scale, window)
+            return kernel.paged_attention(query, cache, batch, scale, window, changes)
     library = _native(query)
-    if library is None or not native_attention.can_attend(query):
-        return plain_attention.paged_attention(query, cache, batch, scale, window)
+    if library is None or changes is not None or not native_attention.can_attend(query, cache):
+        return plain_attention.paged_attention(query, cache, batch, scale, window, changes)
     return native_attention.paged_attention(library, query, cache, batch, scale, window)
 
 
@@ -190,6 +346,7 @@ def pack_quantized(matrix: QuantizedMatrix, dtype: torch.dtype) -> QuantizedWeig
     return native_quantized.pack(library, matrix, dtype)
 
 
+@replaceable
 def linear(x: Tensor, weight: Tensor | PackedWeight, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
     match weight:
         case native_linear.NativeWeight():
@@ -204,6 +361,7 @@ def linear(x: Tensor, weight: Tensor | PackedWeight, bias: Tensor | None, dtype:
             return plain_linear.linear(x, weight, bias, dtype)
 
 
+@replaceable
 def embedding(row_ids: Tensor, weight: Tensor | PackedWeight, dtype: torch.dtype) -> Tensor:
     """The rows [T] of a matrix [V, E], which was packed with has_rows if it was, in the model's dtype: [T, E]."""
     match weight:
@@ -222,6 +380,9 @@ def embedding(row_ids: Tensor, weight: Tensor | PackedWeight, dtype: torch.dtype
 def fuse_decoder(decoder: PlainDecoder[Tensor | PackedWeight]) -> NativePass | None:
     """What runs a step of the whole decoder in one call; None where it is to go operation by operation."""
     library = _native(decoder.norm)
-    if library is None or not native_pass.can_pass(decoder):
+    if is_any_replaced() or library is None or not native_pass.can_pass(decoder):
         return None
     return NativePass(library, cast(PlainDecoder[native_pass.NativeForm], decoder))
+
+
+warn_of_unknown(name for name in __all__ if name.islower())

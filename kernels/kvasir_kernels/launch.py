@@ -37,3 +37,8 @@ def multiplies_in_registers() -> bool:
         return False
     target = triton.runtime.driver.active.get_current_target()
     return bool(target.backend == "cuda" and target.arch < 90)
+
+
+def loads_while_it_multiplies() -> bool:
+    """Whether a loop's next loads go to shared memory by themselves, as many turns ahead as there is room for."""
+    return INTERPRETED or triton.runtime.driver.active.get_current_target().backend == "cuda"

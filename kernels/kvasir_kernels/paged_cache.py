@@ -1,6 +1,7 @@
 """What the attention operations read and write: one layer's pages, and which of them each sequence sees."""
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 import torch
@@ -10,14 +11,52 @@ from kvasir_kernels.paged_attention.work import Cut, Work
 
 
 @dataclass(frozen=True, slots=True)
-class LayerCache:
-    """One layer's keys and values, cut into pages; the page pool owns the memory.
+class CacheScales:
+    """What the numbers of a cache of 8 bits are multiplied with when they are read; float32.
 
-    key, value: [N, P, K, D], contiguous. Slot `page * P + offset` is one token's place.
+    key, value: [K], one for each head, known before; or [N, P, K], one for each head of each token, which the write of
+    that token finds: the largest number of the head becomes the largest of the dtype.
     """
 
     key: Tensor
     value: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class LayerCache:
+    """One layer's keys and values, cut into pages; the page pool owns the memory.
+
+    key, value: [N, P, K, D], contiguous, in the model's dtype, or with scales in float8_e4m3fn or int8.
+    Slot `page * P + offset` is one token's place.
+    """
+
+    key: Tensor
+    value: Tensor
+    scales: CacheScales | None = None
+
+    @property
+    def scaled_by(self) -> Literal["nothing", "heads", "tokens"]:
+        """What has scales of its own: each head, or each head of each token."""
+        if self.scales is None:
+            return "nothing"
+        return "heads" if self.scales.key.dim() == 1 else "tokens"
+
+    @property
+    def scale_tensors(self) -> tuple[Tensor | None, Tensor | None]:
+        """Of keys and of values."""
+        return (None, None) if self.scales is None else (self.scales.key, self.scales.value)
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreChanges:
+    """What some models do with the scores of a query before and in softmax.
+
+    soft_cap: a score s becomes soft_cap * tanh(s / soft_cap) (Gemma 2).
+    sinks: [H] float32, the score of one more key of each head, whose value is zero (Xiao et al., 2023).
+    """
+
+    soft_cap: float | None = None
+    sinks: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tests.kernel_cases import CASES
+from tests.kernel_cases.all_cases import CASES
 
 pytestmark = pytest.mark.gpu
 

@@ -8,6 +8,10 @@
 Softmax is computed as the keys come by, in powers of two (FlashAttention, Dao et al., 2022); partial results of one
 row are merged by their log-sums (Flash-Decoding, Dao et al., 2023); pages: PagedAttention (Kwon et al., 2023).
 No slot outside of a context is read.
+
+Keys and values of 8 bits become the query's dtype, which holds each of them exactly, before they are multiplied: then
+sums are float32 sums, within a tile and over the tiles. (Tensor cores add float8 products in fewer bits, which shows
+from some thousand keys on.)
 """
 
 from dataclasses import dataclass
@@ -17,14 +21,21 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kvasir_kernels.launch import multiplies_in_float32, multiplies_in_registers, num_multiprocessors, power_of_two
+from kvasir_kernels.float8.kernel import as_stored, stored_as, widened
+from kvasir_kernels.launch import (
+    loads_while_it_multiplies,
+    multiplies_in_float32,
+    multiplies_in_registers,
+    num_multiprocessors,
+    power_of_two,
+)
 from kvasir_kernels.paged_attention.work import Cut, Work, cut_work
-from kvasir_kernels.paged_cache import AttentionBatch, LayerCache
+from kvasir_kernels.paged_cache import AttentionBatch, LayerCache, ScoreChanges
 
 MAX_HEAD_DIM = 256
 """Beyond it a tile's keys, values and outputs outgrow registers and shared memory."""
 
-_LOG2_E = 1.4426950408889634
+_LOG2_E = tl.constexpr(1.4426950408889634)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,14 +54,21 @@ def can_attend(query: Tensor) -> bool:
 
 
 def paged_attention(
-    query: Tensor, cache: LayerCache, batch: AttentionBatch, scale: float, window: int | None
+    query: Tensor,
+    cache: LayerCache,
+    batch: AttentionBatch,
+    scale: float,
+    window: int | None,
+    changes: ScoreChanges | None = None,
 ) -> Tensor:
     """See reference.py; a query head's numbers lie side by side. Heads of up to MAX_HEAD_DIM numbers."""
     query = query if query.stride()[1:] == (query.shape[2], 1) else query.contiguous()
+    changes = changes or ScoreChanges()
     output = torch.empty(query.shape, dtype=query.dtype, device=query.device)
     num_kv_heads = cache.key.shape[2]
     group_size = query.shape[1] // num_kv_heads
-    decode_tile, chunk_tile = tile_of_decode(query, group_size), tile_of_chunk(query)
+    cache_bytes = cache.key.dtype.itemsize
+    decode_tile, chunk_tile = tile_of_decode(query, group_size, cache_bytes), tile_of_chunk(query, cache_bytes)
     num_columns = num_kv_heads * triton.cdiv(group_size, decode_tile.rows)
     num_pieces = triton.cdiv(_PROGRAMS_PER_MULTIPROCESSOR * num_multiprocessors(query.device), num_columns)
     cut = Cut(window, group_size, chunk_tile.rows, num_pieces, decode_tile.keys)
@@ -58,78 +76,109 @@ def paged_attention(
     if work is None:
         lengths = (batch.query_lens, batch.context_lens, batch.num_decodes)
         work = batch.work[cut] = cut_work(cut, *lengths, query.device)
+    scores = _Scores(scale, window, changes)
     if len(work.pieces):
-        _attend_decodes(query, cache, batch.page_tables, scale, work, decode_tile, output)
+        _attend_decodes(query, cache, batch.page_tables, scores, work, decode_tile, output)
     if len(work.tiles):
-        _attend_chunks(query, cache, batch.page_tables, scale, window, work, chunk_tile, output)
+        _attend_chunks(query, cache, batch.page_tables, scores, work, chunk_tile, output)
     return output
+
+
+@dataclass(frozen=True, slots=True)
+class _Scores:
+    """What becomes of the products of queries and keys."""
+
+    scale: float
+    window: int | None
+    changes: ScoreChanges
 
 
 _PROGRAMS_PER_MULTIPROCESSOR = 2
 """Decode programs wait for memory: a second one has its loads in flight meanwhile. Not yet measured."""
 
 
-def tile_of_decode(query: Tensor, group_size: int) -> Tile:
-    """16 rows are the least that tensor cores take; a tile's keys and values are 8 KiB each in half precision."""
+def tile_of_decode(query: Tensor, group_size: int, cache_bytes: int = 2) -> Tile:
+    """16 rows are the least that tensor cores take; a tile's keys and values are 8 KiB each.
+
+    The address of a key waits for its page's number: of five stages two have keys and values in flight. With three,
+    nothing would be loaded while a tile is computed.
+    """
     if query.dtype == torch.float32:
         return Tile(16, 16, num_warps=4, num_stages=1)
     rows = min(64, max(16, power_of_two(group_size)))
-    return Tile(rows, 64 if query.shape[2] <= 64 else 32, num_warps=4, num_stages=3)
+    keys = 64 if query.shape[2] <= 64 and rows <= 32 else 32
+    if not loads_while_it_multiplies():
+        return Tile(rows, keys, num_warps=4, num_stages=2)
+    if cache_bytes == 1 and query.shape[2] <= 128:
+        keys *= 2
+    return Tile(rows, keys, num_warps=4, num_stages=5)
 
 
-def tile_of_chunk(query: Tensor) -> Tile:
-    """128 rows by 64 keys for heads of up to 128, as others found best on Hopper; not yet measured here."""
+def tile_of_chunk(query: Tensor, cache_bytes: int = 2) -> Tile:
+    """128 rows by 64 keys for heads of up to 128, as others found best on Hopper; not yet measured here.
+
+    Less where tensor cores take their operands from registers, and still less where those are widened there.
+    """
     if query.dtype == torch.float32:
-        return Tile(16, 16, num_warps=4, num_stages=1)
+        return Tile(16, 16, num_warps=8, num_stages=1)
+    is_small = multiplies_in_registers() or not loads_while_it_multiplies()
+    shrink = 2 if is_small and cache_bytes == 1 else 1
     if query.shape[2] > 128:
-        return Tile(64, 32, num_warps=8, num_stages=2)
-    keys = 32 if query.shape[2] > 64 and multiplies_in_registers() else 64
-    return Tile(128, keys, num_warps=8, num_stages=2)
+        return Tile(64 // shrink, 32, num_warps=8 // shrink, num_stages=2)
+    keys = 32 if query.shape[2] > 64 and is_small else 64
+    return Tile(128 // shrink, keys, num_warps=8 // shrink, num_stages=2)
+
+
+def _constants(query: Tensor, cache: LayerCache, scores: _Scores, tile: Tile) -> dict[str, int | bool | str]:
+    """What the kernels are compiled for."""
+    _, num_heads, head_dim = query.shape
+    _, page_size, num_kv_heads, _ = cache.key.shape
+    return {
+        "SCALED": cache.scaled_by,
+        "STORED": stored_as(cache.key.dtype),
+        "CAPPED": scores.changes.soft_cap is not None,
+        "WIDE": multiplies_in_float32(query),
+        "GROUP": num_heads // num_kv_heads,
+        "NUM_KV_HEADS": num_kv_heads,
+        "HEAD_DIM": head_dim,
+        "BLOCK_DIM": max(16, power_of_two(head_dim)),
+        "PAGE_SIZE": page_size,
+        "ROWS": tile.rows,
+        "KEYS": tile.keys,
+        "num_warps": tile.num_warps,
+        "num_stages": tile.num_stages,
+    }
 
 
 def _attend_decodes(
-    query: Tensor, cache: LayerCache, page_tables: Tensor, scale: float, work: Work, tile: Tile, output: Tensor
+    query: Tensor, cache: LayerCache, page_tables: Tensor, scores: _Scores, work: Work, tile: Tile, output: Tensor
 ) -> None:
     _, num_heads, head_dim = query.shape
-    _, page_size, num_kv_heads, _ = cache.key.shape
-    group_size = num_heads // num_kv_heads
-    row_tiles = triton.cdiv(group_size, tile.rows)
-    block_dim = max(16, power_of_two(head_dim))
+    constants = _constants(query, cache, scores, tile)
+    row_tiles = triton.cdiv(int(constants["GROUP"]), tile.rows)
     partials = torch.empty(work.num_partials, num_heads, head_dim, dtype=torch.float32, device=query.device)
     log_sums = torch.empty(work.num_partials, num_heads, dtype=torch.float32, device=query.device)
-    _decode[(len(work.pieces), num_kv_heads * row_tiles)](
-        query, cache.key, cache.value, page_tables, work.pieces, output, partials, log_sums,
-        scale * _LOG2_E, query.stride(0), page_tables.stride(0),
-        GROUP=group_size, NUM_KV_HEADS=num_kv_heads, HEAD_DIM=head_dim, PAGE_SIZE=page_size,
-        ROWS=tile.rows, KEYS=tile.keys, BLOCK_DIM=block_dim, ROW_TILES=row_tiles,
-        WIDE=multiplies_in_float32(query), num_warps=tile.num_warps, num_stages=tile.num_stages,
+    sinks = scores.changes.sinks
+    _decode[(len(work.pieces), cache.key.shape[2] * row_tiles)](
+        query, as_stored(cache.key), as_stored(cache.value), *cache.scale_tensors, page_tables, work.pieces, sinks,
+        output, partials, log_sums, scores.scale, scores.changes.soft_cap or 1.0, query.stride(0),
+        page_tables.stride(0), ROW_TILES=row_tiles, **constants,
     )  # fmt: skip
     if len(work.merges):
         _merge[(len(work.merges), num_heads)](
-            partials, log_sums, work.merges, output,
-            NUM_HEADS=num_heads, HEAD_DIM=head_dim, BLOCK_DIM=block_dim, PARTIALS=32, num_warps=4,
+            partials, log_sums, work.merges, sinks, output, NUM_HEADS=num_heads, HEAD_DIM=head_dim,
+            BLOCK_DIM=constants["BLOCK_DIM"], PARTIALS=32, num_warps=4,
         )  # fmt: skip
 
 
 def _attend_chunks(
-    query: Tensor,
-    cache: LayerCache,
-    page_tables: Tensor,
-    scale: float,
-    window: int | None,
-    work: Work,
-    tile: Tile,
-    output: Tensor,
+    query: Tensor, cache: LayerCache, page_tables: Tensor, scores: _Scores, work: Work, tile: Tile, output: Tensor
 ) -> None:
-    _, num_heads, head_dim = query.shape
-    _, page_size, num_kv_heads, _ = cache.key.shape
-    _extend[(len(work.tiles), num_kv_heads)](
-        query, cache.key, cache.value, page_tables, work.tiles, output,
-        scale * _LOG2_E, window or 0, query.stride(0), page_tables.stride(0),
-        WINDOWED=window is not None,
-        GROUP=num_heads // num_kv_heads, NUM_KV_HEADS=num_kv_heads, HEAD_DIM=head_dim, PAGE_SIZE=page_size,
-        ROWS=tile.rows, KEYS=tile.keys, BLOCK_DIM=max(16, power_of_two(head_dim)),
-        WIDE=multiplies_in_float32(query), num_warps=tile.num_warps, num_stages=tile.num_stages,
+    _extend[(len(work.tiles), cache.key.shape[2])](
+        query, as_stored(cache.key), as_stored(cache.value), *cache.scale_tensors, page_tables, work.tiles,
+        scores.changes.sinks, output, scores.scale, scores.changes.soft_cap or 1.0, scores.window or 0,
+        query.stride(0), page_tables.stride(0),
+        WINDOWED=scores.window is not None, **_constants(query, cache, scores, tile),
     )  # fmt: skip
 
 
@@ -139,23 +188,30 @@ def _decode(
     query: tl.tensor,
     key_pages: tl.tensor,
     value_pages: tl.tensor,
+    key_scales: tl.tensor,
+    value_scales: tl.tensor,
     page_tables: tl.tensor,
     pieces: tl.tensor,
+    sinks: tl.tensor,
     output: tl.tensor,
     partials: tl.tensor,
     log_sums: tl.tensor,
     scale: tl.float32,
+    soft_cap: tl.float32,
     query_stride: tl.int64,
     table_stride: tl.int64,
+    ROW_TILES: tl.constexpr,
+    SCALED: tl.constexpr,
+    STORED: tl.constexpr,
+    CAPPED: tl.constexpr,
+    WIDE: tl.constexpr,
     GROUP: tl.constexpr,
     NUM_KV_HEADS: tl.constexpr,
     HEAD_DIM: tl.constexpr,
+    BLOCK_DIM: tl.constexpr,
     PAGE_SIZE: tl.constexpr,
     ROWS: tl.constexpr,
     KEYS: tl.constexpr,
-    BLOCK_DIM: tl.constexpr,
-    ROW_TILES: tl.constexpr,
-    WIDE: tl.constexpr,
 ) -> None:
     """Attend with the query heads of one key head over one piece of a sequence's keys."""
     piece = pieces + tl.program_id(0) * 4
@@ -169,28 +225,21 @@ def _decode(
     rows = query + sequence.to(tl.int64) * query_stride + heads[:, None] * HEAD_DIM + dims[None, :]
     queries = tl.load(rows, mask=is_number, other=0.0)
     table = page_tables + sequence.to(tl.int64) * table_stride
-    keys, values = key_pages + kv_head * HEAD_DIM, value_pages + kv_head * HEAD_DIM
-    top = tl.full((ROWS,), -1e30, tl.float32)  # finite, so that a row which sees no key of a tile stays as it is
-    total = tl.zeros((ROWS,), tl.float32)
-    result = tl.zeros((ROWS, BLOCK_DIM), tl.float32)
     positions = tl.zeros((ROWS,), tl.int32) + (end - 1)
     whole = first + (end - first) // KEYS * KEYS
-    for start in tl.range(first, whole, KEYS):
-        top, total, result = _add_keys(
-            queries, keys, values, table, start, positions, end, 0, scale, top, total, result,
-            False, False, NUM_KV_HEADS, HEAD_DIM, PAGE_SIZE, KEYS, BLOCK_DIM, WIDE,
-        )  # fmt: skip
-    for start in tl.range(whole, end, KEYS):
-        top, total, result = _add_keys(
-            queries, keys, values, table, start, positions, end, 0, scale, top, total, result,
-            True, False, NUM_KV_HEADS, HEAD_DIM, PAGE_SIZE, KEYS, BLOCK_DIM, WIDE,
-        )  # fmt: skip
-    result /= total[:, None]
+    top, total, result = _add_span(
+        queries, key_pages, value_pages, key_scales, value_scales, table, kv_head, first, whole, end, positions, 0,
+        scale, soft_cap, False, SCALED, STORED, CAPPED, WIDE, NUM_KV_HEADS, HEAD_DIM, BLOCK_DIM, PAGE_SIZE, ROWS, KEYS,
+    )  # fmt: skip
     if partial < 0:
+        if sinks is not None:
+            total += tl.exp2(tl.load(sinks + heads, mask=is_row, other=0.0) * _LOG2_E - top)
         row = sequence.to(tl.int64) * (NUM_KV_HEADS * GROUP) + heads
+        result /= total[:, None]
         tl.store(output + row[:, None] * HEAD_DIM + dims[None, :], result.to(output.dtype.element_ty), mask=is_number)
     else:
         row = partial.to(tl.int64) * (NUM_KV_HEADS * GROUP) + heads
+        result /= total[:, None]
         tl.store(partials + row[:, None] * HEAD_DIM + dims[None, :], result, mask=is_number)
         tl.store(log_sums + row, top + tl.log2(total), mask=is_row)
 
@@ -200,6 +249,7 @@ def _merge(
     partials: tl.tensor,
     log_sums: tl.tensor,
     merges: tl.tensor,
+    sinks: tl.tensor,
     output: tl.tensor,
     NUM_HEADS: tl.constexpr,
     HEAD_DIM: tl.constexpr,
@@ -227,6 +277,8 @@ def _merge(
         total = total * fade + tl.sum(weights, 0)
         result = result * fade + tl.sum(outputs * weights[:, None], 0)
         top = new_top
+    if sinks is not None:
+        total += tl.exp2(tl.load(sinks + head) * _LOG2_E - top)
     place = (sequence.to(tl.int64) * NUM_HEADS + head) * HEAD_DIM
     tl.store(output + place + dims, (result / total).to(output.dtype.element_ty), mask=dims < HEAD_DIM)
 
@@ -236,22 +288,29 @@ def _extend(
     query: tl.tensor,
     key_pages: tl.tensor,
     value_pages: tl.tensor,
+    key_scales: tl.tensor,
+    value_scales: tl.tensor,
     page_tables: tl.tensor,
     tiles: tl.tensor,
+    sinks: tl.tensor,
     output: tl.tensor,
     scale: tl.float32,
+    soft_cap: tl.float32,
     window: tl.int32,
     query_stride: tl.int64,
     table_stride: tl.int64,
     WINDOWED: tl.constexpr,
+    SCALED: tl.constexpr,
+    STORED: tl.constexpr,
+    CAPPED: tl.constexpr,
+    WIDE: tl.constexpr,
     GROUP: tl.constexpr,
     NUM_KV_HEADS: tl.constexpr,
     HEAD_DIM: tl.constexpr,
+    BLOCK_DIM: tl.constexpr,
     PAGE_SIZE: tl.constexpr,
     ROWS: tl.constexpr,
     KEYS: tl.constexpr,
-    BLOCK_DIM: tl.constexpr,
-    WIDE: tl.constexpr,
 ) -> None:
     """Attend with ROWS rows of one sequence's new tokens: row r is query head r % GROUP of token r // GROUP."""
     tile = tiles + tl.program_id(0) * 5
@@ -267,29 +326,83 @@ def _extend(
     sources = query + (query_rows * query_stride + heads * HEAD_DIM)[:, None] + dims[None, :]
     queries = tl.load(sources, mask=is_number, other=0.0)
     table = page_tables + sequence.to(tl.int64) * table_stride
-    keys, values = key_pages + kv_head * HEAD_DIM, value_pages + kv_head * HEAD_DIM
     start_position = context - num_new
-    positions = start_position + tokens
     nearest = start_position + first_row // GROUP
     end = start_position + (tl.minimum(first_row + ROWS, num_new * GROUP) - 1) // GROUP + 1
     first = tl.maximum(nearest - window + 1, 0) if WINDOWED else 0
-    top = tl.full((ROWS,), -1e30, tl.float32)  # finite, so that a row which sees no key of a tile stays as it is
-    total = tl.zeros((ROWS,), tl.float32)
-    result = tl.zeros((ROWS, BLOCK_DIM), tl.float32)
     diagonal = first + (nearest + 1 - first) // KEYS * KEYS
-    for start in tl.range(first, diagonal, KEYS):
-        top, total, result = _add_keys(
-            queries, keys, values, table, start, positions, end, window, scale, top, total, result,
-            WINDOWED, WINDOWED, NUM_KV_HEADS, HEAD_DIM, PAGE_SIZE, KEYS, BLOCK_DIM, WIDE,
-        )  # fmt: skip
-    for start in tl.range(diagonal, end, KEYS):
-        top, total, result = _add_keys(
-            queries, keys, values, table, start, positions, end, window, scale, top, total, result,
-            True, WINDOWED, NUM_KV_HEADS, HEAD_DIM, PAGE_SIZE, KEYS, BLOCK_DIM, WIDE,
-        )  # fmt: skip
+    top, total, result = _add_span(
+        queries, key_pages, value_pages, key_scales, value_scales, table, kv_head, first, diagonal, end,
+        start_position + tokens, window, scale, soft_cap,
+        WINDOWED, SCALED, STORED, CAPPED, WIDE, NUM_KV_HEADS, HEAD_DIM, BLOCK_DIM, PAGE_SIZE, ROWS, KEYS,
+    )  # fmt: skip
+    if sinks is not None:
+        total += tl.exp2(tl.load(sinks + heads, mask=is_row, other=0.0) * _LOG2_E - top)
     result /= total[:, None]
     targets = output + (query_rows * (NUM_KV_HEADS * GROUP) + heads)[:, None] * HEAD_DIM + dims[None, :]
     tl.store(targets, result.to(output.dtype.element_ty), mask=is_number)
+
+
+@triton.jit
+def _add_span(
+    queries: tl.tensor,
+    key_pages: tl.tensor,
+    value_pages: tl.tensor,
+    key_scales: tl.tensor,
+    value_scales: tl.tensor,
+    table: tl.tensor,
+    kv_head: tl.tensor,
+    first: tl.tensor,
+    masked: tl.tensor,
+    end: tl.tensor,
+    positions: tl.tensor,
+    window: tl.tensor,
+    scale: tl.tensor,
+    soft_cap: tl.tensor,
+    WINDOWED: tl.constexpr,
+    SCALED: tl.constexpr,
+    STORED: tl.constexpr,
+    CAPPED: tl.constexpr,
+    WIDE: tl.constexpr,
+    NUM_KV_HEADS: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    BLOCK_DIM: tl.constexpr,
+    PAGE_SIZE: tl.constexpr,
+    ROWS: tl.constexpr,
+    KEYS: tl.constexpr,
+) -> tuple[tl.tensor, tl.tensor, tl.tensor]:
+    """Return the maximum of each row's scores in base 2, the sum of its weights, and the weighted sum of the values.
+
+    The keys are those from `first` to `end`; up to `masked`, whole tiles away, all rows see all of them (or it is the
+    window that hides some).
+    """
+    keys, values = key_pages + kv_head * HEAD_DIM, value_pages + kv_head * HEAD_DIM
+    if SCALED == "heads":
+        scale *= tl.load(key_scales + kv_head)
+    if SCALED == "tokens":
+        key_scales += kv_head
+        value_scales += kv_head
+    factor = scale / soft_cap if CAPPED else scale * _LOG2_E
+    if WIDE:
+        queries = queries.to(tl.float32)
+    top = tl.full((ROWS,), -1e30, tl.float32)  # finite, so that a row which sees no key of a tile stays as it is
+    total = tl.zeros((ROWS,), tl.float32)
+    result = tl.zeros((ROWS, BLOCK_DIM), tl.float32)
+    for start in tl.range(first, masked, KEYS):
+        top, total, result = _add_keys(
+            queries, keys, values, key_scales, value_scales, table, start, end, positions, window, factor, soft_cap,
+            top, total, result, WINDOWED,
+            WINDOWED, SCALED, STORED, CAPPED, NUM_KV_HEADS, HEAD_DIM, BLOCK_DIM, PAGE_SIZE, KEYS,
+        )  # fmt: skip
+    for start in tl.range(masked, end, KEYS):
+        top, total, result = _add_keys(
+            queries, keys, values, key_scales, value_scales, table, start, end, positions, window, factor, soft_cap,
+            top, total, result, True,
+            WINDOWED, SCALED, STORED, CAPPED, NUM_KV_HEADS, HEAD_DIM, BLOCK_DIM, PAGE_SIZE, KEYS,
+        )  # fmt: skip
+    if SCALED == "heads":
+        result *= tl.load(value_scales + kv_head)
+    return top, total, result
 
 
 @triton.jit
@@ -297,46 +410,43 @@ def _add_keys(
     queries: tl.tensor,
     key_pages: tl.tensor,
     value_pages: tl.tensor,
+    key_scales: tl.tensor,
+    value_scales: tl.tensor,
     table: tl.tensor,
     start: tl.tensor,
-    positions: tl.tensor,
     end: tl.tensor,
+    positions: tl.tensor,
     window: tl.tensor,
-    scale: tl.tensor,
+    factor: tl.tensor,
+    soft_cap: tl.tensor,
     top: tl.tensor,
     total: tl.tensor,
     result: tl.tensor,
     MASKED: tl.constexpr,
     WINDOWED: tl.constexpr,
+    SCALED: tl.constexpr,
+    STORED: tl.constexpr,
+    CAPPED: tl.constexpr,
     NUM_KV_HEADS: tl.constexpr,
     HEAD_DIM: tl.constexpr,
+    BLOCK_DIM: tl.constexpr,
     PAGE_SIZE: tl.constexpr,
     KEYS: tl.constexpr,
-    BLOCK_DIM: tl.constexpr,
-    WIDE: tl.constexpr,
 ) -> tuple[tl.tensor, tl.tensor, tl.tensor]:
     """Return the running maximum, sum and result of the rows after KEYS more keys, which start at `start`.
 
     MASKED: some rows don't see some of the keys, or there are fewer; none from `end` on is read.
     """
     places = start + tl.arange(0, KEYS)
-    dims = tl.arange(0, BLOCK_DIM)
-    if MASKED:
-        pages = tl.load(table + places // PAGE_SIZE, mask=places < end, other=0)
-    else:
-        pages = tl.load(table + places // PAGE_SIZE)
-    offsets = (pages * PAGE_SIZE + places % PAGE_SIZE) * (NUM_KV_HEADS * HEAD_DIM)
-    pointers = offsets[:, None] + dims[None, :]
-    if MASKED or HEAD_DIM != BLOCK_DIM:
-        is_number = (places < end)[:, None] & (dims < HEAD_DIM)[None, :]
-        keys = tl.load(key_pages + pointers, mask=is_number, other=0.0)
-        values = tl.load(value_pages + pointers, mask=is_number, other=0.0)
-    else:
-        keys = tl.load(key_pages + pointers)
-        values = tl.load(value_pages + pointers)
-    if WIDE:
-        queries, keys, values = queries.to(tl.float32), keys.to(tl.float32), values.to(tl.float32)
-    scores = tl.dot(queries, tl.trans(keys), input_precision="ieee") * scale
+    slots, keys, values = _load_keys(
+        key_pages, value_pages, table, places, end, queries.dtype,
+        MASKED, STORED, NUM_KV_HEADS, HEAD_DIM, BLOCK_DIM, PAGE_SIZE,
+    )  # fmt: skip
+    scores = tl.dot(queries, tl.trans(keys), input_precision="ieee") * factor
+    if SCALED == "tokens":
+        scores *= tl.load(key_scales + slots * NUM_KV_HEADS, mask=places < end, other=0.0)[None, :]
+    if CAPPED:
+        scores = (1.0 - 2.0 / (tl.exp2(scores * (2.0 * _LOG2_E)) + 1.0)) * (soft_cap * _LOG2_E)
     if MASKED:
         is_seen = places[None, :] <= positions[:, None]
         if WINDOWED:
@@ -346,5 +456,40 @@ def _add_keys(
     fade = tl.exp2(top - new_top)
     weights = tl.exp2(scores - new_top[:, None])
     total = total * fade + tl.sum(weights, 1)
+    if SCALED == "tokens":
+        weights *= tl.load(value_scales + slots * NUM_KV_HEADS, mask=places < end, other=0.0)[None, :]
     result = tl.dot(weights.to(values.dtype), values, result * fade[:, None], input_precision="ieee")
     return new_top, total, result
+
+
+@triton.jit
+def _load_keys(
+    key_pages: tl.tensor,
+    value_pages: tl.tensor,
+    table: tl.tensor,
+    places: tl.tensor,
+    end: tl.tensor,
+    dtype: tl.constexpr,
+    MASKED: tl.constexpr,
+    STORED: tl.constexpr,
+    NUM_KV_HEADS: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    BLOCK_DIM: tl.constexpr,
+    PAGE_SIZE: tl.constexpr,
+) -> tuple[tl.tensor, tl.tensor, tl.tensor]:
+    """Return the slots of some keys of a sequence, the keys and the values."""
+    dims = tl.arange(0, BLOCK_DIM)
+    if MASKED:
+        pages = tl.load(table + places // PAGE_SIZE, mask=places < end, other=0)
+    else:
+        pages = tl.load(table + places // PAGE_SIZE)
+    slots = pages * PAGE_SIZE + places % PAGE_SIZE
+    pointers = (slots * (NUM_KV_HEADS * HEAD_DIM))[:, None] + dims[None, :]
+    if MASKED or HEAD_DIM != BLOCK_DIM:
+        is_number = (places < end)[:, None] & (dims < HEAD_DIM)[None, :]
+        keys = tl.load(key_pages + pointers, mask=is_number, other=0.0)
+        values = tl.load(value_pages + pointers, mask=is_number, other=0.0)
+    else:
+        keys = tl.load(key_pages + pointers)
+        values = tl.load(value_pages + pointers)
+    return slots, widened(keys, dtype, STORED), widened(values, dtype, STORED)

@@ -13,9 +13,10 @@ _LANES = 16
 _NO_WINDOW = 2**40
 
 
-def can_attend(query: Tensor) -> bool:
-    """Whether the kernel takes queries of this layout."""
-    return query.shape[-1] % _LANES == 0 and query.stride()[1:] == (query.shape[-1], 1)
+def can_attend(query: Tensor, cache: LayerCache) -> bool:
+    """Whether the kernel takes queries of this layout, and a cache of their dtype."""
+    has_layout = query.shape[-1] % _LANES == 0 and query.stride()[1:] == (query.shape[-1], 1)
+    return has_layout and cache.scales is None
 
 
 def paged_attention(

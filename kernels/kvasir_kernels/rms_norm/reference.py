@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from kvasir_kernels.float8.reference import Grain, Quantized, quantize
+
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """Return `x` scaled to unit root mean square over its last axis, times `weight`.
@@ -21,3 +23,11 @@ def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tup
     """
     total = x + residual
     return rms_norm(total, weight, eps), total
+
+
+def add_rms_norm_float8(
+    x: Tensor, residual: Tensor, weight: Tensor, eps: float, to: Grain | Tensor
+) -> tuple[Quantized, Tensor]:
+    """Return what add_rms_norm returns, the first in float8: what the next product takes."""
+    normed, total = add_rms_norm(x, residual, weight, eps)
+    return quantize(normed, to), total

@@ -11,9 +11,10 @@ _rotate_and_write = Kernel("rotate_and_write", "pppfppipppiiii")
 _LANES = 16
 
 
-def can_rotate(heads: Tensor) -> bool:
-    """Whether the kernel takes heads of this size."""
-    return heads.shape[-1] % _LANES == 0
+def can_rotate(heads: Tensor, cos: Tensor, cache: LayerCache) -> bool:
+    """Whether the kernel takes heads of this size, all of whose numbers are turned, and a cache of their dtype."""
+    head_dim = heads.shape[-1]
+    return head_dim % _LANES == 0 and 2 * cos.shape[-1] == head_dim and cache.scales is None
 
 
 def rotate_and_write(

@@ -1,1 +1,1 @@
-"""The gate of a SwiGLU feed-forward layer."""
+"""The gates of SwiGLU and GeGLU feed-forward layers."""

@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from kvasir_kernels.dispatch import paged_attention
-from kvasir_kernels.paged_cache import AttentionBatch, LayerCache
+from kvasir_kernels.dispatch import ScoreChanges, paged_attention, write_kv
+from kvasir_kernels.paged_cache import AttentionBatch, CacheScales, LayerCache
 
 # One sequence of a step: new tokens, and tokens visible at its end.
 Lengths = tuple[int, int]
@@ -156,3 +156,49 @@ def test_a_batch_that_contradicts_itself_is_caught(
 ) -> None:
     with pytest.raises(AssertionError):
         AttentionBatch(query_lens, context_lens, torch.zeros(1, 1, dtype=torch.int64), num_decodes)
+
+
+def _one_context(num_new: int, num_heads: int) -> tuple[Tensor, Tensor, Tensor, LayerCache, AttentionBatch]:
+    """Query, keys and values of a context of 21 tokens, and where they lie."""
+    key, value = torch.randn(2, 21, 2, 16).unbind()
+    cache, page_tables = _scatter([(key, value)], 4, 0)
+    batch = AttentionBatch((num_new,), (21,), page_tables, int(num_new == 1))
+    return torch.randn(num_new, num_heads, 16), key, value, cache, batch
+
+
+@pytest.mark.parametrize("num_new", [1, 9])
+def test_a_sink_takes_its_share_of_the_weight_and_adds_nothing(num_new: int) -> None:
+    query, key, value, cache, batch = _one_context(num_new, 4)
+    sinks = torch.tensor([0.0, 3.0, -40.0, 200.0])
+    attended = paged_attention(query, cache, batch, 0.3, None, ScoreChanges(sinks=sinks)).double()
+    wide = key.double().repeat_interleave(2, dim=1)
+    for row in range(num_new):
+        seen = wide[: 21 - num_new + row + 1]
+        total = (torch.einsum("hd,lhd->hl", query[row].double(), seen) * 0.3).exp().sum(-1)
+        share = total / (total + sinks.double().exp())
+        plain = _dense(query[row : row + 1], key[: len(seen)], value[: len(seen)], 0.3, None)[0]
+        torch.testing.assert_close(attended[row], plain * share.unsqueeze(-1), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("num_new", [1, 9])
+def test_scores_stay_below_the_soft_cap(num_new: int) -> None:
+    query, key, value, cache, batch = _one_context(num_new, 2)
+    capped = paged_attention(100 * query, cache, batch, 1.0, None, ScoreChanges(soft_cap=1e-3))
+    # All scores are nearly equal then: the mean of what is seen.
+    means = torch.stack([value[: 21 - num_new + row + 1].mean(0) for row in range(num_new)])
+    torch.testing.assert_close(capped, means, atol=5e-3, rtol=0)
+    loose = paged_attention(query, cache, batch, 0.3, None, ScoreChanges(soft_cap=1e4))
+    torch.testing.assert_close(loose.double(), _dense(query, key, value, 0.3, None), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.int8])
+@pytest.mark.parametrize("num_new", [1, 9])
+def test_a_cache_of_8_bits_gives_about_the_same(dtype: torch.dtype, num_new: int) -> None:
+    query, key, value, wide, batch = _one_context(num_new, 4)
+    shape = wide.key.shape
+    cache = LayerCache(*torch.zeros(2, *shape).to(dtype), CacheScales(*torch.zeros(2, *shape[:3])))
+    positions = torch.arange(21)
+    write_kv(key, value, batch.page_tables[0, positions // 4] * 4 + positions % 4, cache)
+    attended = paged_attention(query, cache, batch, 0.25, None).double()
+    expected = _dense(query, key, value, 0.25, None)
+    torch.testing.assert_close(attended, expected, atol=0.1 if dtype != torch.int8 else 0.02, rtol=0)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
-from kvasir_kernels.dispatch import add_rms_norm, rms_norm
+from kvasir_kernels.dispatch import Grain, add_rms_norm, add_rms_norm_float8, rms_norm
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
@@ -55,3 +55,13 @@ def test_arguments_are_left_as_they_were() -> None:
     add_rms_norm(x, residual, torch.ones(4), 1e-6)
     assert torch.equal(x, torch.ones(2, 4))
     assert torch.equal(residual, torch.ones(2, 4))
+
+
+@pytest.mark.parametrize("grain", Grain)
+def test_in_float8_it_is_the_same_rounded(grain: Grain) -> None:
+    x, residual = torch.randn(2, 3, 400).unbind()
+    weight = torch.randn(400)
+    quantized, total = add_rms_norm_float8(x, residual, weight, 1e-6, grain)
+    normed, expected_total = add_rms_norm(x, residual, weight, 1e-6)
+    torch.testing.assert_close(quantized.widened(), normed, rtol=2**-4, atol=1e-4)
+    torch.testing.assert_close(total, expected_total)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from kvasir_kernels.dispatch import apply_rotary
+from kvasir_kernels.rotary.reference import apply_rotary
 
 
 def _rotated(heads: Tensor, angles: Tensor) -> Tensor:

@@ -42,3 +42,18 @@ def test_angles_may_be_a_part_of_longer_rows() -> None:
     query = rotate_and_write(heads.clone(), None, cos, sin, slots, _cache(1, 32, torch.float32))
     expected = rotate_and_write(heads, None, cos.clone(), sin.clone(), slots, _cache(1, 32, torch.float32))
     torch.testing.assert_close(query, expected)
+
+
+@pytest.mark.parametrize("interleaved", [True, False])
+def test_only_the_first_numbers_of_a_head_turn(interleaved: bool) -> None:
+    heads, angles = torch.randn(3, 4, 32), torch.randn(3, 5)
+    cache = _cache(1, 32, torch.float32)
+    before = heads.clone().double()
+    query = rotate_and_write(
+        heads, None, angles.cos(), angles.sin(), torch.arange(3), cache, interleaved=interleaved
+    ).double()
+    assert torch.equal(query[..., 10:], before[:, :2, 10:])
+    first, second = (slice(0, 10, 2), slice(1, 10, 2)) if interleaved else (slice(0, 5), slice(5, 10))
+    turned = torch.complex(before[:, :2, first], before[:, :2, second]) * torch.exp(1j * angles.double()).unsqueeze(1)
+    torch.testing.assert_close(torch.complex(query[..., first], query[..., second]), turned, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(cache.value.view(-1, 32)[:3], before[:, 3].float())

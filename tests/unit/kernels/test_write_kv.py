@@ -1,11 +1,12 @@
 """Where keys and values land, and what stays untouched."""
 
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from kvasir_kernels.dispatch import write_kv
-from kvasir_kernels.paged_cache import LayerCache
+from kvasir_kernels.paged_cache import CacheScales, LayerCache
 
 
 def _nan_cache(num_pages: int, page_size: int, num_kv_heads: int = 2, head_dim: int = 3) -> LayerCache:
@@ -37,3 +38,20 @@ def test_strided_keys_and_values_are_taken() -> None:
     write_kv(heads[:, 1:3], heads[:, 3:5], torch.tensor([6, 0, 3]), cache)
     assert torch.equal(cache.key[1, 2], heads[0, 1:3])
     assert torch.equal(cache.value[0, 3], heads[2, 3:5])
+
+
+@pytest.mark.parametrize(("dtype", "error"), [(torch.float8_e4m3fn, 2**-4), (torch.int8, 1 / 127)])
+@pytest.mark.parametrize("per_token", [True, False])
+def test_a_cache_of_8_bits_stands_for_what_was_written(dtype: torch.dtype, error: float, per_token: bool) -> None:
+    shape = (3, 4, 2, 16)
+    scales = torch.full((2, *shape[:3]), torch.nan) if per_token else torch.tensor([[4.0, 5.0], [6.0, 4.5]])
+    scales = scales if per_token else scales / (448 if dtype == torch.float8_e4m3fn else 127)
+    cache = LayerCache(*torch.zeros(2, *shape).to(dtype), CacheScales(*scales))
+    key, value = torch.randn(2, 5, 2, 16).clamp(-4, 4).unbind()
+    slots = torch.tensor([7, -1, 0, 11, 2])
+    write_kv(key, value, slots, cache)
+    for new, pages, scale in ((key, cache.key, scales[0]), (value, cache.value, scales[1])):
+        read = (pages.float() * scale.unsqueeze(-1)).view(-1, 2, 16)[slots[slots >= 0]]
+        torch.testing.assert_close(read, new[slots >= 0], rtol=error, atol=6 * error / 2)
+    if per_token:
+        assert scales[0].view(-1, 2)[[1, 3, 4]].isnan().all()

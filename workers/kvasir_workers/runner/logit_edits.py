@@ -7,6 +7,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from kvasir_kernels.dispatch import SeenTokens, penalise
 from kvasir_workers.runner.sampling_rows import Edits, SamplingRows
 
 
@@ -64,21 +65,19 @@ def _early_ends(
 
 
 def _penalise(logits: Tensor, rows: SamplingRows) -> None:
-    """Repetition (Keskar et al., 2019) over prompt and answer; presence and frequency (OpenAI) over the answer.
-
-    Only the logits of tokens that were seen are touched: [M] flat pairs of row and token over all rows.
-    """
+    """Only the logits of tokens that were seen are touched, those of all rows at once."""
     counted = [rows.histories[row].counts for row in rows.penalised]
     lengths = [len(counts) for counts in counted]
-    table = rows.table[list(rows.penalised)]
 
-    def per_token(name: str) -> Tensor:
-        return torch.from_numpy(np.repeat(table[name], lengths)).to(logits.device)
+    def on_device(values: NDArray[np.generic]) -> Tensor:
+        return torch.from_numpy(values).to(logits.device)
 
-    row_ids = torch.from_numpy(np.repeat(np.array(rows.penalised), lengths)).to(logits.device)
-    token_ids = torch.from_numpy(np.concatenate([counts.token_ids for counts in counted])).to(logits.device)
-    numbers = torch.from_numpy(np.concatenate([counts.counts for counts in counted])).to(logits.device)
-    values, repetition = logits[row_ids, token_ids], per_token("repetition")
-    values = torch.where(values > 0, values / repetition, values * repetition)
-    values -= per_token("frequency") * numbers + per_token("presence") * (numbers > 0)
-    logits[row_ids, token_ids] = values
+    seen = SeenTokens(
+        rows=on_device(np.repeat(np.array(rows.penalised), lengths)),
+        token_ids=on_device(np.concatenate([counts.token_ids for counts in counted])),
+        counts=on_device(np.concatenate([counts.counts for counts in counted])),
+        repetition=on_device(rows.table["repetition"].copy()),
+        presence=on_device(rows.table["presence"].copy()),
+        frequency=on_device(rows.table["frequency"].copy()),
+    )
+    penalise(logits, seen)

@@ -1,0 +1,1 @@
+"""Matrix products of float8 with float8."""

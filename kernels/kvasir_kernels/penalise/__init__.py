@@ -1,0 +1,1 @@
+"""Penalties for tokens that were seen before."""

@@ -1,0 +1,43 @@
+"""Penalties on a GPU: all rows in one launch."""
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from kvasir_kernels.penalise.reference import SeenTokens
+
+_PAIRS_PER_PROGRAM = 512
+
+
+def penalise(logits: Tensor, seen: SeenTokens) -> None:
+    """See reference.py; a row's logits lie side by side."""
+    num_pairs = len(seen.rows)
+    _penalise[(triton.cdiv(num_pairs, _PAIRS_PER_PROGRAM),)](
+        logits, seen.rows, seen.token_ids, seen.counts, seen.repetition, seen.presence, seen.frequency,
+        num_pairs, logits.stride(0), BLOCK=_PAIRS_PER_PROGRAM, num_warps=4,
+    )  # fmt: skip
+
+
+@triton.jit(do_not_specialize=["num_pairs"])
+def _penalise(
+    logits: tl.tensor,
+    rows: tl.tensor,
+    token_ids: tl.tensor,
+    counts: tl.tensor,
+    repetitions: tl.tensor,
+    presences: tl.tensor,
+    frequencies: tl.tensor,
+    num_pairs: tl.int32,
+    row_stride: tl.int64,
+    BLOCK: tl.constexpr,
+) -> None:
+    index = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    is_pair = index < num_pairs
+    row = tl.load(rows + index, mask=is_pair, other=0)
+    places = logits + row * row_stride + tl.load(token_ids + index, mask=is_pair, other=0)
+    count = tl.load(counts + index, mask=is_pair, other=0.0)
+    values = tl.load(places, mask=is_pair, other=0.0)
+    repetition = tl.load(repetitions + row)
+    values = tl.where(values > 0, values / repetition, values * repetition)
+    values -= tl.load(frequencies + row) * count + tl.where(count > 0, tl.load(presences + row), 0.0)
+    tl.store(places, values, mask=is_pair)

@@ -1,0 +1,42 @@
+"""Kernels of users, which entry points of an installed package name."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+PACKAGE = """
+from kvasir_kernels.silu_mul.reference import silu_mul as reference
+
+def silu_mul(gate_up):
+    if gate_up.shape[0] > 1:
+        return NotImplemented
+    print("theirs")
+    return reference(gate_up)
+"""
+
+
+def _run(directory: Path, entry_points: str) -> subprocess.CompletedProcess[str]:
+    (directory / "their_kernels.py").write_text(PACKAGE)
+    metadata = directory / "their_kernels-1.0.dist-info"
+    metadata.mkdir()
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: their-kernels\nVersion: 1.0\n")
+    (metadata / "entry_points.txt").write_text(f"[kvasir.kernels]\n{entry_points}\n")
+    code = (
+        f"import logging, sys; logging.basicConfig(level=logging.INFO); sys.path.insert(0, {str(directory)!r})\n"
+        "import torch; from kvasir_kernels.dispatch import silu_mul\n"
+        "print(silu_mul(torch.ones(1, 4)).shape, silu_mul(torch.ones(2, 4)).shape)\n"
+    )
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+
+
+def test_a_users_kernel_computes_what_it_takes_and_ours_the_rest(tmp_path: Path) -> None:
+    run = _run(tmp_path, "silu_mul = their_kernels:silu_mul")
+    assert run.stdout.split("\n")[:2] == ["theirs", "torch.Size([1, 2]) torch.Size([2, 2])"], run.stderr
+    assert "silu_mul is computed by their_kernels:silu_mul" in run.stderr
+
+
+def test_a_kernel_for_no_operation_is_told_the_nearest(tmp_path: Path) -> None:
+    run = _run(tmp_path, "silu_mull = their_kernels:silu_mul")
+    assert 'entry point "silu_mull"' in run.stderr
+    assert "did you mean silu_mul?" in run.stderr
+    assert "theirs" not in run.stdout
