@@ -59,7 +59,7 @@ class LLM:
         device: Device = "auto",
         max_model_len: int | None = None,
         max_num_seqs: int = 256,
-        max_num_batched_tokens: int = 2048,
+        max_num_batched_tokens: int | None = None,
         block_size: int = 16,
         kv_cache_memory_bytes: int | None = None,
         enable_prefix_caching: bool = True,

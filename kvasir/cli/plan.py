@@ -3,7 +3,7 @@
 import argparse
 import importlib
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -93,7 +93,7 @@ def show_plan(options: argparse.Namespace) -> int:
 
 def plan_replica(config: ClusterConfig, spec: DecoderSpec, device: torch.device, dtype: torch.dtype) -> ReplicaPlan:
     """What each replica takes. Raises OutOfMemory with the numbers if it does not fit."""
-    engine, path = config.engine, Path(config.model.path)
+    engine, path = replace(config.engine, device="cuda" if device.type == "cuda" else "cpu"), Path(config.model.path)
     footprint = Footprint(
         weight_bytes=weight_bytes(path, dtype, resolve_quantization(config.model, device)),
         page_bytes=page_bytes(spec, engine.page_size, dtype),

@@ -56,10 +56,14 @@ class ModelConfig:
 _OPTIONAL_COUNTS = (
     "kv_cache_bytes",
     "num_threads",
+    "max_num_batched_tokens",
     "max_prefill_chunk_tokens",
     "max_waiting_requests",
     "max_waiting_tokens",
 )
+
+_STEP_TOKENS = 2048
+_CPU_STEP_TOKENS = 256
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,6 +81,7 @@ class TenantWeight:
 class EngineConfig:
     """How one replica computes. kv_cache_bytes None: a share of the memory that is free when it starts.
 
+    max_num_batched_tokens: of one step; None is what `step_tokens` says.
     max_prefill_chunk_tokens: what one sequence may get of a step that it shares; None is all that others leave.
     fair_share: between tenants whoever had fewest tokens is next; scheduling_policy orders within a tenant.
     max_waiting_requests, max_waiting_tokens: beyond them a replica refuses at once; None is without bound.
@@ -92,7 +97,7 @@ class EngineConfig:
     page_size: int = 16
     kv_cache_bytes: int | None = None
     max_num_seqs: int = 256
-    max_num_batched_tokens: int = 2048
+    max_num_batched_tokens: int | None = None
     enable_prefix_caching: bool = True
     publish_kv_events: bool = False
     overlap: bool | None = None
@@ -110,21 +115,32 @@ class EngineConfig:
     rank_deadline_s: float = 30.0
 
     def __post_init__(self) -> None:
-        for name in ("page_size", "max_num_seqs", "max_num_batched_tokens"):
+        for name in ("page_size", "max_num_seqs"):
             value = getattr(self, name)
             _require(value >= 1, f"engine.{name} must be at least 1, got {value}")
         for name in _OPTIONAL_COUNTS:
             value = getattr(self, name)
             _require(value is None or value >= 1, f"engine.{name} must be at least 1, got {value}")
         _require(
-            self.max_num_batched_tokens >= self.max_num_seqs,
-            f"engine.max_num_batched_tokens ({self.max_num_batched_tokens}) must be at least "
+            self.step_tokens >= self.max_num_seqs,
+            f"engine.max_num_batched_tokens ({self.step_tokens}) must be at least "
             f"engine.max_num_seqs ({self.max_num_seqs}), so that every running sequence can get a token a step",
         )
         _require(self.rank_deadline_s > 0, f"engine.rank_deadline_s must be above 0, got {self.rank_deadline_s}")
         tenants = [share.tenant for share in self.tenant_weights]
         _require(len(set(tenants)) == len(tenants), "engine.tenant_weights names a tenant twice")
         self._check_tiers()
+
+    @property
+    def step_tokens(self) -> int:
+        """The most tokens of one step. device is to be settled before: as it was asked for, it may be "auto".
+
+        Unless it was set: 256 on CPUs, which compute a prompt's tokens hardly faster together, so that who comes first
+        need not wait for the others' prompts; elsewhere 2,048. In any case one for each running sequence.
+        """
+        if self.max_num_batched_tokens is not None:
+            return self.max_num_batched_tokens
+        return max(_CPU_STEP_TOKENS if self.device == "cpu" else _STEP_TOKENS, self.max_num_seqs)
 
     def _check_tiers(self) -> None:
         for name in ("host_cache_bytes", "disk_cache_bytes"):

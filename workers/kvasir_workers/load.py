@@ -220,7 +220,7 @@ def build_engine(
     runner = _runner(loaded, thread, mover)
     reuse = Reuse(enabled=config.enable_prefix_caching)
     kv = KvManager(loaded.pages.shape[2], config.page_size, reuse, watcher, tiers)
-    config = replace(config, overlap=overlaps)
+    config = replace(config, device="cuda" if loaded.pages.is_cuda else "cpu", overlap=overlaps)
     return Engine(runner, kv, config, loaded.limits, exporter, num_batches=num_stages)
 
 

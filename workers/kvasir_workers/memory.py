@@ -52,7 +52,7 @@ def step_bytes(spec: DecoderSpec, dtype: torch.dtype, config: EngineConfig) -> i
     attention = num_heads * spec.head_dim + spec.num_heads * spec.head_dim
     row = 3 * spec.hidden_size + max(attention, 3 * spec.intermediate_size)
     logits = 2 * config.max_num_seqs * spec.vocab_size * torch.float32.itemsize
-    return config.max_num_batched_tokens * row * dtype.itemsize + logits
+    return config.step_tokens * row * dtype.itemsize + logits
 
 
 def free_memory(device: torch.device) -> FreeMemory:

@@ -30,8 +30,8 @@ class Scheduler:
     def __init__(self, config: EngineConfig, kv: KvManager, num_batches: int = 1) -> None:
         self._num_batches = num_batches
         self._max_num_seqs = config.max_num_seqs
-        self._budget_tokens = config.max_num_batched_tokens
-        self._max_chunk_tokens = config.max_prefill_chunk_tokens or config.max_num_batched_tokens
+        self._budget_tokens = config.step_tokens
+        self._max_chunk_tokens = config.max_prefill_chunk_tokens or config.step_tokens
         self._kv = kv
         self._policy = make_scheduling_policy(config.scheduling_policy, kv.num_cached_tokens)
         self._admission = make_admission_policy(config.admission_policy)

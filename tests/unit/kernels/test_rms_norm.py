@@ -28,7 +28,8 @@ def test_rounds_where_transformers_rounds(dtype: torch.dtype, kernels: str) -> N
     if kernels == "torch" or dtype == torch.float16:
         assert torch.equal(ours, theirs)
     else:
-        torch.testing.assert_close(ours, theirs, atol=0, rtol=2 * torch.finfo(dtype).eps)
+        # One bit of the normed number, one of the product, and what the second adds where it doubles the first.
+        torch.testing.assert_close(ours, theirs, atol=0, rtol=4 * torch.finfo(dtype).eps)
         assert (ours != theirs).sum() < ours.numel() / (2 if dtype == torch.float32 else 50)
 
 
