@@ -1,6 +1,7 @@
 """Real replicas and a router that a controller placed: a decode replica becomes a prefill replica under load."""
 
 import dataclasses
+import threading
 import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -86,12 +87,24 @@ def served(local_ray: None, free_port: int, wait_for) -> Iterator[Served]:
 def test_a_replica_changes_its_role_under_load_and_no_answer_is_lost(served, wait_for):
     undisturbed = [served.ask(question) for question in QUESTIONS]
     pid = served.replicas()["decode-1"]["info"]["process_id"]
+    is_enough = threading.Event()
+
+    def ask_on(question: str) -> set[str]:
+        """The different answers to one question, asked again and again."""
+        heard = set()
+        while not is_enough.is_set():
+            heard.add(served.ask(question))
+        return heard
+
     with ThreadPoolExecutor(len(QUESTIONS)) as clients:
-        answers = [clients.submit(served.ask, question) for question in QUESTIONS]
-        wait_for(lambda: served.replicas()["decode-1"]["stats"]["num_running"] > 0, "load on decode-1")
-        served.want(dataclasses.replace(served.config, pools=pools(2, 1)))
-        wait_for(lambda: served.replicas()["decode-1"]["role"] == "prefill", "new role")
-        assert [answer.result() for answer in answers] == undisturbed
+        heard = [clients.submit(ask_on, question) for question in QUESTIONS]
+        try:
+            wait_for(lambda: served.replicas()["decode-1"]["num_inflight"] > 0, "stream on decode-1")
+            served.want(dataclasses.replace(served.config, pools=pools(2, 1)))
+            wait_for(lambda: served.replicas()["decode-1"]["role"] == "prefill", "new role")
+        finally:
+            is_enough.set()
+        assert [answers.result() for answers in heard] == [{answer} for answer in undisturbed]
     assert sorted(served.replicas()) == ["decode-0", "decode-1", "prefill-0"]
     assert served.replicas()["decode-1"]["info"]["process_id"] == pid
     assert served.progress().is_ready
