@@ -65,9 +65,10 @@ def test_replica_answers_as_one_rank_does_and_hands_no_pages_over(tp: int, pp: i
     follower.stop()
 
 
-def test_replica_of_one_role_can_not_have_several_ranks_yet() -> None:
+def test_replica_of_one_role_can_not_have_ranks_on_other_hosts_yet() -> None:
+    settings = config("decode")
     with pytest.raises(ConfigError, match="decode replica can't have several ranks yet"):
-        Replica(config("decode"), SECRET)
+        Replica(settings, SECRET, lambda: HostedGang(settings, SECRET, Future[str]().set_result))
 
 
 def test_follower_that_does_not_connect_is_named() -> None:
