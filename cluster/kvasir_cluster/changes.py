@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from kvasir_cluster.desired import fingerprint
-from kvasir_protocol.config import ClusterConfig, PoolConfig
+from kvasir_protocol.config import ClusterConfig, ModelConfig, PoolConfig
+from kvasir_protocol.errors import ConfigError
 from kvasir_protocol.view import Role
 
 ChangeKind = Literal["create", "change", "remove"]
@@ -18,6 +19,17 @@ REPLACED = "its replicas are replaced, one at a time"
 class Change:
     kind: ChangeKind
     what: str
+
+
+def check_same_model(present: ModelConfig, wanted: ModelConfig) -> None:
+    """Raise ConfigError if answers of two models would mix while replicas are replaced one at a time."""
+    for name in ("path", "dtype", "quantization"):
+        old, new = getattr(present, name), getattr(wanted, name)
+        if old != new:
+            raise ConfigError(
+                f"model.{name} is {old} and can't become {new} while the cluster serves: streams would go on with "
+                "another model; `kvasir down` first, or use another name"
+            )
 
 
 def find_changes(present: ClusterConfig | None, wanted: ClusterConfig | None) -> tuple[Change, ...]:

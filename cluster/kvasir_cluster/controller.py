@@ -266,7 +266,8 @@ class Controller:
         for action in decision.actions:
             self._take(action)
         for replica_id in [key for key, drain in self._drains.items() if drain.is_over(time.monotonic())]:
-            self._end(replica_id, self._drains.pop(replica_id).gang)
+            self._end(replica_id, self._drains[replica_id].gang)
+            del self._drains[replica_id]
             self._tell(f"{replica_id} has ended")
         self._fatal = self._fatal or decision.fatal
 
@@ -278,7 +279,8 @@ class Controller:
                 self._gangs[replica_id] = Gang.create(self._gang_spec(replica_id), time.monotonic())
             case StopGang(replica_id, reason):
                 self._tell(f"stopping {replica_id}: {reason}")
-                self._end(replica_id, self._gangs.pop(replica_id))
+                self._end(replica_id, self._gangs[replica_id])
+                del self._gangs[replica_id]
             case DrainGang(replica_id, reason):
                 self._tell(f"draining {replica_id}: {reason}")
                 observed = next(gang for gang in self._observed if gang.replica_id == replica_id)
@@ -315,7 +317,7 @@ class Controller:
 
     def _wait(self) -> None:
         """Until something happens to a gang, or it is time to look anyway."""
-        signals = [reference for gang in self._gangs.values() for reference in gang.signals]
+        signals = [reference for gang in list(self._gangs.values()) for reference in gang.signals]
         if signals:
             ray.wait(signals, timeout=self._spec.timings.poll_s)
         else:

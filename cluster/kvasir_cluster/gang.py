@@ -101,6 +101,7 @@ class Gang:
         self._health = HealthProbe(actors, spec.timings)
         self._starts = {actor.start.remote(): rank for rank, actor in enumerate(actors)}
         self._address: ReplicaAddress | None = None
+        self._failure: Failure | None = None
 
     @classmethod
     def create(cls, spec: GangSpec, now_s: float) -> "Gang":
@@ -140,9 +141,10 @@ class Gang:
     def observe(self, now_s: float) -> ObservedGang:
         """The state that it is in now."""
         replica_id = self._spec.replica.replica_id
-        failure = self._find_failure(now_s)
-        if failure is not None:
-            return ObservedGang(replica_id=replica_id, state="failed", failure=failure)
+        # An answer is heard once, whoever looks first.
+        self._failure = self._failure or self._find_failure(now_s)
+        if self._failure is not None:
+            return ObservedGang(replica_id=replica_id, state="failed", failure=self._failure)
         return ObservedGang(replica_id=replica_id, state="starting" if self._starts else "ready")
 
     def _find_failure(self, now_s: float) -> Failure | None:

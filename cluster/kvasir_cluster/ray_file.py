@@ -72,7 +72,7 @@ def check_ssh(file: RayFile) -> Iterator[Finding]:
         command = ["ssh", "-o", "BatchMode=yes", "-o", "StrictHostKeyChecking=no", "-o", f"ConnectTimeout={SSH_S}"]
         command += ["-o", "UserKnownHostsFile=/dev/null", "-o", "LogLevel=ERROR"]
         command += ["-i", str(file.key)] if file.key is not None else []
-        command += [f"{file.user}@{host}", "command -v rsync >/dev/null && echo rsync"]
+        command += ["-l", file.user, "--", host, "command -v rsync >/dev/null && echo rsync"]
         try:
             done = subprocess.run(command, capture_output=True, text=True, timeout=2 * SSH_S)
         except FileNotFoundError:

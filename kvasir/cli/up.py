@@ -12,7 +12,7 @@ from kvasir.cli.options import DEMO_MODEL, settle_model
 from kvasir.cli.phases import Phases
 from kvasir.cli.setup import find_secret_file, read_log_level
 from kvasir_cluster.actors import build_replica
-from kvasir_cluster.changes import Change, find_changes
+from kvasir_cluster.changes import Change, check_same_model, find_changes
 from kvasir_cluster.connection import answer, connect, end_controller, find_controller
 from kvasir_cluster.controller import create_controller
 from kvasir_cluster.gang import read_nodes
@@ -45,6 +45,8 @@ def up(options: argparse.Namespace) -> int:
         _check_place(config)
         controller = find_controller()
         report: ClusterReport | None = answer(controller.report.remote()) if controller is not None else None
+        if report is not None:
+            check_same_model(report.wish.model, wish.model)
         changes = find_changes(report.wish if report is not None else None, wish)
         _show_plan(phases, wish, list_hosts(), changes)
         if changes and not confirm("Go ahead?", is_sure=options.yes):

@@ -272,7 +272,8 @@ class RunStep:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FinishStep:
-    """The last stage's hidden states of the oldest step of which any are wanted are to become logits now."""
+    """The last stage's hidden states of the oldest step that is not finished are to become logits now, if any are
+    wanted of it."""
 
 
 Message = (

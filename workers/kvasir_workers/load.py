@@ -152,6 +152,9 @@ def load_leader(model: ModelConfig, engine: EngineConfig, seat: LeaderSeat) -> L
     plan = plan_rank(model, engine, RankPlace(seat.shape, LEADER))
     layout = page_layout(plan.shard.whole, engine.page_size, plan.dtype, fingerprint(directory))
     rank = load_rank(plan, seat.meeting, segment_name_of(seat.segment_name, LEADER))
+    parts = _reach_parts(plan, rank, seat) if rank.segment is not None else ()
+    if rank.segment is not None and not parts:
+        rank.segment.remove()  # others have none: nobody will give this one's name back
     return LoadedModel(
         decoder=rank.decoder,
         pages=rank.stage.pages,
@@ -159,7 +162,7 @@ def load_leader(model: ModelConfig, engine: EngineConfig, seat: LeaderSeat) -> L
         layout=layout,
         limits=_limits(directory, plan.shard.whole, rank.memory),
         lead=Lead(rank.stage, seat.followers),
-        parts=_reach_parts(plan, rank, seat) if rank.segment is not None else (),
+        parts=parts,
     )
 
 

@@ -1,7 +1,10 @@
 import dataclasses
 
-from kvasir_cluster.changes import Change, find_changes
+import pytest
+
+from kvasir_cluster.changes import Change, check_same_model, find_changes
 from kvasir_protocol.config import ClusterConfig, EngineConfig, ModelConfig, PoolConfig, RouterConfig
+from kvasir_protocol.errors import ConfigError
 
 CONFIG = ClusterConfig(model=ModelConfig(path="/m", served_name="m"))
 
@@ -74,3 +77,13 @@ def test_settings_of_the_routers_are_told_but_no_key():
         Change("change", "router.placement: head -> every-host"),
         Change("change", "router.api_keys: other keys"),
     )
+
+
+@pytest.mark.parametrize("change", [{"path": "/other"}, {"dtype": "float32"}, {"quantization": "int8"}])
+def test_another_model_is_refused_and_other_settings_of_it_are_not(change):
+    model = CONFIG.model
+    with pytest.raises(
+        ConfigError, match=rf"model\.{next(iter(change))} is .* and can't become .*; `kvasir down` first"
+    ):
+        check_same_model(model, dataclasses.replace(model, **change))
+    check_same_model(model, dataclasses.replace(model, served_name="other", max_model_len=99))

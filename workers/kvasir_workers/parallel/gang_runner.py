@@ -66,8 +66,6 @@ class GangRunner:
 
     @torch.inference_mode()
     def _end(self, plan: StepPlan, step: PlannedStep, sampled: SampledRows, masks: Masks) -> list[SampledToken]:
-        if not step.num_sampled and not step.is_shown:
-            return []
         if self._has_pipeline and self._has_helpers:
             self._followers.send(encode(FinishStep()))
         hidden = self._stage.take_final(step)
@@ -111,7 +109,7 @@ class Follower:
             case RunStep() as message:
                 step = from_message(message, self._stage.page_size)
                 self._stage.run(step)
-                if self._stage.place.is_first_stage and (step.num_sampled or step.is_shown):
+                if self._stage.place.is_first_stage:
                     self._unfinished.append(step)
                     if not self._has_pipeline:
                         self._finish()

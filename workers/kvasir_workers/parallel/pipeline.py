@@ -52,12 +52,11 @@ class Stage:
             self._collectives.send(update + residual, self.place.across(1))
             return
         rows = torch.from_numpy(step.wanted_rows()).to(self.pages.device)
-        if len(rows):
-            final = self._decoder.normalise(update, residual)[rows]
-            if self.place.is_first_stage:
-                self._finals.append(final)
-            else:
-                self._collectives.send(final, self.place.across(1))
+        final = self._decoder.normalise(update, residual)[rows]
+        if self.place.is_first_stage:
+            self._finals.append(final)
+        else:
+            self._collectives.send(final, self.place.across(1))
 
     def _enter(self, batch: StepBatch, said: Tensor | None) -> Tensor:
         if not self.place.is_first_stage:

@@ -44,12 +44,15 @@ class PlannedStep:
         return bool(self.num_shown.any())
 
     def wanted_rows(self) -> Numbers:
-        """Rows of the last hidden states that the leader asks for: those that sample, then those that are shown."""
+        """Rows of the last hidden states that the leader asks for: those that sample, then those that are shown.
+
+        One at least: when it comes, every stage has computed the step, and its pages may go to somebody else.
+        """
         counts = self.arrays.counts
         ends = np.cumsum(counts)
         sampled = ends[self.arrays.samples] - 1
         if not self.is_shown:
-            return sampled
+            return sampled if len(sampled) else ends[-1:] - 1
         first_rows = ends - counts
         shown = [np.arange(first, first + num) for first, num in zip(first_rows, self.num_shown, strict=True)]
         return np.concatenate([sampled, *shown])

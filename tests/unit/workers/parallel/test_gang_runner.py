@@ -30,7 +30,7 @@ def test_each_step_is_one_message(tp: int, pp: int) -> None:
 
 
 def test_helpers_of_a_pipelines_leader_are_told_when_rows_have_come_back() -> None:
-    assert messages(2, 2) == [RunStep, RunStep, FinishStep, *[RunStep, FinishStep] * 3]
+    assert messages(2, 2) == [RunStep, RunStep, FinishStep, FinishStep, *[RunStep, FinishStep] * 3]
 
 
 def test_follower_refuses_what_is_not_for_it() -> None:

@@ -70,6 +70,11 @@ def test_rows_that_sample_come_before_those_that_are_shown() -> None:
     assert a_step().wanted_rows().tolist() == [0, 5, 1, 2]
 
 
+def test_step_of_which_nobody_wants_anything_still_yields_a_row() -> None:
+    arrays = dataclasses.replace(a_step().arrays, samples=np.zeros(3, dtype=np.bool_))
+    assert PlannedStep(arrays, np.zeros(3, dtype=np.int64)).wanted_rows().tolist() == [5]
+
+
 @pytest.mark.parametrize(
     "change",
     [

@@ -83,6 +83,14 @@ class Connections:
         connection.unread_bytes += len(sealed)
         connection.pages.send_multipart([header, sealed], zmq.NOBLOCK, copy=False)
 
+    def drop_pages(self, endpoint: str) -> None:
+        """Let go of the way for contents, and of all that nobody said was read; the next contents open a new one."""
+        connection = self._open.get(endpoint)
+        if connection is not None and connection.pages is not None:
+            self.thread.unregister(connection.pages)
+            connection.pages.close(linger=0)
+            connection.pages, connection.unread_bytes = None, 0
+
     def close_idle(self, used: Container[str]) -> None:
         """Let go of those that said nothing for long and aren't used."""
         for endpoint, connection in list(self._open.items()):

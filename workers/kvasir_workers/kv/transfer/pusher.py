@@ -179,6 +179,8 @@ class PagePusher:
                 _log.warning("unexpected %s from %s dropped", type(message).__name__, endpoint)
 
     def _take_grant(self, push: _Push, message: PushGranted) -> None:
+        if push.grant is not None:
+            return  # a key seals one sequence of frames
         needs_seal = push.writer.label == "tcp"
         if needs_seal and len(message.page_key) != KEY_BYTES:
             self._end(_key(push.ticket), "the grant has no key to seal pages with")
@@ -280,11 +282,22 @@ class PagePusher:
     def _drop_overdue(self) -> None:
         now = self._clock()
         for key in [key for key, push in self._pushes.items() if now >= push.deadline]:
-            _log.warning("push of %s gave up: no answer from %s", self._pushes[key].request_id, key[0])
-            self._end(key, "no answer within the deadline")
+            if key in self._pushes:
+                self._end_overdue(key)
             if key[0] not in self._used_endpoints():
                 self._peers.close(key[0])  # a peer that left us without an answer may be gone for good
         self._peers.close_idle(self._used_endpoints())
+
+    def _end_overdue(self, overdue: PushKey) -> None:
+        """With it end all that go the same way over TCP: contents and the word that they were read may both be lost
+        there, and a window that nobody opens again would hold up every later push."""
+        push, endpoint = self._pushes[overdue], overdue[0]
+        _log.warning("push of %s gave up: no answer from %s", push.request_id, endpoint)
+        self._end(overdue, "no answer within the deadline")
+        if push.grant is not None and push.grant.seal is not None:
+            for key in [key for key, other in self._pushes.items() if key[0] == endpoint and other.grant is not None]:
+                self._end(key, "the way for page contents is given up")
+            self._peers.drop_pages(endpoint)
 
     def _used_endpoints(self) -> set[str]:
         return {endpoint for endpoint, _ in self._pushes}

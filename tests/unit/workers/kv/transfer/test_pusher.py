@@ -296,6 +296,32 @@ def test_push_held_back_for_its_deadline_ends(prefill: PrefillSide, decode_side:
     assert decode_side.expect(Quiet).reason == "no answer within the deadline"
 
 
+def test_window_that_nobody_opens_holds_up_no_later_push(prefill: PrefillSide, decode_side: DecodeSide) -> None:
+    """What was on its way when a connection broke is never told to be read."""
+    large(prefill, decode_side)
+    decode_side.grants()
+    decode_side.expect_pages()
+    prefill.clock.now = 4.0
+    begun(prefill, decode_side, generation=Generation(2))
+    decode_side.grants(2)
+    prefill.clock.now = 5.0
+    assert {decode_side.expect(Quiet).generation for _ in range(2)} == {1, 2}
+    while decode_side.page_socket.poll(SILENCE_MS):
+        decode_side.page_socket.recv_multipart()
+    begun(prefill, decode_side, generation=Generation(3))
+    decode_side.grants(3)
+    assert decode_side.expect_pages()[0] == (4, 5)
+
+
+def test_second_grant_of_a_push_changes_nothing(prefill: PrefillSide, decode_side: DecodeSide) -> None:
+    sequence = begun(prefill, decode_side)
+    decode_side.grants()
+    decode_side.expect_pages()
+    decode_side.says(PushGranted(generation=Generation(1), page_endpoint=decode_side.page_endpoint, page_key=b"x" * 16))
+    prefill.pusher.export(sequence, 2, pages(3))
+    assert decode_side.expect_pages()[0] == (6,)
+
+
 def test_bad_words_at_the_page_socket_are_dropped(prefill: PrefillSide, decode_side: DecodeSide) -> None:
     sequence = begun(prefill, decode_side)
     decode_side.grants()
