@@ -12,12 +12,15 @@ from kvasir_protocol.errors import ConfigError, KvasirError
 WATCH_S = 0.5
 STOP_POLL_S = 0.05
 
+RETRY_S = 30.0
+"""Between tries of a router that can't serve: what it lacks (the model's folder, memory) may have come."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RouterState:
     """url: where clients reach it. num_live: replicas that it reaches, None while it doesn't answer.
 
-    failure: why it can't serve; it is tried again when its settings change.
+    failure: why it can't serve; it is tried again now and then, and when its settings change.
     """
 
     url: str
@@ -28,14 +31,17 @@ class RouterState:
 class RouterHost:
     """A router process of its own, started again when it dies, and with other settings without a refused connection."""
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, retry_s: float = RETRY_S) -> None:
         """address: of this host, for routers that are told no other."""
         self._host_address = address
+        self._retry_s = retry_s
         self._order: RouterOrder | None = None
         self._listener: socket | None = None
+        self._asked_address: tuple[str, int] | None = None
         self._router: RouterProcess | None = None
         self._leaving: list[RouterProcess] = []
         self._failure: str | None = None
+        self._failed_at_s = 0.0
         self._lock = threading.Lock()
         self._stopping = threading.Event()
         threading.Thread(target=self._watch, name="router-host", daemon=True).start()
@@ -54,38 +60,51 @@ class RouterHost:
         try:
             listener = self._listen(order)
         except ConfigError as error:
-            self._failure = str(error)
+            self._order = None  # as it was before is another order, too
+            self._fail(error)
             return
         if self._router is not None:
             self._leaving.append(self._router)
-        self._router = RouterProcess(router_command(order, listener), listener)
         # The newcomer shares the socket, so that whoever connects meanwhile is served by one or the other.
-        self._router.start()
+        self._start(order, listener)
         for router in self._leaving:
             router.ask_to_stop()
+
+    def _start(self, order: RouterOrder, listener: socket) -> None:
+        self._router = RouterProcess(router_command(order, listener), listener)
+        self._router.start()
         self._order, self._failure = order, None
+
+    def _fail(self, error: KvasirError) -> None:
+        self._failure, self._failed_at_s = str(error), time.monotonic()
 
     def _listen(self, order: RouterOrder) -> socket:
         """The socket that is there already, or a new one if it is to be at another address."""
         settings = order.router
         address = (settings.host or self._host_address, settings.port)
-        if self._listener is None or self._listener.getsockname()[:2] != address:
+        if self._listener is None or self._asked_address != address:
             listener = listen(*address)
             if self._listener is not None:
                 self._listener.close()
-            self._listener = listener
+            self._listener, self._asked_address = listener, address
         return self._listener
 
     def _watch(self) -> None:
         while not self._stopping.wait(WATCH_S):
             with self._lock:
                 self._leaving = [router for router in self._leaving if not router.has_stopped()]
-                if self._router is None or self._failure is not None:
-                    continue
-                try:
-                    self._router.keep_alive()
-                except KvasirError as error:
-                    self._failure = str(error)
+                if self._failure is None:
+                    self._keep_alive()
+                elif self._order is not None and time.monotonic() - self._failed_at_s >= self._retry_s:
+                    assert self._listener is not None, "an order was followed, so there is a socket"
+                    self._start(self._order, self._listener)
+
+    def _keep_alive(self) -> None:
+        try:
+            if self._router is not None:
+                self._router.keep_alive()
+        except KvasirError as error:
+            self._fail(error)
 
     def stop(self) -> None:
         """Let running answers end; returns when no router is left, or the time for that is over."""
