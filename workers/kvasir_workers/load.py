@@ -27,7 +27,6 @@ from kvasir_workers.memory import (
     MemoryPlan,
     check_host_cache,
     free_memory,
-    give_back_freed,
     page_bytes,
     plan_memory,
 )
@@ -135,10 +134,8 @@ def load_model(model: ModelConfig, engine: EngineConfig, segment_wish: SegmentWi
     layout = page_layout(spec, engine.page_size, dtype, fingerprint(directory, quantization))
     limits = _limits(directory, spec, plan)
     prepare(device)
-    decoder = load_decoder(directory, dtype, device, quantization)
-    decoder.pack_weights()
+    decoder = load_decoder(directory, dtype, device, quantization, packs=True)
     fuse(decoder)
-    give_back_freed()
     shape: PageShape = (spec.num_layers, 2, plan.num_pages, engine.page_size, spec.num_kv_heads, spec.head_dim)
     # Last: the name of a segment outlives a process that fails after it.
     segment = _create_segment(segment_wish, shape, dtype) if segment_wish and device.type == "cpu" else None

@@ -1,6 +1,5 @@
 """How many pages a replica gets, decided before anything is loaded."""
 
-import ctypes
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -78,13 +77,6 @@ def _cgroup_available_bytes() -> int:
     except (OSError, ValueError):
         return 2**62
     return 2**62 if limit == "max" else max(0, int(limit) - used)
-
-
-def give_back_freed() -> None:
-    """Return what was freed to the system. The allocator would keep it: the plain copies of all packed weights."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's
-    if trim is not None:
-        trim(0)
 
 
 def plan_memory(footprint: Footprint, config: EngineConfig, max_model_len: int | None, free: FreeMemory) -> MemoryPlan:

@@ -164,12 +164,18 @@ int64_t packed_index(int64_t output, int64_t input, int64_t num_inputs) {
 
 template <class Number>
 void pack(const Number* weight, int64_t num_outputs, int64_t num_inputs, Number* packed, int64_t thread_limit) {
+    constexpr int64_t kInputs = Step<Number>::kInputs, kLineInputs = 64 / sizeof(Number);
     const int64_t num_blocks = (num_outputs + kBlock - 1) / kBlock;
     for_each(num_blocks, threads_for(num_outputs * num_inputs, thread_limit), [&](int64_t block) {
-        for (int64_t output = block * kBlock; output < (block + 1) * kBlock; ++output)
-            for (int64_t input = 0; input < num_inputs; ++input)
-                packed[packed_index<Number>(output, input, num_inputs)] =
-                    output < num_outputs ? weight[output * num_inputs + input] : Number{};
+        const int64_t first = block * kBlock, num_rows = std::min<int64_t>(kBlock, num_outputs - first);
+        Number* to = packed + first * num_inputs;
+        if (num_rows < kBlock) std::fill(to, to + kBlock * num_inputs, Number{});
+        // A line of each row after the other: it is read whole, and where its numbers go stays in the first cache.
+        for (int64_t input = 0; input < num_inputs; input += kLineInputs)
+            for (int64_t row = 0; row < num_rows; ++row)
+                for (int64_t i = input; i < std::min(input + kLineInputs, num_inputs); i += kInputs)
+                    std::memcpy(to + i * kBlock + row * kInputs, weight + (first + row) * num_inputs + i,
+                                kInputs * sizeof(Number));
     });
 }
 

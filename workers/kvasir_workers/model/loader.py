@@ -12,9 +12,11 @@ from torch import Tensor
 from kvasir_protocol.errors import CheckpointError
 from kvasir_workers.model.checkpoint import StoredTensor, open_tensors, read_config, read_stored_tensors
 from kvasir_workers.model.decoder import Decoder
+from kvasir_workers.model.linear import Matrix
 from kvasir_workers.model.spec import DecoderSpec, read_spec
 from kvasir_workers.model.weight_map import Place, is_ignored, weight_map
 from kvasir_workers.quantization.scheme import QuantizationSpec
+from kvasir_workers.reclaim import give_back_freed, give_back_read
 
 _FLOAT_DTYPES = ("F64", "F32", "F16", "BF16")
 
@@ -25,19 +27,24 @@ def load_spec(path: Path) -> DecoderSpec:
 
 
 def load_decoder(
-    path: Path, dtype: torch.dtype, device: torch.device, quantization: QuantizationSpec | None = None
+    path: Path,
+    dtype: torch.dtype,
+    device: torch.device,
+    quantization: QuantizationSpec | None = None,
+    *,
+    packs: bool = False,
 ) -> Decoder:
     """Return the decoder of the checkpoint directory at `path`, its weights in `dtype` on `device`.
 
-    Weights are copied from a memory map one tensor at a time: besides the decoder no second copy is held. With a
-    quantization each matrix is quantized when it is whole: they are never all there in `dtype`.
+    Weights are copied from a memory map one tensor at a time. With a quantization, or if it `packs`, each matrix gets
+    its last form as soon as it is whole: of what was read, and of plain copies, there is never more than about a layer.
     Everything is checked against the files' headers before memory is taken. Raises CheckpointError.
     """
     spec = load_spec(path)
     stored = checked_tensors(path, spec)
     places = weight_map(spec)
     decoder = Decoder(spec, dtype, device)
-    _fill(decoder, stored, places, quantization)
+    _fill(decoder, stored, places, decoder.matrices() if packs or quantization is not None else {}, quantization)
     return decoder
 
 
@@ -98,11 +105,11 @@ def _fill(
     decoder: Decoder,
     stored: Mapping[str, StoredTensor],
     places: Mapping[str, Place],
+    matrices: Mapping[str, Matrix],
     quantization: QuantizationSpec | None,
 ) -> None:
-    """Copy every stored tensor to its place, file by file, and quantize what has become whole."""
+    """Copy every stored tensor to its place, file by file, and pack the matrices among them that have become whole."""
     parameters: dict[str, Tensor] = dict(decoder.named_parameters())
-    matrices = decoder.matrices() if quantization is not None else {}
     num_missing = Counter(place.parameter for place in places.values())
     by_file = sorted(stored, key=lambda name: stored[name].file)
     for file, names in groupby(by_file, key=lambda name: stored[name].file):
@@ -110,12 +117,15 @@ def _fill(
             for name in names:
                 place = places[name]
                 rows = parameters[place.parameter].narrow(0, place.start, place.num_rows)
-                rows.copy_(tensors.get_tensor(name))
+                content = tensors.get_tensor(name)
+                rows.copy_(content)
+                give_back_read(content)
                 num_missing[place.parameter] -= 1
                 if not num_missing[place.parameter]:
                     del parameters[place.parameter], rows
                     if place.parameter in matrices:
                         matrices[place.parameter].pack(quantization)
+                        give_back_freed()
 
 
 def _listed(names: list[str]) -> str:
