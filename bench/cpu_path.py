@@ -59,6 +59,8 @@ PAGE_SIZE = 16
 READ_BYTES, PRODUCT_SIZE = 2**28, 1024
 CPU = torch.device("cpu")
 
+_INTEGERS = tuple(name for name, scheme in SCHEMES.items() if scheme.float8 is None)
+
 
 def read_shape(name: str) -> DecoderSpec:
     return read_spec(read_config(demo_model_path()) if name == "demo" else QWEN)
@@ -200,7 +202,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1, help="of torch")
-    parser.add_argument("--quantization", nargs="+", choices=SCHEMES, default=[], help="each as one more path")
+    parser.add_argument("--quantization", nargs="+", choices=_INTEGERS, default=[], help="each as one more path")
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
     spec = read_shape(options.shape)

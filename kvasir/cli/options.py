@@ -38,7 +38,11 @@ def add_serve_options(parser: argparse.ArgumentParser) -> None:
     add("--served-model-name", metavar="NAME", help="what requests call the model (default: the folder's name)")
     add("--api-key", action="append", metavar="KEY", help="ask for this key; may be given more than once")
     add("--dtype", choices=get_args(DType))
-    add("--quantization", choices=get_args(QuantizationName), help="weights of fewer bits, made while loading (CPU)")
+    add(
+        "--quantization",
+        choices=get_args(QuantizationName),
+        help="weights of fewer bits, made while loading (int: CPU)",
+    )
     add("--device", choices=get_args(Device))
     add("--max-model-len", type=int, metavar="TOKENS", help="longest prompt and answer together")
     add("--max-num-seqs", type=int, metavar="N", help="sequences that one replica computes at once")

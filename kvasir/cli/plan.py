@@ -75,7 +75,7 @@ def show_plan(options: argparse.Namespace) -> int:
     device = resolve_device(config.engine)
     spec = load_spec(Path(config.model.path))
     dtype = resolve_dtype(config.model, spec)
-    quantization = resolve_quantization(config.model, device)
+    quantization = resolve_quantization(config.model, spec, device)
     replica = plan_replica(config, spec, device, dtype)
     if config.engine.num_threads is not None:
         torch.set_num_threads(config.engine.num_threads)
@@ -95,7 +95,7 @@ def plan_replica(config: ClusterConfig, spec: DecoderSpec, device: torch.device,
     """What each replica takes. Raises OutOfMemory with the numbers if it does not fit."""
     engine, path = replace(config.engine, device="cuda" if device.type == "cuda" else "cpu"), Path(config.model.path)
     footprint = Footprint(
-        weight_bytes=weight_bytes(path, dtype, resolve_quantization(config.model, device)),
+        weight_bytes=weight_bytes(path, dtype, resolve_quantization(config.model, spec, device)),
         page_bytes=page_bytes(spec, engine.page_size, dtype),
         max_positions=spec.max_position_embeddings,
     )

@@ -19,7 +19,8 @@ from kvasir_protocol.yaml_lines import read_document
 T = TypeVar("T")
 
 DType = Literal["auto", "float32", "bfloat16", "float16"]
-QuantizationName = Literal["int8", "int4", "int4-g64", "int4-g128"]
+QuantizationName = Literal["int8", "int4", "int4-g64", "int4-g128", "fp8", "fp8-block"]
+_FOR_ANY_RANKS: tuple[QuantizationName | None, ...] = (None, "fp8", "fp8-block")
 Device = Literal["auto", "cpu", "cuda"]
 RouterPlacement = Literal["head", "every-host"]
 RoutingPolicyName = Literal["least-loaded", "round-robin", "conditional"]
@@ -37,7 +38,7 @@ def _require(condition: bool, message: str) -> None:
 class ModelConfig:
     """path: a directory in Hugging Face format. max_model_len None: as long as the model and the pages allow.
 
-    quantization: what the weights become while they are loaded, on CPUs; None: they stay what they are.
+    quantization: what the weights become while they are loaded, integers on CPUs only; None: they stay what they are.
     """
 
     path: str
@@ -254,8 +255,9 @@ class ClusterConfig:
             "engine.host_cache_bytes is not supported for replicas of several ranks yet; leave it out",
         )
         _require(
-            self.model.quantization is None or all(pool.num_ranks == 1 for pool in self.pools),
-            "model.quantization is not supported for replicas of several ranks yet; leave it out",
+            self.model.quantization in _FOR_ANY_RANKS or all(pool.num_ranks == 1 for pool in self.pools),
+            f"model.quantization {self.model.quantization} is not supported for replicas of several ranks yet; "
+            "leave it out, or take fp8",
         )
 
 

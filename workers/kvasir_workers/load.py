@@ -122,7 +122,7 @@ def load_model(model: ModelConfig, engine: EngineConfig, segment_wish: SegmentWi
     spec = load_spec(directory)
     device = resolve_device(engine)
     dtype = resolve_dtype(model, spec)
-    quantization = resolve_quantization(model, device)
+    quantization = resolve_quantization(model, spec, device)
     footprint = Footprint(
         weight_bytes=weight_bytes(directory, dtype, quantization),
         page_bytes=page_bytes(spec, engine.page_size, dtype),
@@ -147,7 +147,7 @@ def load_leader(model: ModelConfig, engine: EngineConfig, seat: LeaderSeat) -> L
     """The same for the first of several ranks, together with all others. Raises RankLost if one does not come."""
     directory = Path(model.path)
     plan = plan_rank(model, engine, RankPlace(seat.shape, LEADER))
-    layout = page_layout(plan.shard.whole, engine.page_size, plan.dtype, fingerprint(directory))
+    layout = page_layout(plan.shard.whole, engine.page_size, plan.dtype, fingerprint(directory, plan.quantization))
     rank = load_rank(plan, seat.meeting, segment_name_of(seat.segment_name, LEADER))
     parts = _reach_parts(plan, rank, seat) if rank.segment is not None else ()
     if rank.segment is not None and not parts:

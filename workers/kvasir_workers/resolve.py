@@ -1,10 +1,13 @@
 """What "auto" stands for: on this machine, with this checkpoint."""
 
+from pathlib import Path
+
 import torch
 
 from kvasir_protocol.config import EngineConfig, ModelConfig
 from kvasir_protocol.errors import ConfigError
 from kvasir_workers.model.spec import DecoderSpec
+from kvasir_workers.model.stored_quantization import stored_quantization
 from kvasir_workers.quantization.scheme import QuantizationSpec, find_scheme
 
 
@@ -21,9 +24,19 @@ def resolve_dtype(model: ModelConfig, spec: DecoderSpec) -> torch.dtype:
     return dtypes[spec.dtype if model.dtype == "auto" else model.dtype]
 
 
-def resolve_quantization(model: ModelConfig, device: torch.device) -> QuantizationSpec | None:
-    """The scheme that was asked for. Raises ConfigError for one that there is not, or not on this device."""
+def resolve_quantization(model: ModelConfig, spec: DecoderSpec, device: torch.device) -> QuantizationSpec | None:
+    """The scheme that was asked for, or that of the checkpoint.
+
+    Raises ConfigError for one that there is not, or not on this device, or not of this checkpoint; CheckpointError for
+    a checkpoint that is quantized in an unknown way.
+    """
     scheme = find_scheme(model.quantization)
-    if scheme is not None and device.type != "cpu":
+    if scheme is not None and scheme.float8 is None and device.type != "cpu":
         raise ConfigError(f"quantization {scheme.name} is for CPUs so far; leave it out, or use --device cpu")
-    return scheme
+    stored = stored_quantization(Path(model.path), spec)
+    if scheme is not None and stored is not None:
+        raise ConfigError(
+            f"{model.path} is quantized already ({stored.name}); leave out quantization {scheme.name}, or take the "
+            "unquantized checkpoint"
+        )
+    return scheme or stored

@@ -48,7 +48,7 @@ class ModelWork:
         layer_bits = head_bits = 8.0 * dtype.itemsize
         if quantization is not None:
             layer_bits = quantization.layers.num_bits_per_weight(width)
-            head_bits = quantization.head.num_bits_per_weight(width)
+            head_bits = head_bits if quantization.head is None else quantization.head.num_bits_per_weight(width)
         return cls(
             num_products=num_products,
             head_products=head_products,

@@ -14,6 +14,7 @@ from kvasir_workers.parallel.planned_step import PlannedStep, to_message
 from kvasir_workers.runner.batch import StepArrays
 from tests.checkpoints import make_checkpoint
 from tests.families import CASES, PROMPTS
+from tests.float8_checkpoints import KINDS, assert_same_but_for_rounding, expected_logits, make_float8_checkpoint
 from tests.gangs import ThreadGang, gang_config
 
 PAGE_SIZE = 4
@@ -46,9 +47,8 @@ def chunk(start: int, num_tokens: int, table: list[int]) -> PlannedStep:
     return PlannedStep(arrays, np.array([num_tokens]))
 
 
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_logits_are_those_of_transformers(checkpoint: Checkpoint, shape: GangShape) -> None:
-    path, expected = checkpoint
+def all_logits(path: Path, shape: GangShape) -> Tensor:
+    """Of the first prompt, which comes in chunks."""
     table = [7, 2, 9, 0, 4, 1, 3, 8]
     with ThreadGang(path, shape, gang_config(path, shape, 10, PAGE_SIZE)) as gang, torch.inference_mode():
         lead = gang.loaded.lead
@@ -61,4 +61,18 @@ def test_logits_are_those_of_transformers(checkpoint: Checkpoint, shape: GangSha
             gang.finish()
             found.append(lead.stage.ask_logits(lead.stage.take_final(step)))
             lead.stage.end_asking()
-    torch.testing.assert_close(torch.cat(found), expected, atol=1e-4, rtol=0)
+    return torch.cat(found)
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_logits_are_those_of_transformers(checkpoint: Checkpoint, shape: GangShape) -> None:
+    path, expected = checkpoint
+    torch.testing.assert_close(all_logits(path, shape), expected, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("shape", [GangShape(tensor_parallel_size=2), GangShape(pipeline_parallel_size=3)], ids=str)
+def test_logits_of_float8_are_those_of_the_dequantized_weights(shape: GangShape, tmp_path: Path) -> None:
+    """With scales that the ranks share; each finds those of its own tokens' parts, which rounds elsewhere."""
+    kind = KINDS["compressed, static"]
+    path = make_float8_checkpoint(tmp_path, kind)
+    assert_same_but_for_rounding(all_logits(path, shape), expected_logits(path, kind, PROMPTS[0].tolist()))

@@ -169,7 +169,7 @@ def test_wrong_type_names_the_path(tmp_path: Path, text: str, complaint: str) ->
         ),
         (
             "{model: {quantization: int8}, pools: [{role: mixed, tensor_parallel_size: 2}]}",
-            "model.quantization is not supported for replicas of several ranks yet",
+            "model.quantization int8 is not supported for replicas of several ranks yet",
         ),
         ("pools: [{role: mixed, tensor_parallel_size: 0}]", "tensor_parallel_size must be at least 1, got 0"),
         ("pools: [{role: mixed, pipeline_parallel_size: -1}]", "pipeline_parallel_size must be at least 1, got -1"),

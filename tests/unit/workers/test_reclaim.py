@@ -75,7 +75,7 @@ def large_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_checkpoint(tmp_path_factory.mktemp("large"), "Qwen3ForCausalLM", **sizes)
 
 
-@pytest.mark.parametrize("scheme", ["", "int8", "int4"])
+@pytest.mark.parametrize("scheme", ["", "int8", "int4", "fp8", "fp8-block"])
 def test_loading_takes_at_its_peak_the_weights_that_it_leaves_and_a_few_matrices(
     large_checkpoint: Path, scheme: str
 ) -> None:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from kvasir_kernels.dispatch import HeadNorms, paged_attention, rotate_and_write
+from kvasir_kernels.dispatch import HeadNorms, Quantized, paged_attention, rotate_and_write
 from kvasir_kernels.paged_cache import AttentionBatch, LayerCache
 from kvasir_workers.model.linear import Linear
 from kvasir_workers.model.norm import RMSNorm
@@ -38,9 +38,10 @@ class Attention(nn.Module):
         self.query_norm = RMSNorm(spec.head_dim, spec.norm_eps) if spec.qk_norm else None
         self.key_norm = RMSNorm(spec.head_dim, spec.norm_eps) if spec.qk_norm else None
 
-    def forward(self, hidden: Tensor, step: StepContext, cache: LayerCache) -> Tensor:
+    def forward(self, hidden: Tensor | Quantized, step: StepContext, cache: LayerCache) -> Tensor:
         """Return what the layer adds to the residual, [T, E]; writes the step's keys and values to `cache`."""
-        heads = self.qkv(hidden).view(len(hidden), -1, self.head_dim)
+        projected = self.qkv(hidden)
+        heads = projected.view(len(projected), -1, self.head_dim)
         query = rotate_and_write(heads, self.head_norms(), step.cos, step.sin, step.slots, cache)
         attended = paged_attention(query, cache, step.batch, self.scale, self.window)
         update: Tensor = self.output(attended.flatten(1))

@@ -10,13 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from kvasir_kernels.decoder_pass.reference import StepTokens
-from kvasir_kernels.dispatch import NativePass, silu_mul
+from kvasir_kernels.dispatch import NativePass, Quantized, silu_mul, silu_mul_float8
 from kvasir_kernels.paged_cache import AttentionBatch, LayerCache
 from kvasir_workers.model.attention import Attention, StepContext
 from kvasir_workers.model.linear import Linear, LogitHead, Matrix, TokenEmbedding
 from kvasir_workers.model.norm import RMSNorm
 from kvasir_workers.model.rotary import RotaryTable
 from kvasir_workers.model.spec import DecoderSpec
+from kvasir_workers.quantization.scheme import QuantizationSpec
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,9 +40,10 @@ class FeedForward(nn.Module):
         self.gate_up = Linear(spec.hidden_size, 2 * spec.intermediate_size, bias=spec.mlp_bias)
         self.down = Linear(spec.intermediate_size, spec.hidden_size, bias=spec.mlp_bias)
 
-    def forward(self, hidden: Tensor) -> Tensor:
+    def forward(self, hidden: Tensor | Quantized) -> Tensor:
         """Return what the layer adds to the residual: [T, E]."""
-        update: Tensor = self.down(silu_mul(self.gate_up(hidden)))
+        gate_up, form = self.gate_up(hidden), self.down.input_form
+        update: Tensor = self.down(silu_mul(gate_up) if form is None else silu_mul_float8(gate_up, form))
         return update
 
 
@@ -60,19 +62,27 @@ class DecoderLayer(nn.Module):
 
         An update is added only where it is next normalised, so that addition and norm are one operation.
         """
-        normed, residual = self.attention_norm.add(update, residual)
+        normed, residual = self.attention_norm.add_for(self.attention.qkv.input_form, update, residual)
         update = self.attention(normed, step, cache)
-        normed, residual = self.feed_forward_norm.add(update, residual)
+        normed, residual = self.feed_forward_norm.add_for(self.feed_forward.gate_up.input_form, update, residual)
         return self.feed_forward(normed), residual
 
 
 class Decoder(nn.Module):
     """A decoder-only language model over a paged cache; run it under `torch.inference_mode`.
 
-    Built whole on `device` with its memory allocated and nothing in it: `loader` fills the weights.
+    Built whole on `device` with its memory allocated and nothing in it: `loader` fills the weights. Matrices that a
+    quantization makes float8 are so from the start; integers they become when they are packed.
     """
 
-    def __init__(self, spec: DecoderSpec, dtype: torch.dtype, device: torch.device, part: DecoderPart = WHOLE) -> None:
+    def __init__(
+        self,
+        spec: DecoderSpec,
+        dtype: torch.dtype,
+        device: torch.device,
+        part: DecoderPart = WHOLE,
+        quantization: QuantizationSpec | None = None,
+    ) -> None:
         super().__init__()
         self.spec = spec
         with torch.device("meta"):  # no time is spent on initial values
@@ -83,8 +93,10 @@ class Decoder(nn.Module):
                 self.norm = RMSNorm(spec.hidden_size, spec.norm_eps)
             if part.has_head and not spec.tie_word_embeddings:
                 self.lm_head = LogitHead(spec.vocab_size, spec.hidden_size)
-        # As to_empty does, which on the meta device imports torch's decompositions and sympy (0.9 s, 43 MiB).
-        self._apply(lambda tensor: torch.empty(tensor.shape, dtype=dtype, device=device))  # type: ignore[no-untyped-call]
+        self._take_memory(dtype, torch.device("meta"))
+        if quantization is not None:
+            self._become_float8(quantization)
+        self._take_memory(None, device)
         self.requires_grad_(False).eval()
         self.rotary = RotaryTable(spec.rotary, spec.head_dim, spec.max_position_embeddings, device)
         self.fused: NativePass | None = None
@@ -127,6 +139,15 @@ class Decoder(nn.Module):
         """Return the next-token logits of `hidden` [R, E]: [R, V] float32."""
         head: LogitHead = self.embedding if self.spec.tie_word_embeddings else self.lm_head
         return head.logits(hidden)
+
+    def _take_memory(self, dtype: torch.dtype | None, device: torch.device) -> None:
+        """As to_empty does, which on the meta device imports torch's decompositions and sympy (0.9 s, 43 MiB)."""
+        self._apply(lambda old: torch.empty(old.shape, dtype=dtype or old.dtype, device=device))  # type: ignore[no-untyped-call]
+
+    def _become_float8(self, quantization: QuantizationSpec) -> None:
+        for name, matrix in self.matrices().items():
+            if quantization.float8 is not None and isinstance(matrix, Linear) and name not in quantization.unquantized:
+                matrix.become_float8(quantization.float8)
 
     def pack_weights(self) -> None:
         """Put all matrices in the order in which the device reads them fastest; the weights are final from here on.

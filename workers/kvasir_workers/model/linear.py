@@ -1,10 +1,24 @@
-"""Matrices of weights, which may be packed once they are filled."""
+"""Matrices of weights, which may be packed once they are filled, or be float8 from the start."""
 
 import torch
 from torch import Tensor, nn
 
-from kvasir_kernels.dispatch import PackedWeight, embedding, linear, pack_quantized, pack_weight
-from kvasir_workers.quantization.scheme import QuantizationSpec, WeightFormat
+from kvasir_kernels.dispatch import (
+    Grain,
+    PackedWeight,
+    Quantized,
+    embedding,
+    float8_linear,
+    linear,
+    pack_quantized,
+    pack_weight,
+    quantize_float8,
+)
+from kvasir_kernels.float8.reference import BLOCK, FLOAT8, quantize_weight
+from kvasir_workers.quantization.scheme import Float8Format, QuantizationSpec, WeightFormat
+
+_WEIGHTS_AT_ONCE = 2**22
+"""Quantized together, so that what lies in between takes some 50 MB."""
 
 
 class Matrix(nn.Module):
@@ -27,15 +41,17 @@ class Matrix(nn.Module):
     def num_saved_bytes(self, quantization: QuantizationSpec) -> int:
         """By how much quantized weights are smaller than those that are here now."""
         shape, form = self.weight.shape, self._format(quantization)
-        return self.weight.nbytes - form.num_bytes(shape) if form.takes(shape) else 0
+        return self.weight.nbytes - form.num_bytes(shape) if form is not None and form.takes(shape) else 0
 
     def _quantized(self, quantization: QuantizationSpec | None) -> PackedWeight | None:
-        if quantization is None or not self._format(quantization).takes(self.weight.shape):
+        form = self._format(quantization) if quantization is not None else None
+        if form is None or not form.takes(self.weight.shape):
             return None
-        return pack_quantized(self._format(quantization).quantize(self.weight), self.weight.dtype)
+        return pack_quantized(form.quantize(self.weight), self.weight.dtype)
 
-    def _format(self, quantization: QuantizationSpec) -> WeightFormat:
-        return quantization.layers
+    def _format(self, quantization: QuantizationSpec) -> WeightFormat | None:
+        """Of the weights once they are packed."""
+        return quantization.layers if isinstance(quantization.layers, WeightFormat) else None
 
     @property
     def _has_rows(self) -> bool:
@@ -52,16 +68,75 @@ class Matrix(nn.Module):
         return self.weight if self._packed is None else self._packed
 
 
+InputForm = Grain | Tensor | None
+"""What a matrix wants to be given: float8 of this grain, or of the scale [1] that all inputs share; None: wide."""
+
+
 class Linear(Matrix):
-    """An affine map of the last axis."""
+    """An affine map of the last axis.
+
+    Of float8 are `weight` [O, E] and, in float32, `weight_scale` and perhaps `input_scale` [1]; see Float8Format.
+    """
 
     def __init__(self, num_inputs: int, num_outputs: int, *, bias: bool) -> None:
         super().__init__(num_outputs, num_inputs)
         self.bias = nn.Parameter(torch.empty(num_outputs)) if bias else None
+        self.weight_scale: nn.Parameter | None = None
+        self.input_scale: nn.Parameter | None = None
+        self._grain = Grain.ROW
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the products of `x` [T, E]: [T, O] in its dtype."""
-        return linear(x, self.weights, self.bias, x.dtype)
+    def become_float8(self, form: Float8Format) -> None:
+        """Before memory is taken. Activations keep the dtype that the weights had."""
+        weight, meta = self.weight, self.weight.device
+        self._dtype, self._grain = weight.dtype, form.grain
+        self.weight = _constant(torch.empty(weight.shape, dtype=FLOAT8, device=meta))
+        self.weight_scale = _constant(torch.empty(form.scale_shape(weight.shape), dtype=torch.float32, device=meta))
+        if form.has_input_scale:
+            self.input_scale = _constant(torch.empty(1, dtype=torch.float32, device=meta))
+
+    @property
+    def is_float8(self) -> bool:
+        return self.weight_scale is not None
+
+    @property
+    def input_form(self) -> InputForm:
+        """What `forward` takes without quantizing it."""
+        if not self.is_float8:
+            return None
+        return self._grain if self.input_scale is None else self.input_scale
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self._dtype if self.is_float8 else super().dtype
+
+    def quantize_from(self, weight: Tensor) -> None:
+        """Take float8 weights and their scales from wide ones [O, E]."""
+        assert self.weight_scale is not None, "a matrix that is not float8"
+        per_scale = 1 if self._grain is Grain.ROW else BLOCK
+        num_rows = max(1, _WEIGHTS_AT_ONCE // (BLOCK * weight.shape[1])) * BLOCK
+        for start in range(0, len(weight), num_rows):
+            part = quantize_weight(weight[start : start + num_rows], self._grain)
+            self.weight[start : start + num_rows].copy_(part.values)
+            self.weight_scale[start // per_scale :][: len(part.scale)].copy_(part.scale)
+
+    def pack(self, quantization: QuantizationSpec | None = None) -> None:
+        """Float8 stays as it is."""
+        if not self.is_float8:
+            super().pack(quantization)
+
+    def forward(self, x: Tensor | Quantized) -> Tensor:
+        """Return the products of `x` [T, E]: [T, O] in its dtype; float8 is for matrices of that input_form alone."""
+        form = self.input_form
+        if form is None:
+            assert isinstance(x, Tensor), "float8 for a matrix that is not"
+            return linear(x, self.weights, self.bias, x.dtype)
+        assert self.weight_scale is not None
+        quantized = x if isinstance(x, Quantized) else quantize_float8(x, form)
+        return float8_linear(quantized, Quantized(self.weight, self.weight_scale), self.bias, self.dtype)
+
+
+def _constant(tensor: Tensor) -> nn.Parameter:
+    return nn.Parameter(tensor, requires_grad=False)
 
 
 class LogitHead(Matrix):
@@ -71,7 +146,7 @@ class LogitHead(Matrix):
         """Return the next-token logits of `hidden` [R, E]: [R, V] float32."""
         return linear(hidden, self.weights, None, torch.float32)
 
-    def _format(self, quantization: QuantizationSpec) -> WeightFormat:
+    def _format(self, quantization: QuantizationSpec) -> WeightFormat | None:
         return quantization.head
 
 

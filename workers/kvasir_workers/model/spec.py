@@ -47,8 +47,6 @@ def read_spec(config: Mapping[str, object], source: str = "config.json") -> Deco
     Raises CheckpointError for an unknown architecture, a missing or ill-typed key and what is not supported.
     """
     fields = ConfigFields(config, source)
-    if fields.has("quantization_config"):
-        raise CheckpointError(f"{source}: quantized checkpoints are not supported yet; take the unquantized one")
     if (activation := fields.text("hidden_act", "silu")) != "silu":
         raise CheckpointError(f'{source}: activation "{activation}" is not supported; only "silu" is')
     architecture = _architecture(fields)

@@ -10,15 +10,22 @@ Cut = Literal["whole", "vocabulary", "query heads", "kv heads", "gate", "query c
 """How a tensor is shared among tensor-parallel ranks: each has its rows of the vocabulary, of its heads, of its part of
 the gate; the columns that those feed; or all of it. "first rank": what is added to a sum over the ranks."""
 
+Content = Literal["numbers", "matrix", "float8", "row scales", "block scales", "input scale"]
+"""Of a tensor. Matrices of layers may be float8 in a checkpoint, with scales in tensors beside them."""
+
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Rows `start` to `start + num_rows` of a decoder parameter, and how ranks share them."""
+    """Rows `start` to `start + num_rows` of a decoder parameter, and how ranks share them.
+
+    Scales are at the rows of the weights that they belong to.
+    """
 
     parameter: str
     start: int
     num_rows: int
     cut: Cut = "whole"
+    content: Content = "numbers"
 
 
 def weight_map(spec: DecoderSpec) -> dict[str, Place]:
@@ -36,9 +43,14 @@ def weight_map(spec: DecoderSpec) -> dict[str, Place]:
     return places
 
 
+_CACHE_SCALES = (".q_scale", ".k_scale", ".v_scale")
+"""Of an attention whose keys and values are stored in 8 bits."""
+
+
 def is_ignored(name: str, spec: DecoderSpec) -> bool:
-    """Tell whether a checkpoint tensor repeats what the decoder has from elsewhere."""
-    return name.endswith("rotary_emb.inv_freq") or (name == "lm_head.weight" and spec.tie_word_embeddings)
+    """Tell whether a checkpoint tensor repeats what the decoder has from elsewhere, or is no part of it."""
+    is_aside = name.endswith(("rotary_emb.inv_freq", *_CACHE_SCALES))
+    return is_aside or (name == "lm_head.weight" and spec.tie_word_embeddings)
 
 
 def _layer(spec: DecoderSpec) -> Iterator[tuple[str, Place]]:
@@ -77,7 +89,7 @@ def _fused(module: str, sources: list[_Source], *, bias: bool) -> Iterator[tuple
     """Stack the sources' rows in one module, in the order given."""
     start = 0
     for source in sources:
-        yield f"{source.name}.weight", Place(f"{module}.weight", start, source.num_rows, source.cut)
+        yield f"{source.name}.weight", Place(f"{module}.weight", start, source.num_rows, source.cut, "matrix")
         if bias:
             cut: Cut = "first rank" if source.cut.endswith("columns") else source.cut
             yield f"{source.name}.bias", Place(f"{module}.bias", start, source.num_rows, cut)

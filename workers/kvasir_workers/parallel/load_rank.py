@@ -19,7 +19,8 @@ from kvasir_workers.parallel.pipeline import Stage
 from kvasir_workers.parallel.shard import ModelShard, cut_model
 from kvasir_workers.parallel.slices import load_shard, shard_bytes
 from kvasir_workers.parallel.tensor import join_ranks
-from kvasir_workers.resolve import resolve_device, resolve_dtype
+from kvasir_workers.quantization.scheme import QuantizationSpec
+from kvasir_workers.resolve import resolve_device, resolve_dtype, resolve_quantization
 
 _log = logging.getLogger(__name__)
 
@@ -44,6 +45,7 @@ class RankPlan:
     device: torch.device
     memory: MemoryPlan
     page_size: int
+    quantization: QuantizationSpec | None = None
 
 
 def plan_rank(model: ModelConfig, engine: EngineConfig, place: RankPlace) -> RankPlan:
@@ -52,13 +54,16 @@ def plan_rank(model: ModelConfig, engine: EngineConfig, place: RankPlace) -> Ran
         raise ConfigError(
             f"engine.host_cache_bytes is not supported with several ranks ({place.shape}) yet; leave it out"
         )
-    if model.quantization is not None:
-        raise ConfigError(f"quantization is not supported with several ranks ({place.shape}) yet; leave it out")
     directory = Path(model.path)
     spec = load_spec(directory)
     shard = cut_model(spec, place)
     dtype, device = resolve_dtype(model, spec), _device_of(engine, place)
-    footprint, config = _footprint(directory, dtype, device, shard, engine)
+    quantization = resolve_quantization(model, spec, device)
+    if quantization is not None and quantization.float8 is None:
+        raise ConfigError(
+            f"quantization {quantization.name} is not supported with several ranks ({place.shape}) yet; leave it out"
+        )
+    footprint, config = _footprint(directory, dtype, device, shard, engine, quantization)
     return RankPlan(
         directory=directory,
         shard=shard,
@@ -66,6 +71,7 @@ def plan_rank(model: ModelConfig, engine: EngineConfig, place: RankPlace) -> Ran
         device=device,
         memory=plan_memory(footprint, config, model.max_model_len, free_memory(device)),
         page_size=engine.page_size,
+        quantization=quantization,
     )
 
 
@@ -80,7 +86,12 @@ def _device_of(engine: EngineConfig, place: RankPlace) -> torch.device:
 
 
 def _footprint(
-    directory: Path, dtype: torch.dtype, device: torch.device, shard: ModelShard, engine: EngineConfig
+    directory: Path,
+    dtype: torch.dtype,
+    device: torch.device,
+    shard: ModelShard,
+    engine: EngineConfig,
+    quantization: QuantizationSpec | None,
 ) -> tuple[Footprint, EngineConfig]:
     """What to plan for, and the settings to plan by.
 
@@ -91,12 +102,12 @@ def _footprint(
     pages = [page_bytes(each.local, engine.page_size, dtype) for each in shards]
     positions = shard.whole.max_position_embeddings
     if device.type == "cpu":
-        weights = sum(shard_bytes(directory, dtype, each) for each in shards)
+        weights = sum(shard_bytes(directory, dtype, each, quantization) for each in shards)
         return Footprint(weight_bytes=weights, page_bytes=sum(pages), max_positions=positions), engine
     own = pages[shard.place.rank]
     if engine.kv_cache_bytes is not None:
         engine = replace(engine, kv_cache_bytes=engine.kv_cache_bytes * own // sum(pages))
-    weights = shard_bytes(directory, dtype, shard)
+    weights = shard_bytes(directory, dtype, shard, quantization)
     return Footprint(weight_bytes=weights, page_bytes=own, max_positions=positions), engine
 
 
@@ -112,7 +123,7 @@ def load_rank(plan: RankPlan, meeting: Meeting, segment_name: str = "") -> Loade
     segment = None
     try:
         num_pages = collectives.least(plan.memory.num_pages)
-        decoder = load_shard(plan.directory, plan.dtype, plan.device, plan.shard)
+        decoder = load_shard(plan.directory, plan.dtype, plan.device, plan.shard, plan.quantization)
         decoder.pack_weights()
         join_ranks(decoder, collectives)
         shape = page_shape(plan.shard, num_pages, plan.page_size)

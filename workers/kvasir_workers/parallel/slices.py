@@ -1,70 +1,75 @@
 """What a rank reads of each tensor of a checkpoint, and where it puts it."""
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import replace
 from itertools import groupby
-from math import prod
 from pathlib import Path
 from typing import assert_never
 
 import torch
-from torch import Tensor
 
-from kvasir_workers.model.checkpoint import StoredTensor, TensorFile, open_tensors
 from kvasir_workers.model.decoder import Decoder
-from kvasir_workers.model.loader import checked_tensors
-from kvasir_workers.model.weight_map import Place, weight_map
+from kvasir_workers.model.filling import Filling, TensorPart, part_of
+from kvasir_workers.model.loader import checked_tensors, read_parts
+from kvasir_workers.model.stored_quantization import stored_places
+from kvasir_workers.model.weight_map import Place
 from kvasir_workers.parallel.shard import ModelShard
-
-
-@dataclass(frozen=True, slots=True)
-class TensorPart:
-    """Rows and columns (None: all) of a stored tensor, which become the rows from start on of a parameter."""
-
-    parameter: str
-    start: int
-    rows: range
-    columns: range | None = None
+from kvasir_workers.quantization.scheme import QuantizationSpec
 
 
 def parts_of(place: Place, shard: ModelShard) -> list[TensorPart]:
-    """What the rank has of a tensor whose place in the whole decoder is given; nothing, if other ranks have it."""
+    """What the rank has of a tensor whose place in the whole decoder is given; nothing, if other ranks have it.
+
+    Raises CheckpointError if the cut goes through a block of weights that share a scale.
+    """
     parameter = _local_name(place.parameter, shard)
     if parameter is None:
         return []
-    head_dim, whole = shard.whole.head_dim, range(place.num_rows)
+    place = replace(place, parameter=parameter)
+    head_dim = shard.whole.head_dim
     query_rows = range(shard.query_heads.start * head_dim, shard.query_heads.stop * head_dim)
     match place.cut:
         case "whole":
-            return [TensorPart(parameter, place.start, whole)]
+            return [part_of(place)]
         case "vocabulary":
-            return [TensorPart(parameter, 0, shard.vocabulary)]
+            return [part_of(place, shard.vocabulary, start=0)]
         case "query heads":
-            return [TensorPart(parameter, 0, query_rows)]
+            return [part_of(place, query_rows, start=0)]
         case "kv heads":
-            return _kv_parts(place, parameter, shard)
+            return _kv_parts(place, shard)
         case "gate":
-            start = len(shard.gate) if place.start else 0
-            return [TensorPart(parameter, start, shard.gate)]
+            return [part_of(place, shard.gate, start=len(shard.gate) if place.start else 0)]
         case "query columns":
-            return [TensorPart(parameter, 0, whole, query_rows)]
+            return [part_of(place, columns=query_rows, start=0)]
         case "gate columns":
-            return [TensorPart(parameter, 0, whole, shard.gate)]
+            return [part_of(place, columns=shard.gate, start=0)]
         case "first rank":
-            return [TensorPart(parameter, 0, whole)] if shard.place.tensor_rank == 0 else []
+            return [part_of(place, start=0)] if shard.place.tensor_rank == 0 else []
         case _:
             assert_never(place.cut)
 
 
-def _kv_parts(place: Place, parameter: str, shard: ModelShard) -> list[TensorPart]:
-    """Head by head: keys come after the queries, values after the keys."""
-    spec = shard.whole
+def _kv_parts(place: Place, shard: ModelShard) -> list[TensorPart]:
+    """Heads that follow each other at once: keys come after the queries, values after the keys."""
+    spec, heads = shard.whole, shard.kv.kv_heads
     is_value = place.start > spec.num_heads * spec.head_dim
-    first = len(shard.query_heads) + (len(shard.kv.kv_heads) if is_value else 0)
+    first = len(shard.query_heads) + (len(heads) if is_value else 0)
     return [
-        TensorPart(parameter, (first + index) * spec.head_dim, range(head * spec.head_dim, (head + 1) * spec.head_dim))
-        for index, head in enumerate(shard.kv.kv_heads)
+        part_of(
+            place,
+            range(heads[index] * spec.head_dim, (heads[index] + length) * spec.head_dim),
+            start=(first + index) * spec.head_dim,
+        )
+        for index, length in _runs(heads)
     ]
+
+
+def _runs(heads: tuple[int, ...]) -> Iterator[tuple[int, int]]:
+    """(index of the first, number) of heads that follow each other."""
+    # Where a head is one more than the one before, the distance to its index stays the same.
+    for _, run in groupby(range(len(heads)), key=lambda index: heads[index] - index):
+        indices = list(run)
+        yield indices[0], len(indices)
 
 
 def _local_name(parameter: str, shard: ModelShard) -> str | None:
@@ -83,48 +88,42 @@ def _local_name(parameter: str, shard: ModelShard) -> str | None:
             return parameter if shard.part.has_norm else None
 
 
-def load_shard(path: Path, dtype: torch.dtype, device: torch.device, shard: ModelShard) -> Decoder:
-    """The rank's decoder, its weights in dtype on the device. Raises CheckpointError, before memory is taken."""
-    stored = checked_tensors(path, shard.whole)
-    decoder = Decoder(shard.local, dtype, device, shard.part)
-    parameters = dict(decoder.named_parameters())
-    for name, parameter in parameters.items():
+def load_shard(
+    path: Path,
+    dtype: torch.dtype,
+    device: torch.device,
+    shard: ModelShard,
+    quantization: QuantizationSpec | None = None,
+) -> Decoder:
+    """The rank's decoder, its weights in dtype on the device, or float8 where a quantization says so.
+
+    What is quantized while loading is quantized as the rank has it: where a row of weights is cut, each part has a
+    scale of its own. Raises CheckpointError, before memory is taken.
+    """
+    stored = checked_tensors(path, shard.whole, quantization)
+    parts = {name: parts_of(place, shard) for name, place in stored_places(shard.whole, quantization).items()}
+    own = own_quantization(quantization, shard)
+    decoder = Decoder(shard.local, dtype, device, shard.part, own)
+    for name, parameter in decoder.named_parameters():
         if name.endswith((".output.bias", ".down.bias")):
             parameter.zero_()  # what the first rank of the stage adds is enough
-    for file, parts in _parts_by_file(stored, shard):
-        with open_tensors(file) as tensors:
-            fill(parameters, tensors, parts)
+    read_parts(Filling(decoder, own, parts), stored, parts)
     return decoder
 
 
-def fill(parameters: Mapping[str, Tensor], tensors: TensorFile, parts: Mapping[str, list[TensorPart]]) -> None:
-    """Read the parts of one file's tensors, and nothing else of them, into their places."""
-    for name, wanted in parts.items():
-        stored = tensors.get_slice(name)
-        for part in wanted:
-            rows = slice(part.rows.start, part.rows.stop)
-            columns = () if part.columns is None else (slice(part.columns.start, part.columns.stop),)
-            target = parameters[part.parameter].narrow(0, part.start, len(part.rows))
-            target.copy_(stored[(rows, *columns)])
+def own_quantization(quantization: QuantizationSpec | None, shard: ModelShard) -> QuantizationSpec | None:
+    """By the names of the rank's own decoder."""
+    if quantization is None:
+        return None
+    names = (_local_name(parameter, shard) for parameter in quantization.unquantized)
+    return replace(quantization, unquantized=tuple(name for name in names if name is not None))
 
 
-def shard_bytes(path: Path, dtype: torch.dtype, shard: ModelShard) -> int:
-    """Bytes of the rank's weights, from headers alone. Raises CheckpointError."""
-    stored = checked_tensors(path, shard.whole)
-    by_name = (item for _, parts in _parts_by_file(stored, shard) for item in parts.items())
-    return sum(_num_weights(stored[name], part) for name, parts in by_name for part in parts) * dtype.itemsize
-
-
-def _num_weights(stored: StoredTensor, part: TensorPart) -> int:
-    return len(part.rows) * (prod(stored.shape[1:]) if part.columns is None else len(part.columns))
-
-
-def _parts_by_file(
-    stored: Mapping[str, StoredTensor], shard: ModelShard
-) -> Iterator[tuple[Path, dict[str, list[TensorPart]]]]:
-    """Files that hold nothing for the rank are left out."""
-    places = weight_map(shard.whole)
-    for file, names in groupby(sorted(stored, key=lambda name: stored[name].file), key=lambda name: stored[name].file):
-        parts = {name: parts_of(places[name], shard) for name in names}
-        if wanted := {name: part for name, part in parts.items() if part}:
-            yield file, wanted
+def shard_bytes(path: Path, dtype: torch.dtype, shard: ModelShard, quantization: QuantizationSpec | None = None) -> int:
+    """Bytes of the rank's weights, from headers alone. Raises CheckpointError, too if blocks would be cut."""
+    checked_tensors(path, shard.whole, quantization)
+    for place in stored_places(shard.whole, quantization).values():
+        parts_of(place, shard)
+    own = own_quantization(quantization, shard)
+    decoder = Decoder(shard.local, dtype, torch.device("meta"), shard.part, own)
+    return sum(parameter.nbytes for parameter in decoder.parameters())

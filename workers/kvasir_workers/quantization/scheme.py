@@ -3,10 +3,12 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 from torch import Tensor
 
-from kvasir_kernels.dispatch import QuantizedMatrix
+from kvasir_kernels.dispatch import Grain, QuantizedMatrix
+from kvasir_kernels.float8.reference import BLOCK
 from kvasir_kernels.quantized_linear.reference import quantize
 from kvasir_protocol.errors import ConfigError
 
@@ -44,16 +46,57 @@ class WeightFormat:
         return num_inputs if self.group_size is None else min(self.group_size, num_inputs)
 
 
+_FLOAT8_SCALE_BYTES = 4
+"""float32."""
+
+
+@dataclass(frozen=True, slots=True)
+class Float8Format:
+    """Weights of 8 bits, multiplied with activations that are quantized to 8 bits, too.
+
+    grain: each output and each token have a scale; or each square of 128 by 128 weights, and each 128 numbers of a
+    token. has_input_scale: instead of each token all inputs of a matrix have one, which the checkpoint tells.
+    """
+
+    grain: Grain
+    has_input_scale: bool = False
+
+    def scale_shape(self, shape: tuple[int, ...]) -> tuple[int, int]:
+        """Of the scales of a matrix [O, E]."""
+        num_outputs, num_inputs = shape
+        if self.grain is Grain.ROW:
+            return num_outputs, 1
+        return -(-num_outputs // BLOCK), -(-num_inputs // BLOCK)
+
+    def num_bits_per_weight(self, num_inputs: int) -> float:
+        """With the scale that it shares."""
+        num_sharing = num_inputs if self.grain is Grain.ROW else BLOCK * BLOCK
+        return 8 + 8 * _FLOAT8_SCALE_BYTES / num_sharing
+
+
+ScaleName = Literal["weight_scale", "weight_scale_inv"]
+"""How a checkpoint of float8 calls what its weights are multiplied with."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QuantizationSpec:
-    """What a scheme makes of a model while it is loaded. Norms and biases stay as they are.
+    """What a scheme makes of a model while it is loaded, or what its checkpoint holds. Norms and biases stay wide.
 
-    layers: of the matrices of all layers. head: of the embedding and the output matrix, which err for every token.
+    layers: of the matrices of all layers. head: of the embedding and the output matrix, which err for every token;
+    None: they stay wide. stored_scales: of a checkpoint that is quantized already; None: it is done while loading.
+    unquantized: parameters, matrices of layers, that stay wide all the same.
     """
 
     name: str
-    layers: WeightFormat
-    head: WeightFormat
+    layers: WeightFormat | Float8Format
+    head: WeightFormat | None
+    stored_scales: ScaleName | None = None
+    unquantized: tuple[str, ...] = ()
+
+    @property
+    def float8(self) -> Float8Format | None:
+        """Of the layers' matrices, if they have it."""
+        return self.layers if isinstance(self.layers, Float8Format) else None
 
 
 _INT8 = WeightFormat(8)
@@ -65,6 +108,8 @@ SCHEMES: Mapping[str, QuantizationSpec] = {
         QuantizationSpec(name="int4", layers=WeightFormat(4, 32), head=_INT8),
         QuantizationSpec(name="int4-g64", layers=WeightFormat(4, 64), head=_INT8),
         QuantizationSpec(name="int4-g128", layers=WeightFormat(4, 128), head=_INT8),
+        QuantizationSpec(name="fp8", layers=Float8Format(Grain.ROW), head=None),
+        QuantizationSpec(name="fp8-block", layers=Float8Format(Grain.BLOCK), head=None),
     )
 }
 

@@ -35,7 +35,7 @@ def test_weights_and_pages_are_those_that_loading_makes() -> None:
     assert plan.max_sequence_tokens == loaded.limits.max_sequence_tokens
 
 
-@pytest.mark.parametrize(("name", "share"), [("int8", 0.26), ("int4", 0.2)])
+@pytest.mark.parametrize(("name", "share"), [("int8", 0.26), ("int4", 0.2), ("fp8", 0.4), ("fp8-block", 0.4)])
 def test_quantized_weights_take_less_and_are_read_sooner(name: str, share: float) -> None:
     plain, quantized = planned(), planned("--quantization", name)
     assert quantized.weight_bytes < share * plain.weight_bytes

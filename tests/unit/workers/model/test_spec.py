@@ -135,7 +135,6 @@ REFUSED: dict[str, tuple[Config, list[str]]] = {
         ["MambaForCausalLM", "LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM"],
     ),
     "no architecture": ({"architectures": None}, ["architectures"]),
-    "quantized": ({"quantization_config": {"bits": 4}}, ["quantized checkpoints are not supported yet"]),
     "activation": ({"hidden_act": "gelu"}, ["gelu", "silu"]),
     "missing key": ({"vocab_size": None}, ['lacks "vocab_size"']),
     "ill-typed key": ({"hidden_size": "2048"}, ['"hidden_size"', "'2048'"]),

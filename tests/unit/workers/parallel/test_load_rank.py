@@ -51,9 +51,9 @@ def test_rank_without_room_is_refused_with_the_numbers() -> None:
         )
 
 
-def test_quantization_is_refused() -> None:
+def test_integers_are_refused() -> None:
     model = dataclasses.replace(MODEL, quantization="int8")
-    with pytest.raises(ConfigError, match="quantization is not supported with several ranks"):
+    with pytest.raises(ConfigError, match="quantization int8 is not supported with several ranks"):
         plan_rank(model, ENGINE, RankPlace(GangShape(tensor_parallel_size=2), 0))
 
 

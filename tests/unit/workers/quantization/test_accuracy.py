@@ -44,7 +44,14 @@ def unquantized() -> list[Tensor]:
 
 @pytest.mark.parametrize(
     ("name", "least_cosine", "largest_rise"),
-    [("int8", 0.999, 0.02), ("int4", 0.96, 0.25), ("int4-g64", 0.94, 0.35), ("int4-g128", 0.92, 0.5)],
+    [
+        ("int8", 0.999, 0.02),
+        ("int4", 0.96, 0.25),
+        ("int4-g64", 0.94, 0.35),
+        ("int4-g128", 0.92, 0.5),
+        ("fp8", 0.99, 0.1),
+        ("fp8-block", 0.99, 0.1),
+    ],
 )
 def test_demo_model_keeps_what_it_knows(
     name: str, least_cosine: float, largest_rise: float, unquantized: list[Tensor]
