@@ -11,36 +11,19 @@
 
 #pragma once
 
+#include <atomic>
 #include <cmath>
 #include <limits>
 #include <type_traits>
 #include <vector>
 
 #include "native/sharing.h"
+#include "paged_attention/pages.h"
 
 namespace attention {
 
-constexpr int64_t kRowsPerItem = 32, kBlockKeys = 64, kSpanKeys = 4096;
+constexpr int64_t kRowsPerItem = 32, kSpanKeys = 4096;
 constexpr float kHidden = -std::numeric_limits<float>::infinity();
-
-template <class Number>
-struct Step {
-    const Number* query;  // [T, H, D], tokens query_stride apart
-    int64_t query_stride;
-    const Number *keys, *values;  // [N, P, K, D]
-    const int64_t* page_tables;   // [S, M]
-    int64_t num_table_pages, page_size, num_heads, num_kv_heads, head_dim;
-    float scale;
-    int64_t window;  // how many tokens a token sees, itself included
-    Number* out;     // [T, H, D]
-
-    int64_t group() const { return num_heads / num_kv_heads; }
-};
-
-struct Item {
-    int64_t sequence, first_token, num_tokens, first_position, first_kv_head, num_kv_heads, first_key, end_key;
-    int64_t span, num_spans;
-};
 
 // The weighted sums of R rows, [R, D], each row's largest score so far, and the sum of its weights.
 struct Sums {
@@ -133,20 +116,23 @@ inline void score_rows(const Number* query, const Number* const* keys, int64_t n
 // sums [kRows, D] = sums * kept[row] + weights [kRows, keys] x values [keys, D], for kVectors vectors of D.
 template <int kRows, int kVectors, class Number>
 inline void add_tile(const float* weights, const float* kept, const Number* const* values, int64_t num_keys,
-                     int64_t head_dim, int64_t first, float* sums) {
+                     int64_t head_dim, int64_t first, float* sums, Ahead<Number>& ahead) {
+    constexpr int kLines = 2 * kVectors * kLanes * sizeof(Number) / kLineBytes;  // as much of a key and of a value
     Floats totals[kRows][kVectors];
     KVASIR_UNROLL
     for (int r = 0; r < kRows; ++r)
         KVASIR_UNROLL
         for (int v = 0; v < kVectors; ++v)
             totals[r][v] = load(sums + r * head_dim + first + v * kLanes) * kept[r];
-    for (int64_t k = 0; k < num_keys; ++k)
+    for (int64_t k = 0; k < num_keys; ++k) {
+        ahead.template fetch<kLines>();
         KVASIR_UNROLL
         for (int v = 0; v < kVectors; ++v) {
             const Floats value = load(values[k] + first + v * kLanes);
             KVASIR_UNROLL
             for (int r = 0; r < kRows; ++r) totals[r][v] += value * weights[r * kBlockKeys + k];
         }
+    }
     KVASIR_UNROLL
     for (int r = 0; r < kRows; ++r)
         KVASIR_UNROLL
@@ -155,13 +141,13 @@ inline void add_tile(const float* weights, const float* kept, const Number* cons
 
 template <int kRows, class Number>
 inline void add_rows(const float* weights, const float* kept, const Number* const* values, int64_t num_keys,
-                     int64_t head_dim, float* sums) {
+                     int64_t head_dim, float* sums, Ahead<Number>& ahead) {
     int64_t d = 0;
     for (; d + 4 * kLanes <= head_dim; d += 4 * kLanes)
-        add_tile<kRows, 4>(weights, kept, values, num_keys, head_dim, d, sums);
+        add_tile<kRows, 4>(weights, kept, values, num_keys, head_dim, d, sums, ahead);
     for (; d + 2 * kLanes <= head_dim; d += 2 * kLanes)
-        add_tile<kRows, 2>(weights, kept, values, num_keys, head_dim, d, sums);
-    for (; d < head_dim; d += kLanes) add_tile<kRows, 1>(weights, kept, values, num_keys, head_dim, d, sums);
+        add_tile<kRows, 2>(weights, kept, values, num_keys, head_dim, d, sums, ahead);
+    for (; d < head_dim; d += kLanes) add_tile<kRows, 1>(weights, kept, values, num_keys, head_dim, d, sums, ahead);
 }
 
 // Turns a row's scores into weights, and returns by how much its sums so far shrink.
@@ -215,31 +201,10 @@ struct Worker {
         }
     }
 
-    // Calls body(i, offset) for the keys from first_key on: where the item's heads of each lie in the cache.
-    template <class Body>
-    void each_key(int64_t first_key, int64_t num_keys, const Body& body) const {
-        const int64_t* table = step.page_tables + item.sequence * step.num_table_pages;
-        int64_t page = first_key / step.page_size, in_page = first_key % step.page_size;
-        for (int64_t k = 0; k < num_keys; ++page, in_page = 0)
-            for (; in_page < step.page_size && k < num_keys; ++in_page, ++k)
-                body(k, ((table[page] * step.page_size + in_page) * step.num_kv_heads + item.first_kv_head) *
-                            step.head_dim);
-    }
-
     // Beyond the last key stands the last once more, so that nothing outside the context is ever read.
     void find_keys(int64_t first_key, int64_t num_keys) {
-        each_key(first_key, num_keys, [&](int64_t k, int64_t offset) { offsets[k] = offset; });
+        each_key(step, item, first_key, num_keys, [&](int64_t k, int64_t offset) { offsets[k] = offset; });
         std::fill(offsets + num_keys, offsets + kBlockKeys, offsets[num_keys - 1]);
-    }
-
-    // Reads a byte of each line of the item's heads. In order, the processor foresees it; prefetch instructions for the
-    // pieces that the products read had measured half the speed.
-    void touch(const Number* cache, int64_t first_key, int64_t num_keys) const {
-        constexpr int64_t kLine = 64 / sizeof(Number);
-        each_key(first_key, num_keys, [&](int64_t, int64_t offset) {
-            for (int64_t d = 0; d < item.num_kv_heads * step.head_dim; d += kLine)
-                *reinterpret_cast<const volatile char*>(cache + offset + d);
-        });
     }
 
     // Calls body<4>(row), body<2>(row) or body<1>(row), for as many rows of a head at once.
@@ -260,7 +225,7 @@ struct Worker {
         if (end < kBlockKeys) std::fill(row_scores + std::max<int64_t>(end, 0), row_scores + kBlockKeys, kHidden);
     }
 
-    void add_block(int64_t head, int64_t first_key, int64_t num_keys, Sums sums) {
+    void add_block(int64_t head, int64_t first_key, int64_t num_keys, Sums sums, Ahead<Number>& ahead) {
         const int64_t D = step.head_dim, first_row = head * rows_per_head;
         for (int64_t k = 0; k < kBlockKeys; ++k) {
             keys[k] = step.keys + offsets[k] + head * D;
@@ -274,11 +239,11 @@ struct Worker {
             kept[row] = soften(scores + row * kBlockKeys, sums.largest[row], sums.total[row]);
         }
         in_tiles(first_row, [&](auto rows, int64_t row) {
-            add_rows<rows>(scores + row * kBlockKeys, kept + row, values, num_keys, D, sums.values + row * D);
+            add_rows<rows>(scores + row * kBlockKeys, kept + row, values, num_keys, D, sums.values + row * D, ahead);
         });
     }
 
-    void attend(Sums sums) {
+    void attend(Sums sums, Ahead<Number>& ahead, int64_t call, const Item* end_of_items) {
         read_query();
         std::fill(sums.values, sums.values + num_rows * step.head_dim, 0.0f);
         std::fill(sums.largest, sums.largest + num_rows, kHidden);
@@ -286,9 +251,8 @@ struct Worker {
         for (int64_t first_key = item.first_key; first_key < item.end_key; first_key += kBlockKeys) {
             const int64_t num_keys = std::min(kBlockKeys, item.end_key - first_key);
             find_keys(first_key, num_keys);
-            touch(step.keys, first_key, num_keys);
-            touch(step.values, first_key, num_keys);
-            for (int64_t head = 0; head < item.num_kv_heads; ++head) add_block(head, first_key, num_keys, sums);
+            ahead.begin_block(call, step, &item, end_of_items, first_key, num_keys);
+            for (int64_t head = 0; head < item.num_kv_heads; ++head) add_block(head, first_key, num_keys, sums, ahead);
         }
     }
 
@@ -382,6 +346,8 @@ template <class Number, class Share>
 void attend(const Step<Number>& step, Division& division, Share& share) {
     const int64_t D = step.head_dim, sums_size = division.sums_size();
     const int64_t worker_size = Worker<Number>::memory_size(division.max_rows, D);
+    static std::atomic<int64_t> num_calls{0};
+    const int64_t call = ++num_calls;
     const auto part_sums = [&](int64_t part, int64_t num_rows) {
         return Sums(division.part_memory.data() + part * sums_size, num_rows, D);
     };
@@ -392,7 +358,8 @@ void attend(const Step<Number>& step, Division& division, Share& share) {
         const int64_t part = division.parts[i];
         const Sums sums = part < 0 ? Sums(memory.data() + worker_size, worker.num_rows, D)
                                    : part_sums(part, worker.num_rows);
-        worker.attend(sums);
+        static thread_local Ahead<Number> ahead;
+        worker.attend(sums, ahead, call, division.items.data() + division.num_items());
         if (part < 0) worker.write(sums);
     });
     if (division.num_parts == 0) return;
