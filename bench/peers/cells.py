@@ -71,6 +71,9 @@ class Asking:
     num_warmups: int
     limit_s: float
 
+    def num_requests(self, cell: Cell) -> int:
+        return max(MIN_REQUESTS, self.num_per_place * cell.concurrency)
+
 
 @dataclass(slots=True)
 class Run:
@@ -108,7 +111,7 @@ def run_peer(peer: Peer, launch: Launch, asking: Asking, round_index: int) -> Ru
             run.page_bytes, run.ready_bytes = peer.page_bytes(launch), memory_bytes_of_tree(process.pid)
             for cell in asking.cells:
                 bench = make_bench(peer, launch, cell, asking, source, seed_of(round_index, cell))
-                run.results[cell] = _measure(bench, source, process.pid, asking.limit_s)
+                run.results[cell] = measure(bench, source, process.pid, asking.limit_s)
                 if process.poll() is not None:
                     raise PeerFailed(f"died with exit code {process.returncode}")
                 run.used_bytes = memory_bytes_of_tree(process.pid)
@@ -126,8 +129,7 @@ def make_bench(peer: Peer, launch: Launch, cell: Cell, asking: Asking, source: C
     """The same seed asks every peer the same."""
     shape = cell.shape
     lengths = Lengths(input_len=shape.unique, output_len=shape.output)
-    num_requests = max(MIN_REQUESTS, asking.num_per_place * cell.concurrency)
-    conversations = random_prompts(num_requests, lengths, source, seed, shape.shared)
+    conversations = random_prompts(asking.num_requests(cell), lengths, source, seed, shape.shared)
     target = Target(
         origin=Origin.from_url(f"http://127.0.0.1:{launch.port}"),
         model=peer.served_name(launch),
@@ -143,7 +145,9 @@ def make_bench(peer: Peer, launch: Launch, cell: Cell, asking: Asking, source: C
     )
 
 
-def _measure(bench: ServeBench, source: CountedWords, server: int, limit_s: float) -> dict[str, Any]:
+def measure(bench: ServeBench, source: CountedWords, server: int, limit_s: float) -> dict[str, Any]:
+    """What a cell's results are in a Run; server: the process above all of its processes."""
+
     def used() -> float:
         return busy_seconds_of_host() - cpu_seconds_of_tree(server) - time.process_time()
 

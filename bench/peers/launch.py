@@ -77,7 +77,7 @@ class Programs:
 
 def all_peers(programs: Programs) -> list[Peer]:
     """This server first."""
-    return [_kvasir(), _static(programs), _transformers_serve(programs), _llama_server(programs), _vllm(programs)]
+    return [kvasir(), _static(programs), _transformers_serve(programs), _llama_server(programs), _vllm(programs)]
 
 
 def other_peer(name: str, command: str) -> Peer:
@@ -97,7 +97,9 @@ def _address(launch: Launch) -> list[str]:
     return ["--host", "127.0.0.1", "--port", str(launch.port)]
 
 
-def _kvasir() -> Peer:
+def kvasir() -> Peer:
+    """This server."""
+
     def command(launch: Launch) -> list[str]:
         config = launch.scratch / "kvasir.yaml"
         config.write_text(f"engine: {{num_threads: {launch.threads}, max_num_seqs: {MAX_SEQUENCES}}}\n")
