@@ -28,7 +28,15 @@ from kvasir.outputs import (
 from kvasir.per_prompt import params_per_prompt, priorities_per_prompt
 from kvasir.prompts import Prompt, TokenPrompt, read_prompts
 from kvasir.stream import Stream
-from kvasir_protocol.config import Device, DType, EngineConfig, ModelConfig, QuantizationName, SchedulingPolicyName
+from kvasir_protocol.config import (
+    Device,
+    DType,
+    EngineConfig,
+    KvCacheDType,
+    ModelConfig,
+    QuantizationName,
+    SchedulingPolicyName,
+)
 from kvasir_protocol.errors import ContextTooLong, InvalidRequest
 from kvasir_protocol.ids import RequestId
 from kvasir_protocol.request import MAX_LOGPROBS, MAX_SEED, GenerationRequest, Pooling, SamplingParams
@@ -62,6 +70,7 @@ class LLM:
         max_num_batched_tokens: int | None = None,
         block_size: int = 16,
         kv_cache_memory_bytes: int | None = None,
+        kv_cache_dtype: KvCacheDType = "auto",
         enable_prefix_caching: bool = True,
         host_cache_memory_bytes: int = 0,
         disk_cache_bytes: int = 0,
@@ -78,6 +87,7 @@ class LLM:
             device=device,
             page_size=block_size,
             kv_cache_bytes=kv_cache_memory_bytes,
+            kv_cache_dtype=kv_cache_dtype,
             max_num_seqs=max_num_seqs,
             max_num_batched_tokens=max_num_batched_tokens,
             enable_prefix_caching=enable_prefix_caching,
@@ -94,11 +104,7 @@ class LLM:
         if config.num_threads is not None:
             torch.set_num_threads(config.num_threads)
         source = ModelConfig(
-            path=str(directory),
-            served_name=name,
-            dtype=dtype,
-            quantization=quantization,
-            max_model_len=max_model_len,
+            path=str(directory), served_name=name, dtype=dtype, quantization=quantization, max_model_len=max_model_len
         )
         self._gang, loaded = load_gang(source, config, shape)
         self._codec = TextCodec.from_directory(directory)

@@ -13,6 +13,7 @@ from kvasir_protocol.config import (
     ClusterConfig,
     Device,
     DType,
+    KvCacheDType,
     PoolConfig,
     QuantizationName,
     SchedulingPolicyName,
@@ -48,6 +49,7 @@ def add_serve_options(parser: argparse.ArgumentParser) -> None:
     add("--max-num-seqs", type=int, metavar="N", help="sequences that one replica computes at once")
     add("--max-num-batched-tokens", type=int, metavar="N", help="tokens in one step of a replica")
     add("--scheduling-policy", choices=get_args(SchedulingPolicyName), help="who is next (default: fcfs)")
+    add("--kv-cache-dtype", choices=get_args(KvCacheDType), help="what keys and values are stored in")
     add("--kv-cache-memory-bytes", metavar="SIZE", help="each replica's KV pages, such as 512MiB")
     add("--host-cache-memory-bytes", metavar="SIZE", help="each replica's pages in host memory, too")
     add("--enable-prefix-caching", action=argparse.BooleanOptionalAction, default=None)
@@ -95,6 +97,7 @@ def _flags_tree(options: argparse.Namespace, pools: tuple[PoolConfig, ...]) -> M
         "engine": {
             "device": options.device,
             "kv_cache_bytes": options.kv_cache_memory_bytes,
+            "kv_cache_dtype": options.kv_cache_dtype,
             "host_cache_bytes": options.host_cache_memory_bytes,
             "max_num_seqs": options.max_num_seqs,
             "max_num_batched_tokens": options.max_num_batched_tokens,

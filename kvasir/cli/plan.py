@@ -20,7 +20,7 @@ from kvasir_workers.model.decoder import Decoder
 from kvasir_workers.model.loader import load_spec, weight_bytes
 from kvasir_workers.model.spec import DecoderSpec
 from kvasir_workers.replica_server import resident_bytes
-from kvasir_workers.resolve import resolve_device, resolve_dtype, resolve_quantization
+from kvasir_workers.resolve import resolve_cache_dtype, resolve_device, resolve_dtype, resolve_quantization
 from kvasir_workers.roofline import DeviceRates, ModelWork, decode_s, measure_rates, prefill_s
 
 RAY_BYTES = 68 * 2**20
@@ -79,7 +79,8 @@ def show_plan(options: argparse.Namespace) -> int:
     replica = plan_replica(config, spec, device, dtype)
     if config.engine.num_threads is not None:
         torch.set_num_threads(config.engine.num_threads)
-    speed = predict(ModelWork.of(spec, dtype, quantization), measure_rates(device, dtype), replica)
+    work = ModelWork.of(spec, dtype, quantization, resolve_cache_dtype(config.engine, dtype))
+    speed = predict(work, measure_rates(device, dtype), replica)
     if options.json:
         print(json.dumps({"replica": asdict(replica), "speed": asdict(speed)}, indent=2))
         return 0
@@ -96,7 +97,7 @@ def plan_replica(config: ClusterConfig, spec: DecoderSpec, device: torch.device,
     engine, path = replace(config.engine, device="cuda" if device.type == "cuda" else "cpu"), Path(config.model.path)
     footprint = Footprint(
         weight_bytes=weight_bytes(path, dtype, resolve_quantization(config.model, spec, device)),
-        page_bytes=page_bytes(spec, engine.page_size, dtype),
+        page_bytes=page_bytes(spec, engine.page_size, resolve_cache_dtype(engine, dtype)),
         max_positions=spec.max_position_embeddings,
     )
     plan = plan_memory(footprint, engine, config.model.max_model_len, free_memory(device))

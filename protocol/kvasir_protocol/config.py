@@ -21,6 +21,7 @@ T = TypeVar("T")
 DType = Literal["auto", "float32", "bfloat16", "float16"]
 QuantizationName = Literal["int8", "int4", "int4-g64", "int4-g128", "fp8", "fp8-block"]
 _FOR_ANY_RANKS: tuple[QuantizationName | None, ...] = (None, "fp8", "fp8-block")
+KvCacheDType = Literal["auto", "fp8", "fp8_e4m3"]
 Device = Literal["auto", "cpu", "cuda"]
 RouterPlacement = Literal["head", "every-host"]
 RoutingPolicyName = Literal["least-loaded", "round-robin", "conditional"]
@@ -82,6 +83,8 @@ class TenantWeight:
 class EngineConfig:
     """How one replica computes. kv_cache_bytes None: a share of the memory that is free when it starts.
 
+    kv_cache_dtype: what keys and values are stored in; auto is what the model computes in.
+
     max_num_batched_tokens: of one step; None is what `step_tokens` says.
     max_prefill_chunk_tokens: what one sequence may get of a step that it shares; None is all that others leave.
     fair_share: between tenants whoever had fewest tokens is next; scheduling_policy orders within a tenant.
@@ -96,6 +99,7 @@ class EngineConfig:
 
     device: Device = "auto"
     page_size: int = 16
+    kv_cache_dtype: KvCacheDType = "auto"
     kv_cache_bytes: int | None = None
     max_num_seqs: int = 256
     max_num_batched_tokens: int | None = None

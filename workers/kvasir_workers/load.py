@@ -30,6 +30,7 @@ from kvasir_workers.memory import (
     page_bytes,
     plan_memory,
 )
+from kvasir_workers.model.cache_scales import read_cache_scales
 from kvasir_workers.model.checkpoint import read_eos_token_ids
 from kvasir_workers.model.decoder import Decoder
 from kvasir_workers.model.fusion import fuse
@@ -44,7 +45,7 @@ from kvasir_workers.parallel.pipeline import Stage
 from kvasir_workers.parallel.shard import cut_model
 from kvasir_workers.quantization.scheme import QuantizationSpec
 from kvasir_workers.request_check import EngineLimits
-from kvasir_workers.resolve import resolve_device, resolve_dtype, resolve_quantization
+from kvasir_workers.resolve import resolve_cache_dtype, resolve_device, resolve_dtype, resolve_quantization
 from kvasir_workers.runner.executor import CallersThread, DeviceThread, Steps
 from kvasir_workers.runner.model_runner import ModelRunner
 from kvasir_workers.runner.sampler import SampledToken
@@ -122,24 +123,26 @@ def load_model(model: ModelConfig, engine: EngineConfig, segment_wish: SegmentWi
     spec = load_spec(directory)
     device = resolve_device(engine)
     dtype = resolve_dtype(model, spec)
-    quantization = resolve_quantization(model, spec, device)
+    quantization, cache_dtype = resolve_quantization(model, spec, device), resolve_cache_dtype(engine, dtype)
     footprint = Footprint(
         weight_bytes=weight_bytes(directory, dtype, quantization),
-        page_bytes=page_bytes(spec, engine.page_size, dtype),
+        page_bytes=page_bytes(spec, engine.page_size, cache_dtype),
         max_positions=spec.max_position_embeddings,
     )
     plan = plan_memory(footprint, engine, model.max_model_len, free_memory(device))
     if device.type == "cuda":
         check_host_cache(engine, free_memory(torch.device("cpu")))
-    layout = page_layout(spec, engine.page_size, dtype, fingerprint(directory, quantization))
+    layout = page_layout(spec, engine.page_size, cache_dtype, fingerprint(directory, quantization))
     limits = _limits(directory, spec, plan)
     prepare(device)
     decoder = load_decoder(directory, dtype, device, quantization, packs=True)
+    if cache_dtype != dtype:
+        decoder.scale_cache(read_cache_scales(directory, spec, device))
     fuse(decoder)
     shape: PageShape = (spec.num_layers, 2, plan.num_pages, engine.page_size, spec.num_kv_heads, spec.head_dim)
     # Last: the name of a segment outlives a process that fails after it.
-    segment = _create_segment(segment_wish, shape, dtype) if segment_wish and device.type == "cpu" else None
-    pages = segment.tensor if segment is not None else torch.zeros(shape, dtype=dtype, device=device)
+    segment = _create_segment(segment_wish, shape, cache_dtype) if segment_wish and device.type == "cpu" else None
+    pages = segment.tensor if segment is not None else torch.zeros(shape, dtype=cache_dtype, device=device)
     return LoadedModel(decoder=decoder, pages=pages, segment=segment, layout=layout, limits=limits)
 
 
@@ -147,7 +150,9 @@ def load_leader(model: ModelConfig, engine: EngineConfig, seat: LeaderSeat) -> L
     """The same for the first of several ranks, together with all others. Raises RankLost if one does not come."""
     directory = Path(model.path)
     plan = plan_rank(model, engine, RankPlace(seat.shape, LEADER))
-    layout = page_layout(plan.shard.whole, engine.page_size, plan.dtype, fingerprint(directory, plan.quantization))
+    layout = page_layout(
+        plan.shard.whole, engine.page_size, plan.cache_dtype, fingerprint(directory, plan.quantization)
+    )
     rank = load_rank(plan, seat.meeting, segment_name_of(seat.segment_name, LEADER))
     parts = _reach_parts(plan, rank, seat) if rank.segment is not None else ()
     if rank.segment is not None and not parts:
@@ -173,7 +178,7 @@ def _reach_parts(plan: RankPlan, leader: LoadedRank, seat: LeaderSeat) -> tuple[
             page_shape(shard, leader.memory.num_pages, plan.page_size),
         )
         try:
-            segment = SharedSegment.attach(name, shape, plan.dtype)
+            segment = SharedSegment.attach(name, shape, plan.cache_dtype)
         except (OSError, ValueError):
             return ()
         layers, heads = shard.kv.layers, shard.kv.kv_heads

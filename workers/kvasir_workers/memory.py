@@ -41,7 +41,7 @@ class FreeMemory:
 
 
 def page_bytes(spec: DecoderSpec, page_size: int, dtype: torch.dtype) -> int:
-    """Bytes of one page: keys and values of page_size tokens in every layer."""
+    """Bytes of one page of this dtype: keys and values of page_size tokens in every layer."""
     return 2 * spec.num_layers * page_size * spec.num_kv_heads * spec.head_dim * dtype.itemsize
 
 

@@ -24,6 +24,11 @@ def resolve_dtype(model: ModelConfig, spec: DecoderSpec) -> torch.dtype:
     return dtypes[spec.dtype if model.dtype == "auto" else model.dtype]
 
 
+def resolve_cache_dtype(config: EngineConfig, dtype: torch.dtype) -> torch.dtype:
+    """What keys and values are stored in; dtype is the model's."""
+    return dtype if config.kv_cache_dtype == "auto" else torch.float8_e4m3fn
+
+
 def resolve_quantization(model: ModelConfig, spec: DecoderSpec, device: torch.device) -> QuantizationSpec | None:
     """The scheme that was asked for, or that of the checkpoint.
 

@@ -40,7 +40,14 @@ class ModelWork:
     read_bytes: int
 
     @classmethod
-    def of(cls, spec: DecoderSpec, dtype: torch.dtype, quantization: QuantizationSpec | None = None) -> "ModelWork":
+    def of(
+        cls,
+        spec: DecoderSpec,
+        dtype: torch.dtype,
+        quantization: QuantizationSpec | None = None,
+        cache_dtype: torch.dtype | None = None,
+    ) -> "ModelWork":
+        """cache_dtype: of keys and values, if it is not the model's."""
         width, query = spec.hidden_size, spec.num_heads * spec.head_dim
         key_value = 2 * spec.num_kv_heads * spec.head_dim
         layer = width * (query + key_value) + query * width + 3 * width * spec.intermediate_size
@@ -53,7 +60,7 @@ class ModelWork:
             num_products=num_products,
             head_products=head_products,
             attention_products=2 * spec.num_layers * query,
-            kv_bytes=spec.num_layers * key_value * dtype.itemsize,
+            kv_bytes=spec.num_layers * key_value * (cache_dtype or dtype).itemsize,
             read_bytes=round((num_products * layer_bits + head_products * head_bits) / 8),
         )
 

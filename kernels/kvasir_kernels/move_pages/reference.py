@@ -26,7 +26,8 @@ def gather_pages(pages: Tensor, page_ids: Tensor, part: PagePart) -> Tensor:
 
 def scatter_pages(content: Tensor, pages: Tensor, page_ids: Tensor, part: PagePart) -> None:
     """Write what gather_pages returned into a part of some pages, which may be another one of the same size."""
-    _part(pages, part).index_copy_(2, page_ids, content.movedim(0, 2))
+    # As bytes: float8 can be moved in no other way.
+    _part(pages, part).view(torch.uint8).index_copy_(2, page_ids, content.view(torch.uint8).movedim(0, 2))
 
 
 def _part(pages: Tensor, part: PagePart) -> Tensor:

@@ -32,13 +32,13 @@ def start_replica(checkpoint: Path) -> Iterator[StartReplica]:
         transport: TransportName = "auto",
         path: Path = checkpoint,
         ranks: tuple[int, int] = (1, 1),
-        **engine: int,
+        **engine: object,
     ) -> Replica:
         config = ReplicaConfig(
             replica_id=ReplicaId(f"{role}-{len(replicas)}"),
             role=role,
             model=ModelConfig(path=str(path), served_name="test", dtype="float32"),
-            engine=EngineConfig(**{"page_size": 4, "max_num_seqs": 8, "max_num_batched_tokens": 16, **engine}),
+            engine=EngineConfig(**{"page_size": 4, "max_num_seqs": 8, "max_num_batched_tokens": 16, **engine}),  # type: ignore[arg-type]
             handover=HandoverConfig(transport=transport),
             tensor_parallel_size=ranks[0],
             pipeline_parallel_size=ranks[1],

@@ -99,6 +99,19 @@ def test_pages_go_between_replicas_whose_ranks_share_the_model_differently(
     assert decode.stats().stats.engine.computed_prompt_tokens == 0
 
 
+@pytest.mark.parametrize(("transport", "label"), [("shared-memory", "shared_memory"), ("tcp", "tcp")])
+def test_pages_of_float8_are_handed_over_in_a_quarter_of_the_bytes(
+    start_replica: StartReplica, connect: Connect, transport: TransportName, label: str
+) -> None:
+    mixed = connect(start_replica("mixed", kv_cache_dtype="fp8"))
+    prefill, decode = (connect(start_replica(role, transport, kv_cache_dtype="fp8")) for role in ("prefill", "decode"))
+    expected = mixed.generate(request("m"))
+    first, rest = hand_over(request("h"), prefill, decode)
+    assert token_ids(first) + token_ids(rest) == expected
+    assert getattr(prefill.stats().stats.handover, f"pushed_bytes_{label}") == 11 * 3 * 2 * 4 * 2 * 16
+    assert decode.stats().stats.engine.computed_prompt_tokens == 0
+
+
 def test_many_handed_over_requests_at_once_give_the_tokens_of_one_at_a_time(
     start_replica: StartReplica, connect: Connect
 ) -> None:
@@ -191,12 +204,17 @@ def test_reservation_without_pages_fails_at_its_deadline_and_local_prefill_answe
     assert decode.generate(request("m2")) == expected
 
 
-def test_pages_of_another_layout_are_refused_with_a_reason(start_replica: StartReplica, connect: Connect) -> None:
-    prefill, decode = connect(start_replica("prefill", page_size=8)), connect(start_replica("decode"))
+@pytest.mark.parametrize(
+    ("setting", "told"), [({"page_size": 8}, "page_size=8"), ({"kv_cache_dtype": "fp8"}, "dtype='float8_e4m3fn'")]
+)
+def test_pages_of_another_layout_are_refused_with_a_reason(
+    start_replica: StartReplica, connect: Connect, setting: dict[str, object], told: str
+) -> None:
+    prefill, decode = connect(start_replica("prefill", **setting)), connect(start_replica("decode"))
     item = request("odd")
     decode.send(Reserve(request=item, deadline_s=10))
     prefill.send(Submit(request=item, ticket=decode.expect(Reserved).ticket))
-    assert "page_size=8" in decode.expect(HandoverFailed).reason
+    assert told in decode.expect(HandoverFailed).reason
     assert token_ids(prefill.outputs_of(item.request_id))
     assert_no_pages_used(decode)
     assert_no_pages_used(prefill)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from kvasir_kernels.dispatch import HeadNorms, Quantized, paged_attention, rotate_and_write
-from kvasir_kernels.paged_cache import AttentionBatch, LayerCache
+from kvasir_kernels.paged_cache import AttentionBatch, CacheScales, LayerCache
 from kvasir_workers.model.linear import Linear
 from kvasir_workers.model.norm import RMSNorm
 from kvasir_workers.model.spec import DecoderSpec
@@ -37,15 +37,21 @@ class Attention(nn.Module):
         self.output = Linear(spec.num_heads * spec.head_dim, spec.hidden_size, bias=spec.output_bias)
         self.query_norm = RMSNorm(spec.head_dim, spec.norm_eps) if spec.qk_norm else None
         self.key_norm = RMSNorm(spec.head_dim, spec.norm_eps) if spec.qk_norm else None
+        self.cache_scales: CacheScales | None = None
 
     def forward(self, hidden: Tensor | Quantized, step: StepContext, cache: LayerCache) -> Tensor:
         """Return what the layer adds to the residual, [T, E]; writes the step's keys and values to `cache`."""
         projected = self.qkv(hidden)
         heads = projected.view(len(projected), -1, self.head_dim)
+        cache = self._scaled(cache)
         query = rotate_and_write(heads, self.head_norms(), step.cos, step.sin, step.slots, cache)
         attended = paged_attention(query, cache, step.batch, self.scale, self.window)
         update: Tensor = self.output(attended.flatten(1))
         return update
+
+    def _scaled(self, cache: LayerCache) -> LayerCache:
+        """The scales are the model's, whoever owns the pages."""
+        return cache if self.cache_scales is None else LayerCache(cache.key, cache.value, self.cache_scales)
 
     def head_norms(self) -> HeadNorms | None:
         """Of queries and keys, in families that have them."""

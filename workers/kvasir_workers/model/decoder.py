@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from kvasir_kernels.decoder_pass.reference import StepTokens
 from kvasir_kernels.dispatch import NativePass, Quantized, silu_mul, silu_mul_float8
-from kvasir_kernels.paged_cache import AttentionBatch, LayerCache
+from kvasir_kernels.paged_cache import AttentionBatch, CacheScales, LayerCache
 from kvasir_workers.model.attention import Attention, StepContext
 from kvasir_workers.model.linear import Linear, LogitHead, Matrix, TokenEmbedding
 from kvasir_workers.model.norm import RMSNorm
@@ -84,7 +84,7 @@ class Decoder(nn.Module):
         quantization: QuantizationSpec | None = None,
     ) -> None:
         super().__init__()
-        self.spec = spec
+        self.spec, self.dtype = spec, dtype
         with torch.device("meta"):  # no time is spent on initial values
             if part.has_embedding:
                 self.embedding = TokenEmbedding(spec.vocab_size, spec.hidden_size)
@@ -148,6 +148,16 @@ class Decoder(nn.Module):
         for name, matrix in self.matrices().items():
             if quantization.float8 is not None and isinstance(matrix, Linear) and name not in quantization.unquantized:
                 matrix.become_float8(quantization.float8)
+
+    def scale_cache(self, scales: Sequence[CacheScales]) -> None:
+        """From now on caches are of 8 bits: each layer's keys and values are stored and read by these scales."""
+        for layer, scale in zip(self.layers, scales, strict=True):
+            assert isinstance(layer, DecoderLayer)
+            layer.attention.cache_scales = scale
+
+    @property
+    def scales_cache(self) -> bool:
+        return any(isinstance(part, Attention) and part.cache_scales is not None for part in self.modules())
 
     def pack_weights(self) -> None:
         """Put all matrices in the order in which the device reads them fastest; the weights are final from here on.

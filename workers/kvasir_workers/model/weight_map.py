@@ -43,8 +43,8 @@ def weight_map(spec: DecoderSpec) -> dict[str, Place]:
     return places
 
 
-_CACHE_SCALES = (".q_scale", ".k_scale", ".v_scale")
-"""Of an attention whose keys and values are stored in 8 bits."""
+_CACHE_SCALES = (".q_scale", ".k_scale", ".v_scale", ".output_scale")
+"""Of an attention whose keys and values are stored in 8 bits; see cache_scales.py."""
 
 
 def is_ignored(name: str, spec: DecoderSpec) -> bool:

@@ -7,10 +7,12 @@ from pathlib import Path
 import torch
 
 from kvasir_kernels.dispatch import prepare
+from kvasir_kernels.paged_cache import CacheScales
 from kvasir_protocol.config import EngineConfig, ModelConfig
 from kvasir_protocol.errors import ConfigError, OutOfMemory
 from kvasir_workers.kv.page_memory import PageShape, SharedSegment
 from kvasir_workers.memory import Footprint, MemoryPlan, free_memory, page_bytes, plan_memory
+from kvasir_workers.model.cache_scales import read_cache_scales
 from kvasir_workers.model.decoder import Decoder
 from kvasir_workers.model.loader import load_spec
 from kvasir_workers.parallel.collectives import Collectives, Meeting
@@ -20,7 +22,7 @@ from kvasir_workers.parallel.shard import ModelShard, cut_model
 from kvasir_workers.parallel.slices import load_shard, shard_bytes
 from kvasir_workers.parallel.tensor import join_ranks
 from kvasir_workers.quantization.scheme import QuantizationSpec
-from kvasir_workers.resolve import resolve_device, resolve_dtype, resolve_quantization
+from kvasir_workers.resolve import resolve_cache_dtype, resolve_device, resolve_dtype, resolve_quantization
 
 _log = logging.getLogger(__name__)
 
@@ -45,6 +47,7 @@ class RankPlan:
     device: torch.device
     memory: MemoryPlan
     page_size: int
+    cache_dtype: torch.dtype
     quantization: QuantizationSpec | None = None
 
 
@@ -71,6 +74,7 @@ def plan_rank(model: ModelConfig, engine: EngineConfig, place: RankPlace) -> Ran
         device=device,
         memory=plan_memory(footprint, config, model.max_model_len, free_memory(device)),
         page_size=engine.page_size,
+        cache_dtype=resolve_cache_dtype(engine, dtype),
         quantization=quantization,
     )
 
@@ -99,7 +103,8 @@ def _footprint(
     a GPU gang has a device's for itself.
     """
     shards = [cut_model(shard.whole, RankPlace(shard.place.shape, rank)) for rank in range(shard.place.shape.num_ranks)]
-    pages = [page_bytes(each.local, engine.page_size, dtype) for each in shards]
+    cache_dtype = resolve_cache_dtype(engine, dtype)
+    pages = [page_bytes(each.local, engine.page_size, cache_dtype) for each in shards]
     positions = shard.whole.max_position_embeddings
     if device.type == "cpu":
         weights = sum(shard_bytes(directory, dtype, each, quantization) for each in shards)
@@ -125,10 +130,13 @@ def load_rank(plan: RankPlan, meeting: Meeting, segment_name: str = "") -> Loade
         num_pages = collectives.least(plan.memory.num_pages)
         decoder = load_shard(plan.directory, plan.dtype, plan.device, plan.shard, plan.quantization)
         decoder.pack_weights()
+        if plan.cache_dtype != plan.dtype:
+            scales = read_cache_scales(plan.directory, plan.shard.whole, plan.device)
+            decoder.scale_cache(_own_scales(scales, plan.shard))
         join_ranks(decoder, collectives)
         shape = page_shape(plan.shard, num_pages, plan.page_size)
         segment = _create_segment(segment_name, shape, plan) if segment_name else None
-        pages = segment.tensor if segment else torch.zeros(shape, dtype=plan.dtype, device=plan.device)
+        pages = segment.tensor if segment else torch.zeros(shape, dtype=plan.cache_dtype, device=plan.device)
         collectives.muster("loaded")
     except BaseException:
         if segment is not None:
@@ -144,6 +152,12 @@ def load_rank(plan: RankPlan, meeting: Meeting, segment_name: str = "") -> Loade
     )
 
 
+def _own_scales(scales: list[CacheScales], shard: ModelShard) -> list[CacheScales]:
+    """Of the rank's layers and heads."""
+    heads = list(shard.kv.kv_heads)
+    return [CacheScales(scales[layer].key[heads], scales[layer].value[heads]) for layer in shard.kv.layers]
+
+
 def segment_name_of(name: str, rank: int) -> str:
     """What a rank calls its piece of shared memory in a gang of this name; "" if it has none."""
     return f"{name}-rank{rank}" if name else ""
@@ -153,7 +167,7 @@ def _create_segment(name: str, shape: PageShape, plan: RankPlan) -> SharedSegmen
     if plan.device.type != "cpu":
         return None
     try:
-        return SharedSegment.create(name, shape, plan.dtype)
+        return SharedSegment.create(name, shape, plan.cache_dtype)
     except OutOfMemory as error:
         _log.warning("%s; until then the gang hands no pages over", error)
         return None

@@ -36,7 +36,7 @@ class Stage:
         self.vocabulary = SharedVocabulary(decoder, shard, collectives)
         self._decoder = decoder
         self._hidden_size = shard.whole.hidden_size
-        self._dtype = pages.dtype
+        self._dtype = decoder.dtype
         self._collectives = collectives
         self._caches = [LayerCache(layer[0], layer[1]) for layer in pages]
         self._finals: deque[Tensor] = deque()

@@ -43,8 +43,8 @@ def pack_pages(pages: Tensor, indices: Sequence[PageIndex]) -> memoryview:
         for position, page in enumerate(indices):
             packed[position] = source[:, :, page]
     else:
-        chosen = pages.index_select(_PAGE_AXIS, torch.tensor(indices, device=pages.device))
-        packed = _bytes_of(chosen.movedim(_PAGE_AXIS, 0).contiguous().cpu())
+        chosen = pages.view(torch.uint8).index_select(_PAGE_AXIS, torch.tensor(indices, device=pages.device))
+        packed = chosen.movedim(_PAGE_AXIS, 0).contiguous().cpu().numpy()
     return packed.reshape(-1).data
 
 
@@ -58,8 +58,9 @@ def unpack_pages(content: bytes | memoryview, pages: Tensor, indices: Sequence[P
         for position, page in enumerate(indices):
             target[:, :, page] = packed[position]
     else:
-        chosen = torch.from_numpy(packed.copy()).view(pages.dtype).movedim(0, _PAGE_AXIS)
-        pages.index_copy_(_PAGE_AXIS, torch.tensor(indices, device=pages.device), chosen.to(pages.device))
+        # As bytes: float8 can be moved in no other way.
+        chosen = torch.from_numpy(packed.copy()).movedim(0, _PAGE_AXIS).to(pages.device)
+        pages.view(torch.uint8).index_copy_(_PAGE_AXIS, torch.tensor(indices, device=pages.device), chosen)
 
 
 def copy_pages(
