@@ -84,7 +84,8 @@ class ThreadGang:
         """What a leader says when it takes a step's rows, if anybody is to help it."""
         shape = self.loaded.lead.stage.place.shape if self.loaded.lead is not None else GangShape()
         if shape.pipeline_parallel_size > 1:
-            self.sender.send(encode(FinishStep()))
+            assert self.loaded.lead is not None
+            self.sender.send(encode(FinishStep(number=self.loaded.lead.stage.next_plan())))
 
     def engine(self) -> Engine:
         return build_engine(self.loaded, self._config)
@@ -92,12 +93,16 @@ class ThreadGang:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def end(self) -> dict[int, BaseException]:
+        """Let go of the followers, and say of what they have died."""
         assert self.loaded.lead is not None
         self.loaded.lead.close()
         for thread in self._threads:
             thread.join()
-        assert not self.failures, self.failures
+        return self.failures
+
+    def __exit__(self, *_: object) -> None:
+        assert not self.end(), self.failures
 
 
 def gang_config(path: Path, shape: GangShape, num_pages: int, page_size: int = 4, **settings: object) -> EngineConfig:

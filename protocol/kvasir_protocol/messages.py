@@ -257,9 +257,10 @@ class RunStep:
     token_ids: of S sequences, one after the other; coming: places among them that the step before fills, then which of
     its rows does. starts, counts: of each sequence. samples: 1 for those that yield a token, else 0. num_shown: how
     many of its rows a reader of prompts wants to see. pages: of each sequence, as many as its tokens need. copies:
-    source page, target page and number of tokens, each.
+    source page, target page and number of tokens, each. number: of all that the leader told the gang, from 0 on.
     """
 
+    number: int
     token_ids: bytes
     coming: bytes
     starts: bytes
@@ -273,7 +274,9 @@ class RunStep:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FinishStep:
     """The last stage's hidden states of the oldest step that is not finished are to become logits now, if any are
-    wanted of it."""
+    wanted of it. number: as in RunStep."""
+
+    number: int
 
 
 Message = (

@@ -5,10 +5,11 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from kvasir_protocol.errors import WireError
+from kvasir_protocol.errors import RankLost, WireError
 from kvasir_protocol.messages import FinishStep, RunStep
 from kvasir_protocol.wire import decode, encode
 from kvasir_workers.parallel.links import PlanReceiver, PlanSender
+from kvasir_workers.parallel.mesh import LEADER
 from kvasir_workers.parallel.pipeline import Stage
 from kvasir_workers.parallel.planned_step import PlannedStep, from_message, to_message
 from kvasir_workers.runner.batch import BatchBuilder, sampled_rows
@@ -61,13 +62,13 @@ class GangRunner:
 
     @torch.inference_mode()
     def _begin(self, step: PlannedStep) -> None:
-        self._followers.send(encode(to_message(step, self._stage.page_size)))
+        self._followers.send(encode(to_message(step, self._stage.page_size, self._stage.next_plan())))
         self._stage.run(step, self._sampled_before)
 
     @torch.inference_mode()
     def _end(self, plan: StepPlan, step: PlannedStep, sampled: SampledRows, masks: Masks) -> list[SampledToken]:
         if self._has_pipeline and self._has_helpers:
-            self._followers.send(encode(FinishStep()))
+            self._followers.send(encode(FinishStep(number=self._stage.next_plan())))
         hidden = self._stage.take_final(step)
         logits = self._stage.vocabulary.logits(hidden[: step.num_sampled]) if step.num_sampled else None
         if step.is_shown:
@@ -98,7 +99,8 @@ class Follower:
         self._has_pipeline = stage.place.shape.pipeline_parallel_size > 1
 
     def serve(self, leader: PlanReceiver) -> None:
-        """Return when the leader is gone. Raises RankLost when the gang is broken, WireError for a bad message."""
+        """Return when the leader is gone. Raises RankLost when the gang is broken or a plan did not come, WireError for
+        a bad message."""
         while (frame := leader.receive()) is not None:
             self.follow(frame)
 
@@ -106,18 +108,26 @@ class Follower:
     def follow(self, frame: bytes) -> None:
         """Do what one message says."""
         match decode(frame):
-            case RunStep() as message:
+            case RunStep(number=number) as message:
+                self._expect(number)
                 step = from_message(message, self._stage.page_size)
                 self._stage.run(step)
                 if self._stage.place.is_first_stage:
                     self._unfinished.append(step)
                     if not self._has_pipeline:
                         self._finish()
-            case FinishStep():
+            case FinishStep(number=number):
+                self._expect(number)
                 if self._stage.place.is_first_stage:
                     self._finish()
             case message:
                 raise WireError(f"a rank has no use for {type(message).__name__}")
+
+    def _expect(self, number: int) -> None:
+        """Without one of the plans, or with one of them twice, the ranks would compute different steps."""
+        expected = self._stage.next_plan()
+        if number != expected:
+            raise RankLost(f"{self._stage.place} was told plan {number} when plan {expected} was due", (LEADER,))
 
     def _finish(self) -> None:
         step = self._unfinished.pop(0)

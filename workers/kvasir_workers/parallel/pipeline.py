@@ -40,6 +40,12 @@ class Stage:
         self._collectives = collectives
         self._caches = [LayerCache(layer[0], layer[1]) for layer in pages]
         self._finals: deque[Tensor] = deque()
+        self._num_plans = 0
+
+    def next_plan(self) -> int:
+        """The number of the plan that is due, counted on: the same on all ranks, whoever leads them at the time."""
+        self._num_plans += 1
+        return self._num_plans - 1
 
     def run(self, step: PlannedStep, said: Tensor | None = None) -> None:
         """Compute the step up to where the next stage goes on. said: what the step before sampled, if it is known."""

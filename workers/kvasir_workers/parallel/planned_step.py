@@ -58,11 +58,12 @@ class PlannedStep:
         return np.concatenate([sampled, *shown])
 
 
-def to_message(step: PlannedStep, page_size: int) -> RunStep:
+def to_message(step: PlannedStep, page_size: int, number: int) -> RunStep:
     arrays = step.arrays
     is_page = np.arange(arrays.tables.shape[1]) < _num_pages(arrays.starts, arrays.counts, page_size)[:, None]
     copies = [(copy.source, copy.target, copy.num_tokens) for copy in step.copies]
     return RunStep(
+        number=number,
         token_ids=_pack(arrays.token_ids),
         coming=_pack(arrays.coming),
         starts=_pack(arrays.starts),

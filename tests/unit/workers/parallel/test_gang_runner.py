@@ -2,7 +2,7 @@
 
 import pytest
 
-from kvasir_protocol.errors import WireError
+from kvasir_protocol.errors import RankLost, WireError
 from kvasir_protocol.messages import FinishStep, Ping, RunStep
 from kvasir_protocol.request import SamplingParams
 from kvasir_protocol.wire import decode, encode
@@ -39,3 +39,33 @@ def test_follower_refuses_what_is_not_for_it() -> None:
         assert gang.loaded.lead is not None
         with pytest.raises(WireError, match="no use for Ping"):
             Follower(gang.loaded.lead.stage).follow(encode(Ping()))
+
+
+def test_plans_are_numbered_whoever_of_the_leaders_engines_makes_them() -> None:
+    shape = GangShape(tensor_parallel_size=2, pipeline_parallel_size=2)
+    with ThreadGang(DEMO_MODEL, shape, gang_config(DEMO_MODEL, shape, 40)) as gang:
+        for name in ("canary", "r"):
+            engine = gang.engine()
+            engine.add(make_request(name, range(5, 9), sampling=SamplingParams(max_tokens=2, seed=0, temperature=0)))
+            while engine.has_work:
+                engine.step()
+        plans = [decode(frame) for frame in gang.sender.frames]
+    assert [plan.number for plan in plans if isinstance(plan, RunStep | FinishStep)] == list(range(8))
+
+
+@pytest.mark.parametrize(
+    ("told", "complaint"),
+    [((1,), "was told plan 1 when plan 0 was due"), ((0, 0), "was told plan 0 when plan 1 was due")],
+    ids=["lost", "repeated"],
+)
+def test_follower_computes_nothing_after_a_plan_that_was_lost_or_repeated(
+    told: tuple[int, ...], complaint: str
+) -> None:
+    shape = GangShape(pipeline_parallel_size=2)
+    gang = ThreadGang(DEMO_MODEL, shape, gang_config(DEMO_MODEL, shape, 4))
+    for number in told:
+        gang.sender.send(encode(FinishStep(number=number)))
+    failure = gang.end()[1]
+    assert isinstance(failure, RankLost)
+    assert complaint in str(failure)
+    assert failure.ranks == (0,)

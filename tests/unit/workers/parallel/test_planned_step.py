@@ -43,8 +43,9 @@ def steps(draw: st.DrawFn) -> PlannedStep:
 
 @given(steps())
 def test_step_comes_out_of_its_message_as_it_went_in(step: PlannedStep) -> None:
-    message = decode(encode(to_message(step, PAGE_SIZE)))
+    message = decode(encode(to_message(step, PAGE_SIZE, number=7)))
     assert isinstance(message, RunStep)
+    assert message.number == 7
     found = from_message(message, PAGE_SIZE)
     for field in dataclasses.fields(StepArrays):
         expected = getattr(step.arrays, field.name)
@@ -91,6 +92,6 @@ def test_step_of_which_nobody_wants_anything_still_yields_a_row() -> None:
     ],
 )
 def test_parts_that_do_not_fit_are_refused(change: dict[str, bytes]) -> None:
-    message = dataclasses.replace(to_message(a_step(), PAGE_SIZE), **change)
+    message = dataclasses.replace(to_message(a_step(), PAGE_SIZE, number=0), **change)
     with pytest.raises(WireError):
         from_message(message, PAGE_SIZE)
