@@ -44,7 +44,7 @@ def build_replica(config: ReplicaConfig, secret: bytes, rank: int, rendezvous: R
     from kvasir_workers.parallel.hosted_gang import HostedGang
     from kvasir_workers.replica import Replica
 
-    return Replica(config, secret, lambda: HostedGang(config, secret, rendezvous.announce))
+    return Replica(config, secret, lambda name: HostedGang(config, secret, rendezvous.announce, name))
 
 
 class _ActorRendezvous:

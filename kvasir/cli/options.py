@@ -70,7 +70,7 @@ def make_config(options: argparse.Namespace, *, default_is_mixed: bool) -> Clust
     if options.served_model_name is not None and not options.served_model_name.strip():
         raise ConfigError("--served-model-name must not be empty; leave it out to use the folder's name")
     defaults: dict[str, Any] = {"model": DEMO_MODEL}
-    if default_is_mixed or prod(_said_sizes(options).values()) > 1:  # separate pools of several ranks can't be had yet
+    if default_is_mixed or prod(_said_sizes(options).values()) > 1:  # who has cards for one gang seldom has for two
         defaults["pools"] = [{"role": "mixed"}]
     below = load_config(options.config, defaults) if options.config else build(ClusterConfig, defaults)
     return settle_model(build(ClusterConfig, merge(to_plain(below), _flags_tree(options, below.pools))))

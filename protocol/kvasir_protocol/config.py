@@ -198,11 +198,6 @@ class PoolConfig:
         for name in ("tensor_parallel_size", "pipeline_parallel_size"):
             value = getattr(self, name)
             _require(value >= 1, f"pool {self.role!r}: {name} must be at least 1, got {value}")
-        _require(
-            self.role == "mixed" or self.num_ranks == 1,
-            f"pool {self.role!r}: pages can't be handed over between replicas of several ranks yet; "
-            "use a mixed pool (`--mixed`), or set tensor_parallel_size and pipeline_parallel_size to 1",
-        )
 
     @property
     def num_ranks(self) -> int:

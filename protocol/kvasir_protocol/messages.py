@@ -4,6 +4,8 @@ router  -> replica    Hello  Ping  Submit  Reserve  Abort
 replica -> router     Welcome  Stats  Tokens  Rejected  Reserved  ReserveRefused  HandoverFailed
 prefill -> decode     BeginPush  PushPages  Commit  Quiet
 decode  -> prefill    PushGranted  PagesTaken  PushRefused  CancelPush
+leader  -> rank       RunStep  FinishStep  ReadPages  WritePages
+rank    -> leader     PageDoor
 router  -> controller GetView            controller -> router  View
 """
 
@@ -279,6 +281,29 @@ class FinishStep:
     number: int
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PageDoor:
+    """Where a rank reads and writes pages for its leader, if that can't reach them; keys seal what goes over."""
+
+    host: str
+    port: int
+    keys: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReadPages:
+    """Answered with their content, page after page, of what the rank holds of them."""
+
+    page_indices: tuple[PageIndex, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WritePages:
+    """Their content follows; answered when it is there."""
+
+    page_indices: tuple[PageIndex, ...]
+
+
 Message = (
     Hello
     | Welcome
@@ -304,4 +329,7 @@ Message = (
     | View
     | RunStep
     | FinishStep
+    | PageDoor
+    | ReadPages
+    | WritePages
 )

@@ -95,6 +95,12 @@ class Serving:
         replicas = httpx.get(f"{self.url}/status", timeout=10, trust_env=False).json()["replicas"]
         return {replica["id"] for replica in replicas if replica["state"] == "up"}
 
+    def handed_over_bytes(self, transport: str) -> float:
+        """What prefill replicas have pushed that way, as the metrics tell."""
+        metrics = httpx.get(f"{self.url}/metrics", timeout=10, trust_env=False).text
+        wanted = ('direction="pushed"', f'transport="{transport}"')
+        return sum(float(line.split()[-1]) for line in metrics.splitlines() if all(word in line for word in wanted))
+
     def press_ctrl_c(self) -> int:
         """As a terminal does it: everything in the foreground hears it. Waits for the end; the exit code."""
         self.note_processes()

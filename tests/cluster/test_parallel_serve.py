@@ -51,6 +51,27 @@ def test_nothing_stays_behind(server):
     assert server.leftovers(patience_s=10.0) == []
 
 
+SEPARATE = """\
+pools:
+  - {role: prefill, tensor_parallel_size: 2}
+  - {role: decode, pipeline_parallel_size: 2}
+"""
+
+
+def test_gangs_of_different_forms_hand_their_pages_over_by_shared_memory(tmp_path, wait_for):
+    (tmp_path / "pools.yaml").write_text(SEPARATE)
+    serving = Serving(tmp_path, "--config", str(tmp_path / "pools.yaml"))
+    try:
+        serving.wait_until_ready()
+        assert len(ranks(serving)) == 4
+        assert ANSWERED in serving.ask()
+        wait_for(lambda: serving.handed_over_bytes("shared_memory") > 0, "word of pages that were handed over")
+        assert serving.stop() == 0
+        assert serving.leftovers(patience_s=10.0) == []
+    finally:
+        serving.kill_all()
+
+
 def test_tensor_parallel_size_that_does_not_divide_the_heads_is_refused_at_once(tmp_path):
     refused = Serving(tmp_path, "--tensor-parallel-size", "3")
     assert refused.process.wait(20) == 1

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import logging
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from torch import Tensor
 from kvasir_kernels.dispatch import prepare
 from kvasir_protocol.config import EngineConfig, ModelConfig
 from kvasir_protocol.errors import CheckpointError, OutOfMemory
-from kvasir_protocol.messages import LAYOUT_VERSION, PageCut, PageLayout
+from kvasir_protocol.messages import LAYOUT_VERSION, PageCut, PageDoor, PageLayout
 from kvasir_workers.engine import Engine
 from kvasir_workers.grammar.compiler import GrammarCompiler
 from kvasir_workers.grammar.token_table import TokenSource
@@ -22,6 +23,7 @@ from kvasir_workers.kv.offload.open_tiers import OpenTiers
 from kvasir_workers.kv.offload.page_mover import PageMover
 from kvasir_workers.kv.page_memory import PageShape, SharedSegment
 from kvasir_workers.kv.prefix_tree import PageWatcher
+from kvasir_workers.kv.transfer.distant_pages import DistantPages
 from kvasir_workers.memory import (
     Footprint,
     MemoryPlan,
@@ -75,10 +77,11 @@ class LoadedModel:
 
 @dataclass(frozen=True, slots=True)
 class RankPages:
-    """One rank's pages in shared memory, and what of the model they are of."""
+    """One rank's pages, and what of the model they are of. segment: the shared memory that they lie in, if they do."""
 
     cut: PageCut
-    segment: SharedSegment
+    memory: Tensor | DistantPages
+    segment: SharedSegment | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,12 +99,16 @@ class Lead:
 
 @dataclass(frozen=True, slots=True)
 class LeaderSeat:
-    """Where a leader meets its followers, who are on their way. segment_name: as in LocalGang."""
+    """Where a leader meets its followers, who are on their way. segment_name: as in LocalGang.
+
+    doors: by rank, where to ask for pages that can't be reached otherwise; known once all have loaded.
+    """
 
     shape: GangShape
     meeting: Meeting
     followers: PlanSender
     segment_name: str = ""
+    doors: Callable[[], Mapping[int, PageDoor]] = dict
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,7 +161,7 @@ def load_leader(model: ModelConfig, engine: EngineConfig, seat: LeaderSeat) -> L
         plan.shard.whole, engine.page_size, plan.cache_dtype, fingerprint(directory, plan.quantization)
     )
     rank = load_rank(plan, seat.meeting, segment_name_of(seat.segment_name, LEADER))
-    parts = _reach_parts(plan, rank, seat) if rank.segment is not None else ()
+    parts = _reach_parts(plan, rank, seat)
     if rank.segment is not None and not parts:
         rank.segment.remove()  # others have none: nobody will give this one's name back
     return LoadedModel(
@@ -169,22 +176,36 @@ def load_leader(model: ModelConfig, engine: EngineConfig, seat: LeaderSeat) -> L
 
 
 def _reach_parts(plan: RankPlan, leader: LoadedRank, seat: LeaderSeat) -> tuple[RankPages, ...]:
-    """The pages of all ranks, whose names this process gives back in the end, whatever becomes of the others."""
+    """The pages of all ranks; nothing, if those of one can't be reached.
+
+    The names of segments this process gives back in the end, whatever becomes of the others.
+    """
     parts = []
     for number in range(seat.shape.num_ranks):
         shard = cut_model(plan.shard.whole, RankPlace(seat.shape, number))
-        name, shape = (
-            segment_name_of(seat.segment_name, number),
-            page_shape(shard, leader.memory.num_pages, plan.page_size),
-        )
-        try:
-            segment = SharedSegment.attach(name, shape, plan.cache_dtype)
-        except (OSError, ValueError):
+        shape = page_shape(shard, leader.memory.num_pages, plan.page_size)
+        segment = _find_segment(segment_name_of(seat.segment_name, number), shape, plan.dtype)
+        memory: Tensor | DistantPages
+        if number == LEADER:
+            memory = leader.stage.pages
+        elif segment is not None:
+            memory = segment.tensor
+        elif (door := seat.doors().get(number)) is not None:
+            memory = DistantPages.reach(number, door, shape, plan.cache_dtype, seat.meeting.deadline_s)
+        else:
             return ()
         layers, heads = shard.kv.layers, shard.kv.kv_heads
         cut = PageCut(first_layer=layers.start, num_layers=len(layers), kv_heads=heads)
-        parts.append(RankPages(cut, SharedSegment(name, segment.tensor, is_owner=True)))
+        parts.append(RankPages(cut, memory, segment))
     return tuple(parts)
+
+
+def _find_segment(name: str, shape: PageShape, dtype: torch.dtype) -> SharedSegment | None:
+    """A rank's, as one whose name is given back here; None if it has none, or is on another host."""
+    try:
+        return SharedSegment(name, SharedSegment.attach(name, shape, dtype).tensor, is_owner=True) if name else None
+    except (OSError, ValueError):
+        return None
 
 
 def _limits(directory: Path, spec: DecoderSpec, plan: MemoryPlan) -> EngineLimits:

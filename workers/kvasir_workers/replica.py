@@ -20,7 +20,7 @@ import yaml
 import zmq
 
 from kvasir_protocol.config import ReplicaConfig, build
-from kvasir_protocol.errors import ConfigError, KvasirError
+from kvasir_protocol.errors import KvasirError
 from kvasir_protocol.events import ReplicaStats
 from kvasir_protocol.ids import RequestId
 from kvasir_protocol.messages import PageSegment
@@ -30,6 +30,7 @@ from kvasir_protocol.view import ReplicaInfo, Role
 from kvasir_workers.kv.event_log import KvEventLog
 from kvasir_workers.kv.event_server import EventSockets, KvEventServer
 from kvasir_workers.kv.offload.open_tiers import OpenTiers, open_tiers
+from kvasir_workers.kv.transfer.distant_pages import DistantPages
 from kvasir_workers.kv.transfer.page_parts import PartedPages, whole_cut
 from kvasir_workers.kv.transfer.pusher import PagePusher
 from kvasir_workers.kv.transfer.writers import WriterFactory
@@ -53,11 +54,11 @@ _CANARY_TOKENS = 2
 class Replica:
     """Loads in the constructor, serves from `start` to `stop`. Raises KvasirError if it can't be had.
 
-    open_gang: makes the gang that it leads, if its configuration asks for several ranks; without it the others are
-    children of this process.
+    open_gang: makes the gang that it leads, if its configuration asks for several ranks, with this name for the shared
+    memory of their pages; without it the others are children of this process.
     """
 
-    def __init__(self, config: ReplicaConfig, secret: bytes, open_gang: "Callable[[], Gang] | None" = None) -> None:
+    def __init__(self, config: ReplicaConfig, secret: bytes, open_gang: "Callable[[str], Gang] | None" = None) -> None:
         if config.engine.num_threads is not None:
             torch.set_num_threads(config.engine.num_threads)
         self._config = config
@@ -88,17 +89,13 @@ class Replica:
             self._close()
             raise
 
-    def _load(self, open_gang: "Callable[[], Gang] | None") -> LoadedModel:
+    def _load(self, open_gang: "Callable[[str], Gang] | None") -> LoadedModel:
         config, shape = self._config, shape_of(self._config)
         if shape.num_ranks == 1:
             return load_model(config.model, config.engine, self._segment_wish())
-        if config.role != "mixed" and open_gang is not None:
-            raise ConfigError(f"{config.replica_id}: a {config.role} replica can't have several ranks yet; use mixed")
-        if open_gang is not None:
-            self._gang = open_gang()
-        else:
-            # Also for hand-overs by TCP: the leader speaks for all, so it must reach what the others hold.
-            self._gang = LocalGang(config.model, config.engine, shape, self._segment_name())
+        # Also for hand-overs by TCP: the leader speaks for all, so it must reach what the others hold.
+        name = self._segment_name()
+        self._gang = open_gang(name) if open_gang else LocalGang(config.model, config.engine, shape, name)
         try:
             return load_leader(config.model, config.engine, self._gang.seat)
         except BaseException:
@@ -119,26 +116,26 @@ class Replica:
         loaded = self._loaded
         if not loaded.parts:
             return PartedPages.whole(loaded.layout, loaded.pages)
-        memories = [part.segment.tensor for part in loaded.parts]
+        memories = [part.memory for part in loaded.parts]
         return PartedPages(loaded.layout, [part.cut for part in loaded.parts], memories)
 
     def _segments(self) -> tuple[PageSegment, ...]:
         if self._config.handover.transport == "tcp":
             return ()
-        if self._loaded.parts:
-            return tuple(PageSegment(name=part.segment.name, cut=part.cut) for part in self._loaded.parts)
+        if parts := self._loaded.parts:
+            found = [PageSegment(name=part.segment.name, cut=part.cut) for part in parts if part.segment is not None]
+            return tuple(found) if len(found) == len(parts) else ()
         segment, layout = self._loaded.segment, self._loaded.layout
         return () if segment is None else (PageSegment(name=segment.name, cut=whole_cut(layout)),)
 
     def _assemble(self, binding: Binding, secret: bytes) -> None:
         loaded = self._loaded
-        pages = self._parted_pages()
+        pages = self._pages = self._parted_pages()
         writers = WriterFactory(pages, allow_shared_memory=self._config.handover.transport != "tcp")
         self._pusher = PagePusher(
             loaded.layout,
             writers,
             secret,
-            holds_back=shape_of(self._config).pipeline_parallel_size > 1,
             release=lambda pages: self._server.loop.post(lambda engine: engine.release_exported(pages)),
         )
         engine = build_engine(loaded, self._config.engine, self._pusher, self._watcher, self._tiers)
@@ -175,7 +172,7 @@ class Replica:
             return "the thread of the data plane or of the page pusher died; the log tells of what"
         if self._is_serving and self._events is not None and not self._events.server.is_alive:
             return "the thread that publishes KV events died; the log tells of what"
-        if self._gang is not None and (death := self._gang.find_death()):
+        if self._gang is not None and (death := self._gang.find_death() or self._pages.failure()):
             return death
         return self._server.loop.failure()
 
@@ -204,7 +201,10 @@ class Replica:
         if self._loaded.segment is not None:
             self._loaded.segment.remove()
         for part in self._loaded.parts:
-            part.segment.remove()
+            if part.segment is not None:
+                part.segment.remove()
+            if isinstance(part.memory, DistantPages):
+                part.memory.close()
         if self._gang is not None and self._loaded.lead is not None:
             self._loaded.lead.close()
             self._gang.close()

@@ -176,7 +176,7 @@ class ReplicaServer:
             case Ping():
                 self._send(peer, Stats(stats=self.stats()))
             case Submit(request=request, ticket=HandoverTicket()) | Reserve(request=request) if not self._hands_over:
-                error = ServiceUnavailable("pages of a replica of several ranks are not handed over yet")
+                error = ServiceUnavailable("the ranks of this replica have no shared memory to hand pages over from")
                 self._send(peer, _rejection(request.request_id, error))
             case Submit(request=request, ticket=ticket):
                 if self._open_stream(peer, request):

@@ -1,89 +1,172 @@
-"""A replica whose other ranks were put somewhere by somebody else: here, into threads of this process."""
+"""Replicas whose other ranks were put somewhere by somebody else: here, into threads of this process."""
 
+import os
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 from threading import Event
 
 import pytest
 import zmq
 
 from kvasir_protocol.config import EngineConfig, HandoverConfig, ModelConfig, ReplicaConfig
-from kvasir_protocol.errors import ConfigError, RankLost
+from kvasir_protocol.errors import RankLost, WireError
 from kvasir_protocol.ids import ReplicaId, RequestId
-from kvasir_protocol.messages import Rejected, Reserve, Submit, Tokens
+from kvasir_protocol.messages import PageDoor, Ping
 from kvasir_protocol.request import GenerationRequest, SamplingParams
-from kvasir_protocol.sockets import bind_server, start_gatekeeper
+from kvasir_protocol.sockets import bind_server, connect_client, start_gatekeeper
 from kvasir_protocol.view import Role
-from kvasir_workers.parallel.hosted_gang import GangAddress, HostedGang, PublicReceiver, PublicSender
+from kvasir_protocol.wire import encode
+from kvasir_workers.parallel.hosted_gang import GangAddress, HostedGang, PublicReceiver, PublicSender, name_of
 from kvasir_workers.parallel.hosted_rank import HostedRank
 from kvasir_workers.replica import Replica
 from tests.gangs import DEMO_MODEL
 from tests.integration.engine.conftest import Model, run
-from tests.wire_client import WireClient
+from tests.wire_client import WireClient, hand_over, token_ids
 
 SECRET = b"s" * 32
-ASKED = GenerationRequest(
-    request_id=RequestId("r"),
-    prompt_token_ids=tuple(range(5, 40)),
-    sampling=SamplingParams(max_tokens=8, seed=0, temperature=0, ignore_eos=True),
-)
+SEGMENT_PREFIX = f"kvasir-hosted-{os.getpid()}"
+DOOR = PageDoor(host="127.0.0.1", port=1, keys=b"k" * 32)
 
 
-def config(role: Role = "mixed", tp: int = 2, pp: int = 1) -> ReplicaConfig:
-    return ReplicaConfig(
-        replica_id=ReplicaId("mixed-0"),
-        role=role,
-        model=ModelConfig(path=str(DEMO_MODEL), served_name="m"),
-        engine=EngineConfig(device="cpu", kv_cache_bytes=8 * 2**20, num_threads=1),
-        handover=HandoverConfig(),
-        tensor_parallel_size=tp,
-        pipeline_parallel_size=pp,
+def asked(name: str = "r") -> GenerationRequest:
+    return GenerationRequest(
+        request_id=RequestId(name),
+        prompt_token_ids=tuple(range(5, 70)),
+        sampling=SamplingParams(max_tokens=8, seed=0, temperature=0, ignore_eos=True),
     )
 
 
+class HostedReplica:
+    """A replica and the ranks that follow it. is_far: they see no shared memory of each other, as on other hosts."""
+
+    def __init__(self, role: Role, tp: int, pp: int, *, is_far: bool) -> None:
+        config = ReplicaConfig(
+            replica_id=ReplicaId(f"{role}-0"),
+            role=role,
+            model=ModelConfig(path=str(DEMO_MODEL), served_name="m"),
+            engine=EngineConfig(
+                device="cpu", kv_cache_bytes=8 * 2**20, num_threads=1, max_num_batched_tokens=32, max_num_seqs=4
+            ),
+            handover=HandoverConfig(),
+            tensor_parallel_size=tp,
+            pipeline_parallel_size=pp,
+            segment_prefix=SEGMENT_PREFIX,
+        )
+        address: Future[str] = Future()
+
+        def find() -> str:
+            text = address.result()
+            return text.replace(SEGMENT_PREFIX, f"{SEGMENT_PREFIX}-far") if is_far else text
+
+        numbers = range(1, tp * pp)
+        with ThreadPoolExecutor(max(1, len(numbers))) as pool:
+            loading = [pool.submit(lambda n=number: HostedRank(config, SECRET, n, find())) for number in numbers]
+            self.leader = Replica(config, SECRET, lambda name: HostedGang(config, SECRET, address.set_result, name))
+            self.followers = [future.result() for future in loading]
+        for rank in (*self.followers, self.leader):
+            rank.start()
+        self.client = WireClient(self.leader.endpoint, SECRET)
+
+    def close(self) -> None:
+        self.client.close()
+        assert self.leader.stop()
+        for follower in self.followers:
+            follower.stop()
+
+
+Start = Callable[..., HostedReplica]
+
+
+@pytest.fixture
+def start() -> Iterator[Start]:
+    replicas: list[HostedReplica] = []
+
+    def start(role: Role, tp: int = 1, pp: int = 1, *, is_far: bool = False) -> HostedReplica:
+        replicas.append(HostedReplica(role, tp, pp, is_far=is_far))
+        return replicas[-1]
+
+    yield start
+    for replica in replicas:
+        replica.close()
+    assert not list(Path("/dev/shm").glob(f"{SEGMENT_PREFIX}*"))
+
+
+@pytest.fixture(scope="module")
+def expected() -> list[int]:
+    (answer,) = run(Model(DEMO_MODEL).engine(overlap=False), [asked()])
+    return list(answer.token_ids)
+
+
 @pytest.mark.parametrize(("tp", "pp"), [(2, 1), (1, 2)])
-def test_replica_answers_as_one_rank_does_and_hands_no_pages_over(tp: int, pp: int) -> None:
-    address: Future[str] = Future()
-    settings = config(tp=tp, pp=pp)
-    with ThreadPoolExecutor(1) as pool:
-        loading = pool.submit(lambda: HostedRank(settings, SECRET, 1, address.result()))
-        replica = Replica(settings, SECRET, lambda: HostedGang(settings, SECRET, address.set_result))
-        follower = loading.result()
-    follower.start()
-    replica.start()
-    client = WireClient(replica.endpoint, SECRET)
-    client.send(Submit(request=ASKED))
-    said: list[int] = []
-    while len(said) < 8:
-        said += [token for output in client.expect(Tokens).outputs for token in output.token_ids]
-    (expected,) = run(Model(DEMO_MODEL).engine(overlap=False), [ASKED])
-    assert said == expected.token_ids
-    client.send(Reserve(request=ASKED, deadline_s=5.0))
-    assert "several ranks are not handed over yet" in client.expect(Rejected).message
-    client.close()
-    assert (replica.failure(), follower.failure()) == (None, None)
-    assert replica.stop()
-    follower.stop()
+def test_replica_answers_as_one_rank_does(start: Start, expected: list[int], tp: int, pp: int) -> None:
+    replica = start("mixed", tp, pp)
+    assert replica.client.generate(asked()) == expected
+    assert (replica.leader.failure(), [rank.failure() for rank in replica.followers]) == (None, [None])
 
 
-def test_replica_of_one_role_can_not_have_ranks_on_other_hosts_yet() -> None:
-    settings = config("decode")
-    with pytest.raises(ConfigError, match="decode replica can't have several ranks yet"):
-        Replica(settings, SECRET, lambda: HostedGang(settings, SECRET, Future[str]().set_result))
+NEAR, FAR = False, True
 
 
-def test_follower_that_does_not_connect_is_named() -> None:
+@pytest.mark.parametrize(
+    ("prefill", "decode", "label"),
+    [
+        ((2, 1, NEAR), (1, 1, NEAR), "shared_memory"),
+        ((1, 1, NEAR), (2, 1, NEAR), "shared_memory"),
+        ((2, 2, NEAR), (1, 2, NEAR), "shared_memory"),
+        ((1, 2, FAR), (1, 1, NEAR), "shared_memory"),
+        ((1, 1, NEAR), (1, 2, FAR), "tcp"),
+        ((2, 2, FAR), (1, 2, FAR), "tcp"),
+        ((1, 2, FAR), (2, 1, NEAR), "shared_memory"),
+    ],
+    ids=lambda value: f"{value[0]}x{value[1]}{'-far' if value[2] else ''}" if isinstance(value, tuple) else value,
+)
+def test_pages_go_from_any_gang_to_any_wherever_its_ranks_are(
+    start: Start, expected: list[int], prefill: tuple[int, int, bool], decode: tuple[int, int, bool], label: str
+) -> None:
+    source = start("prefill", prefill[0], prefill[1], is_far=prefill[2])
+    target = start("decode", decode[0], decode[1], is_far=decode[2])
+    first, rest = hand_over(asked(), source.client, target.client)
+    assert token_ids(first) + token_ids(rest) == expected
+    pushed = source.client.stats().stats.handover
+    assert getattr(pushed, f"pushed_bytes_{label}") > 0
+    assert target.client.stats().stats.engine.computed_prompt_tokens == 0
+
+
+def test_pages_of_a_pipeline_leave_while_its_prompt_is_computed(start: Start) -> None:
+    source, target = start("prefill", 1, 2, is_far=True), start("decode")
+    hand_over(asked(), source.client, target.client)
+    assert source.client.stats().stats.handover.hidden_bytes > 0
+
+
+@pytest.fixture
+def plans() -> Iterator[tuple[object, str]]:
+    """A leader's socket, and where followers connect to it."""
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     gatekeeper = start_gatekeeper(context, SECRET)
-    socket, endpoint = bind_server(context, SECRET, "127.0.0.1", 0)
-    receiver = PublicReceiver(GangAddress(host="127.0.0.1", port=1, plans=endpoint), SECRET, 1, Event())
-    assert socket.poll(20_000)
-    with pytest.raises(RankLost, match=r"ranks \(2,\) did not connect"):
-        PublicSender(socket, 3, start_s=0.2).send(b"plan")
-    receiver.close()
+    yield bind_server(context, SECRET, "127.0.0.1", 0)
     gatekeeper.stop()
     context.destroy(linger=0)
 
 
+def test_leader_learns_of_its_followers_doors_and_names_whoever_does_not_connect(plans: tuple[object, str]) -> None:
+    socket, endpoint = plans
+    address = GangAddress(host="127.0.0.1", port=1, plans=endpoint, segment_name="")
+    receiver = PublicReceiver(address, SECRET, 1, DOOR, Event())
+    assert PublicSender(socket, 2, start_s=20.0).doors() == {1: DOOR}
+    with pytest.raises(RankLost, match=r"ranks \(1, 2\) did not connect"):
+        PublicSender(socket, 3, start_s=0.2).send(b"plan")
+    receiver.close()
+
+
+def test_follower_that_begins_with_another_word_is_refused(plans: tuple[object, str]) -> None:
+    socket, endpoint = plans
+    with zmq.Context() as context, connect_client(context, SECRET, endpoint, name_of(1)) as stranger:
+        stranger.send(encode(Ping()))
+        with pytest.raises(WireError, match="says first where its pages are, not Ping"):
+            PublicSender(socket, 2, start_s=20.0).doors()
+
+
 def test_address_comes_out_of_its_text_as_it_went_in() -> None:
-    address = GangAddress(host="10.0.0.1", port=7, plans="tcp://10.0.0.1:8")
+    address = GangAddress(host="10.0.0.1", port=7, plans="tcp://10.0.0.1:8", segment_name="pages")
     assert GangAddress.from_text(address.to_text()) == address

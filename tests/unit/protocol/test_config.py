@@ -161,7 +161,6 @@ def test_wrong_type_names_the_path(tmp_path: Path, text: str, complaint: str) ->
         ("router: {port: -1}", "router.port must be between 0 and 65535"),
         ("router: {api_keys: ['']}", "must not hold an empty key"),
         ("pools: [{role: mixed, replicas: 0}]", "at least one replica"),
-        ("pools: [{role: decode, tensor_parallel_size: 2}]", "replicas of several ranks yet; use a mixed pool"),
         ("engine: {rank_deadline_s: 0}", "rank_deadline_s must be above 0"),
         (
             "{engine: {host_cache_bytes: 1MiB}, pools: [{role: mixed, pipeline_parallel_size: 2}]}",

@@ -1,12 +1,13 @@
 """A gang whose ranks were put on any hosts by somebody else: they meet at an address that the leader announces.
 
-Plans go over ZeroMQ with the cluster's keys. The store through which gloo and NCCL find each other, and what these
-send, are plain TCP, as in every torch program: keep them in a network of your own.
+Plans go over ZeroMQ with the cluster's keys, and pages of ranks on other hosts over sockets with keys that came that
+way. The store through which gloo and NCCL find each other, and what these send, are plain TCP, as in every torch
+program: keep them in a network of your own.
 """
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from threading import Event
 from typing import Any
@@ -14,9 +15,10 @@ from typing import Any
 import zmq
 
 from kvasir_protocol.config import ReplicaConfig, build
-from kvasir_protocol.errors import RankLost
+from kvasir_protocol.errors import RankLost, WireError
+from kvasir_protocol.messages import PageDoor
 from kvasir_protocol.sockets import bind_server, connect_client, start_gatekeeper
-from kvasir_protocol.wire import to_plain
+from kvasir_protocol.wire import decode, encode, to_plain
 from kvasir_workers.load import LeaderSeat
 from kvasir_workers.parallel.collectives import Meeting
 from kvasir_workers.parallel.mesh import GangShape
@@ -27,11 +29,15 @@ _POLL_MS = 100
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GangAddress:
-    """Where a leader is to be found: the store's host and port, and where it sends plans from."""
+    """Where a leader is to be found: the store's host and port, and where it sends plans from.
+
+    segment_name: as in LocalGang; a rank on another host makes its own there, which nobody else maps.
+    """
 
     host: str
     port: int
     plans: str
+    segment_name: str
 
     def to_text(self) -> str:
         return json.dumps(to_plain(self))
@@ -48,17 +54,22 @@ def shape_of(config: ReplicaConfig) -> GangShape:
 
 
 class PublicSender:
-    """Plans to followers that have connected to a ROUTER and said who they are."""
+    """Plans to followers that have connected to a ROUTER and said who they are, and where their pages are kept."""
 
     def __init__(self, socket: Any, num_ranks: int, start_s: float) -> None:
         self._socket = socket
         self._names = {rank: name_of(rank) for rank in range(1, num_ranks)}
-        self._absent = set(self._names.values())
+        self._absent = dict(self._names)
+        self._doors: dict[int, PageDoor] = {}
         self._start_s = start_s
 
+    def doors(self) -> Mapping[int, PageDoor]:
+        """By rank. Waits for all followers; raises RankLost if one does not come."""
+        self._meet()
+        return self._doors
+
     def send(self, frame: bytes) -> None:
-        if self._absent:
-            self._meet()
+        self._meet()
         for rank, name in self._names.items():
             try:
                 self._socket.send_multipart([name, frame], zmq.NOBLOCK)
@@ -70,30 +81,38 @@ class PublicSender:
         give_up_at = time.monotonic() + self._start_s
         while self._absent and time.monotonic() < give_up_at:
             if self._socket.poll(_POLL_MS):
-                self._absent.discard(self._socket.recv_multipart()[0])
+                self._welcome(*self._socket.recv_multipart())
         if self._absent:
-            ranks = tuple(rank for rank, name in self._names.items() if name in self._absent)
+            ranks = tuple(self._absent)
             raise RankLost(f"ranks {ranks} did not connect to their leader", ranks)
+
+    def _welcome(self, name: bytes, frame: bytes) -> None:
+        door = decode(frame)
+        if not isinstance(door, PageDoor):
+            raise WireError(f"a rank says first where its pages are, not {type(door).__name__}")
+        for rank in [rank for rank, expected in self._absent.items() if expected == name]:
+            del self._absent[rank]
+            self._doors[rank] = door
 
     def close(self) -> None:
         self._socket.close()
 
 
 class HostedGang:
-    """The leader's side. announce is told where followers find it."""
+    """The leader's side. announce is told where followers find it. segment_name: as in LocalGang."""
 
-    def __init__(self, config: ReplicaConfig, secret: bytes, announce: Callable[[str], None]) -> None:
+    def __init__(
+        self, config: ReplicaConfig, secret: bytes, announce: Callable[[str], None], segment_name: str
+    ) -> None:
         shape, deadline_s = shape_of(config), config.engine.rank_deadline_s
         store, port = host_store(config.host)
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._gatekeeper = start_gatekeeper(self._context, secret)
         socket, endpoint = bind_server(self._context, secret, config.host, 0)
-        self.seat = LeaderSeat(
-            shape,
-            Meeting(store=store, host=config.host, deadline_s=deadline_s),
-            PublicSender(socket, shape.num_ranks, deadline_s),
-        )
-        announce(GangAddress(host=config.host, port=port, plans=endpoint).to_text())
+        followers = PublicSender(socket, shape.num_ranks, deadline_s)
+        meeting = Meeting(store=store, host=config.host, deadline_s=deadline_s)
+        self.seat = LeaderSeat(shape, meeting, followers, segment_name, followers.doors)
+        announce(GangAddress(host=config.host, port=port, plans=endpoint, segment_name=segment_name).to_text())
 
     def find_death(self) -> str | None:
         """Whoever put the ranks there watches them."""
@@ -108,13 +127,13 @@ class HostedGang:
 
 
 class PublicReceiver:
-    """A follower's side of the plans. is_stopping ends the wait for the next."""
+    """A follower's side of the plans. is_stopping ends the wait for the next. door: where its pages are kept."""
 
-    def __init__(self, address: GangAddress, secret: bytes, rank: int, is_stopping: Event) -> None:
+    def __init__(self, address: GangAddress, secret: bytes, rank: int, door: PageDoor, is_stopping: Event) -> None:
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._is_stopping = is_stopping
         self._socket = connect_client(self._context, secret, address.plans, name_of(rank))
-        self._socket.send(b"")
+        self._socket.send(encode(door))
 
     def receive(self) -> bytes | None:
         while not self._is_stopping.is_set():

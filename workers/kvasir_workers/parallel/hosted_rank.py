@@ -7,10 +7,11 @@ import torch
 
 from kvasir_protocol.config import ReplicaConfig
 from kvasir_protocol.view import Role
+from kvasir_workers.kv.transfer.page_keeper import PageKeeper
 from kvasir_workers.parallel.collectives import Meeting
 from kvasir_workers.parallel.gang_runner import Follower
 from kvasir_workers.parallel.hosted_gang import GangAddress, PublicReceiver, shape_of
-from kvasir_workers.parallel.load_rank import load_rank, plan_rank
+from kvasir_workers.parallel.load_rank import load_rank, plan_rank, segment_name_of
 from kvasir_workers.parallel.mesh import RankPlace
 from kvasir_workers.parallel.torch_groups import join_store
 
@@ -40,13 +41,16 @@ class HostedRank:
         store = join_store(leader.host, leader.port)
         meeting = Meeting(store=store, host=config.host, deadline_s=config.engine.rank_deadline_s)
         self._is_stopping = Event()
-        self._receiver = PublicReceiver(leader, secret, rank, self._is_stopping)
+        self._keeper = PageKeeper(config.host)
+        self._receiver = PublicReceiver(leader, secret, rank, self._keeper.door, self._is_stopping)
         self._failure: str | None = None
         try:
-            self._stage = load_rank(plan, meeting).stage
+            self._loaded = load_rank(plan, meeting, segment_name_of(leader.segment_name, rank))
         except BaseException:
             self._receiver.close()
+            self._keeper.close()
             raise
+        self._keeper.keep(self._loaded.stage.pages)
         self._thread = Thread(target=self._serve, name="rank", daemon=True)
 
     def start(self) -> None:
@@ -54,13 +58,13 @@ class HostedRank:
 
     def _serve(self) -> None:
         try:
-            Follower(self._stage).serve(self._receiver)
+            Follower(self._loaded.stage).serve(self._receiver)
         except Exception as error:
             if not self._is_stopping.is_set():
                 _log.exception("the rank died")
             self._failure = f"{type(error).__name__}: {error}"
         finally:
-            self._stage.close()
+            self._loaded.stage.close()
 
     def change_role(self, role: Role) -> None:
         """It computes what it is told, whatever the replica is called."""
@@ -76,3 +80,6 @@ class HostedRank:
             self._thread.join(FAREWELL_S)
         if not self._thread.is_alive():
             self._receiver.close()
+        self._keeper.close()
+        if self._loaded.segment is not None:
+            self._loaded.segment.remove()

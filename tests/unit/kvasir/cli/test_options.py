@@ -121,9 +121,9 @@ def test_several_ranks_make_one_mixed_pool_unless_told_otherwise():
     assert (pool.role, pool.tensor_parallel_size, pool.pipeline_parallel_size) == ("mixed", 2, 3)
 
 
-def test_separate_pools_of_several_ranks_are_refused():
-    with pytest.raises(ConfigError, match="can't be handed over between replicas of several ranks yet"):
-        configure("--tensor-parallel-size", 2, "--decode-replicas", 2)
+def test_separate_pools_may_have_several_ranks():
+    pools = configure("--tensor-parallel-size", 2, "--decode-replicas", 2).pools
+    assert [(pool.role, pool.replicas, pool.num_ranks) for pool in pools] == [("prefill", 1, 2), ("decode", 2, 2)]
 
 
 def test_api_key_comes_from_the_environment_when_no_flag_gives_one(monkeypatch):

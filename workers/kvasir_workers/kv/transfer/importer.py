@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Protocol
 
-from kvasir_protocol.errors import WireError
+from kvasir_protocol.errors import RankLost, WireError
 from kvasir_protocol.events import HandoverCounters
 from kvasir_protocol.ids import Generation, PageIndex, RequestId
 from kvasir_protocol.messages import (
@@ -206,8 +206,12 @@ class PageImporter:
         if len(content) != num_bytes or not _asks_for(reservation, message):
             self._fail(reservation, "the writer sent pages that were not asked for, or of another size")
             return
-        self.pages.unpack(content, message.page_indices)
-        self._note_there(reservation, message)
+        try:
+            self.pages.unpack(content, message.page_indices)
+        except RankLost as error:
+            self._fail(reservation, str(error))
+        else:
+            self._note_there(reservation, message)
 
     def commit(self, writer: Peer, message: Commit) -> None:
         """The writer's last word; over TCP it may overtake pages."""

@@ -28,6 +28,11 @@ def layout_dtype(layout: PageLayout) -> torch.dtype:
     return dtype
 
 
+def first_pages(number: int) -> list[PageIndex]:
+    """The indices of so many pages that lie together."""
+    return [PageIndex(index) for index in range(number)]
+
+
 def page_bytes_of(pages: Tensor) -> int:
     """Bytes of one page of this memory."""
     return pages[:, :, :1].numel() * pages.itemsize

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from kvasir_protocol.ids import PageIndex
 from kvasir_protocol.messages import PageCut, PageLayout
-from kvasir_workers.kv.transfer.page_content import copy_pages, layout_dtype, pack_pages, unpack_pages
+from kvasir_workers.kv.transfer.distant_pages import DistantPages
+from kvasir_workers.kv.transfer.page_content import copy_pages, first_pages, layout_dtype, pack_pages, unpack_pages
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,9 +83,12 @@ def _counted_from(start: int, layers: range) -> range:
 
 
 class PartedPages:
-    """The pages of a replica in the memories of its ranks, all within reach of this process."""
+    """The pages of a replica in the memories of its ranks, all within reach of this process: mapped, or by asking.
 
-    def __init__(self, layout: PageLayout, cuts: Sequence[PageCut], memories: Sequence[Tensor]) -> None:
+    What asks a rank on another host raises RankLost if that is gone.
+    """
+
+    def __init__(self, layout: PageLayout, cuts: Sequence[PageCut], memories: Sequence[Tensor | DistantPages]) -> None:
         """layout: of whole pages. memories: one for each cut, [its layers, 2, N, P, its heads, D]."""
         self.layout = layout
         self.cuts = tuple(cuts)
@@ -101,27 +105,43 @@ class PartedPages:
 
     def copy_to(self, target: "PartedPages", source_indices: Sequence[PageIndex], indices: Sequence[PageIndex]) -> None:
         """Copy pages into another replica's. Raises ValueError if its layers and heads are not ours."""
+        sources = [_fetched(memory, source_indices) for memory in self.memories]
+        targets = [_room(memory, indices) for memory in target.memories]
         for transfer in transfers_between(self.cuts, target.cuts):
-            source = _block(self.memories[transfer.source], transfer.source_layers, transfer.source_heads)
-            written = _block(target.memories[transfer.target], transfer.target_layers, transfer.target_heads)
-            copy_pages(source, source_indices, written, indices)
+            (read, read_at), (written, written_at) = sources[transfer.source], targets[transfer.target]
+            source = _block(read, transfer.source_layers, transfer.source_heads)
+            goal = _block(written, transfer.target_layers, transfer.target_heads)
+            copy_pages(source, read_at, goal, written_at)
+        for memory, (written, _) in zip(target.memories, targets, strict=True):
+            if isinstance(memory, DistantPages):
+                memory.write(written, indices)
+
+    def failure(self) -> str | None:
+        """Which rank's pages can't be reached any more, or None."""
+        distant = (memory for memory in self.memories if isinstance(memory, DistantPages))
+        return next((failure for memory in distant if (failure := memory.failure())), None)
 
     def pack(self, indices: Sequence[PageIndex]) -> memoryview:
         """The content of some pages, page after page, each as in one memory."""
-        if len(self.memories) == 1:
-            return pack_pages(self.memories[0], indices)
-        packed = _empty_pages(self.layout, len(indices))
-        self.copy_to(PartedPages.whole(self.layout, packed), indices, _counted(indices))
-        return pack_pages(packed, _counted(indices))
+        if (whole := self._whole()) is not None:
+            return pack_pages(whole, indices)
+        packed, places = _empty_pages(self.layout, len(indices)), first_pages(len(indices))
+        self.copy_to(PartedPages.whole(self.layout, packed), indices, places)
+        return pack_pages(packed, places)
 
     def unpack(self, content: bytes | memoryview, indices: Sequence[PageIndex]) -> None:
         """Write what pack made; the caller has checked the size."""
-        if len(self.memories) == 1:
-            unpack_pages(content, self.memories[0], indices)
+        if (whole := self._whole()) is not None:
+            unpack_pages(content, whole, indices)
             return
-        packed = _empty_pages(self.layout, len(indices))
-        unpack_pages(content, packed, _counted(indices))
-        PartedPages.whole(self.layout, packed).copy_to(self, _counted(indices), indices)
+        packed, places = _empty_pages(self.layout, len(indices)), first_pages(len(indices))
+        unpack_pages(content, packed, places)
+        PartedPages.whole(self.layout, packed).copy_to(self, places, indices)
+
+    def _whole(self) -> Tensor | None:
+        """The one memory, if it is only one and here."""
+        first = self.memories[0]
+        return first if len(self.memories) == 1 and isinstance(first, Tensor) else None
 
 
 def whole_cut(layout: PageLayout) -> PageCut:
@@ -137,5 +157,15 @@ def _empty_pages(layout: PageLayout, num_pages: int) -> Tensor:
     return torch.empty(shape, dtype=layout_dtype(layout))
 
 
-def _counted(indices: Sequence[PageIndex]) -> list[PageIndex]:
-    return [PageIndex(position) for position in range(len(indices))]
+def _fetched(memory: Tensor | DistantPages, indices: Sequence[PageIndex]) -> tuple[Tensor, Sequence[PageIndex]]:
+    """Memory of this process that has these pages, and where in it."""
+    if isinstance(memory, DistantPages):
+        return memory.read(indices), first_pages(len(indices))
+    return memory, indices
+
+
+def _room(memory: Tensor | DistantPages, indices: Sequence[PageIndex]) -> tuple[Tensor, Sequence[PageIndex]]:
+    """Memory of this process where these pages are to be put first, and where in it."""
+    if isinstance(memory, DistantPages):
+        return memory.room(len(indices)), first_pages(len(indices))
+    return memory, indices

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 
 import zmq
 
+from kvasir_protocol.errors import RankLost
 from kvasir_protocol.events import HandoverCounters
 from kvasir_protocol.ids import Generation, PageIndex, RequestId
 from kvasir_protocol.messages import (
@@ -85,11 +86,7 @@ class _Totals:
 
 
 class PagePusher:
-    """Implements the engine's PageExporter. release gives pages back to the engine (from this thread).
-
-    holds_back: no page leaves before the prompt's last: of a pipeline's stages only the first is known to have computed
-    a chunk before there is a token.
-    """
+    """Implements the engine's PageExporter. release gives pages back to the engine (from this thread)."""
 
     def __init__(
         self,
@@ -98,10 +95,7 @@ class PagePusher:
         secret: bytes,
         release: Callable[[list[PageIndex]], None],
         clock: Callable[[], float] = time.monotonic,
-        *,
-        holds_back: bool = False,
     ) -> None:
-        self._holds_back = holds_back
         self._layout = layout
         self._page_bytes = layout_page_bytes(layout)
         self._writers = writers
@@ -242,16 +236,14 @@ class PagePusher:
             return
         endpoint, seal = push.ticket.endpoint, push.grant.seal
         push.deadline = self._clock() + push.ticket.deadline_s
-        if self._holds_back and push.emitted_token_ids is None:
-            return
         most_pages = max(1, push.writer.chunk_bytes // self._page_bytes)
         while push.unsent and (seal is None or self._peers.has_room(endpoint)):
             pages = [push.unsent.popleft() for _ in range(min(most_pages, len(push.unsent)))]
             try:
                 self._send_pages(push, push.grant, pages)
-            except zmq.ZMQError as error:
+            except (zmq.ZMQError, RankLost) as error:
                 self._release(pages)
-                self._end(_key(push.ticket), f"pages can't be sent: {error.strerror}")
+                self._end(_key(push.ticket), f"pages can't be sent: {error}")
                 return
             self._release(pages)
         if push.emitted_token_ids is not None and not push.unsent:

@@ -1,13 +1,19 @@
 """Pages cut by layers and heads: what goes where, and that nothing is lost on the way."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kvasir_protocol.errors import RankLost
 from kvasir_protocol.ids import PageIndex
 from kvasir_protocol.messages import PageCut, PageLayout
+from kvasir_workers.kv.transfer.distant_pages import DistantPages
 from kvasir_workers.kv.transfer.page_content import pack_pages
+from kvasir_workers.kv.transfer.page_keeper import PageKeeper
 from kvasir_workers.kv.transfer.page_parts import PartedPages, Transfer, transfers_between
 from tests.unit.workers.kv.transfer.layouts import make_layout
 
@@ -54,6 +60,7 @@ def parted(of: PageLayout, cuts: list[PageCut], content: torch.Tensor | None = N
 def assert_holds(parts: PartedPages, content: torch.Tensor) -> None:
     """The target's pages are the source's, in every copy; no other page was touched."""
     for cut, pages in zip(parts.cuts, parts.memories, strict=True):
+        assert isinstance(pages, torch.Tensor)
         expected = content[cut.layers.start : cut.layers.stop][:, :, SOURCE][:, :, :, :, list(cut.kv_heads)]
         assert torch.equal(pages[:, :, TARGET], expected)
         others = [page for page in range(NUM_PAGES) if page not in TARGET]
@@ -78,6 +85,51 @@ def test_pages_packed_by_any_layout_and_unpacked_by_any_other_are_the_same(
     assert packed == pack_pages(content, SOURCE)
     theirs.unpack(packed, TARGET)
     assert_holds(theirs, content)
+
+
+@contextmanager
+def followers_elsewhere(parts: PartedPages) -> Iterator[PartedPages]:
+    """The same, with the pages of all ranks but the first within reach only by asking."""
+    memories: list[torch.Tensor | DistantPages] = list(parts.memories[:1])
+    keepers = []
+    for rank, pages in enumerate(parts.memories[1:], 1):
+        assert isinstance(pages, torch.Tensor)
+        keepers.append(PageKeeper("127.0.0.1"))
+        keepers[-1].keep(pages)
+        shape = pages.shape
+        memories.append(DistantPages.reach(rank, keepers[-1].door, tuple(shape), pages.dtype, 20.0))  # type: ignore[arg-type]
+    yield PartedPages(parts.layout, parts.cuts, memories)
+    for memory in memories[1:]:
+        assert isinstance(memory, DistantPages)
+        memory.close()
+    for keeper in keepers:
+        keeper.close()
+
+
+@pytest.mark.parametrize("target", [(1, 1), (2, 1), (1, 3)], ids=lambda size: f"to-{size[0]}x{size[1]}")
+@pytest.mark.parametrize("source", [(2, 1), (1, 2), (2, 2)], ids=lambda size: f"{size[0]}x{size[1]}")
+def test_it_makes_no_difference_where_the_ranks_are(source: tuple[int, int], target: tuple[int, int]) -> None:
+    content = random_whole(layout())
+    with followers_elsewhere(parted(layout(), cuts_of(*source), content)) as ours:
+        straight, theirs = parted(layout(), cuts_of(*target)), parted(layout(), cuts_of(*target))
+        ours.copy_to(straight, SOURCE, TARGET)
+        packed = ours.pack(SOURCE)
+        assert packed == pack_pages(content, SOURCE)
+        with followers_elsewhere(theirs) as reached:
+            reached.unpack(packed, TARGET)
+            assert reached.failure() is None
+    assert_holds(straight, content)
+    assert_holds(theirs, content)
+
+
+def test_rank_that_is_gone_is_told_of() -> None:
+    with followers_elsewhere(parted(layout(), cuts_of(2, 1), random_whole(layout()))) as ours:
+        gone = ours.memories[1]
+        assert isinstance(gone, DistantPages)
+        gone.close()
+        with pytest.raises(RankLost):
+            ours.pack(SOURCE)
+        assert "the pages of rank 1 can't be reached" in str(ours.failure())
 
 
 sizes = st.tuples(st.sampled_from([1, 2, 4, 8]), st.integers(1, 4))

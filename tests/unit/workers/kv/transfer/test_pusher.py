@@ -110,12 +110,12 @@ class DecodeSide:
 class PrefillSide:
     """A pusher, its clock, and the pages that came back from it."""
 
-    def __init__(self, *, holds_back: bool = False) -> None:
+    def __init__(self) -> None:
         self.released: queue.Queue[list[PageIndex]] = queue.Queue()
         self.clock = Clock()
         layout = make_layout()
         writers = WriterFactory(PartedPages.whole(layout, PAGES), allow_shared_memory=True)
-        self.pusher = PagePusher(layout, writers, SECRET, self.released.put, self.clock, holds_back=holds_back)
+        self.pusher = PagePusher(layout, writers, SECRET, self.released.put, self.clock)
         self.pusher.start()
 
     def expect_released(self) -> list[PageIndex]:
@@ -231,19 +231,6 @@ def test_pages_sent_before_the_prompt_ends_count_as_hidden(prefill: PrefillSide,
     decode_side.expect(Commit)
     prefill.pusher.stop()
     assert prefill.pusher.counters().hidden_bytes == 2 * PAGE_BYTES
-
-
-def test_pipeline_holds_its_pages_back_until_there_is_a_token(decode_side: DecodeSide) -> None:
-    side = PrefillSide(holds_back=True)
-    try:
-        sequence = begun(side, decode_side)
-        decode_side.grants()
-        assert decode_side.hears_nothing()
-        side.pusher.finish(sequence, (9,))
-        assert decode_side.expect_pages()[0] == (4, 5)
-        assert decode_side.expect(Commit).emitted_token_ids == (9,)
-    finally:
-        side.close()
 
 
 def test_time_from_the_last_chunk_to_the_last_page_is_exposed(prefill: PrefillSide, decode_side: DecodeSide) -> None:
