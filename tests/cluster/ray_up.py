@@ -14,13 +14,23 @@ SHIPPED = REPOSITORY / "deploy/ray/on-premise.yaml"
 
 OPERATOR, HEAD, WORKERS = 0, 1, (2, 3)
 
-UP_S = 120.0
+OFFERS = {
+    HEAD: """--num-cpus=1 --resources={"back":1}""",
+    WORKERS[0]: """--num-cpus=2 --resources={"front":1}""",
+    WORKERS[1]: """--num-cpus=1 --resources={"back":1}""",
+}
+"""Two cores for a tensor-parallel group; one each where a pipeline has to span hosts, for which there are two left only
+if the head is one of them."""
+
+UP_S = 200.0
 
 ASK = """
 import json, sys, urllib.request
 request = urllib.request.Request(sys.argv[1], sys.argv[2].encode(), {"Content-Type": "application/json"})
 print(urllib.request.urlopen(request, timeout=60).read().decode())
 """
+
+FETCH = "import sys, urllib.request; print(urllib.request.urlopen(sys.argv[1], timeout=60).read().decode())"
 
 WAIT_FOR_WORKERS = """
 import time, ray
@@ -38,6 +48,8 @@ class RayCluster:
         self.hosts = hosts
         self._file = hosts.root / "on-premise.yaml"
         self._file.write_text(yaml.safe_dump(_for_these(hosts)))
+        for host, offers in OFFERS.items():
+            (hosts.home(host) / "offers").write_text(offers)
 
     def up(self) -> None:
         self._on(OPERATOR, "ray get-auth-token --generate")
@@ -74,12 +86,19 @@ class RayCluster:
         assert done.returncode == 0, done.stdout
         return str(json.loads(done.stdout)["choices"][0]["message"]["content"])
 
+    def handed_over_bytes(self, transport: str) -> float:
+        """What prefill replicas have pushed that way, as the router on the head tells."""
+        done = self.hosts.run(OPERATOR, "python", "-c", FETCH, f"http://{self.hosts.address(HEAD)}:8000/metrics")
+        assert done.returncode == 0, done.stdout
+        wanted = ('direction="pushed"', f'transport="{transport}"')
+        return sum(float(line.split()[-1]) for line in done.stdout.splitlines() if all(word in line for word in wanted))
+
     def processes(self, host: int) -> list[str]:
         return self.hosts.processes(host)
 
     def ranks(self) -> dict[int, list[str]]:
         """What serves, by host, as process id and command line."""
-        return {host: [line for line in self.processes(host) if "RankActor" in line] for host in WORKERS}
+        return {host: [line for line in self.processes(host) if "RankActor" in line] for host in (HEAD, *WORKERS)}
 
     def traces(self) -> list[str]:
         """Files of ours on any host."""
@@ -104,9 +123,12 @@ def _for_these(hosts: Hosts) -> dict[str, Any]:
     del tree["file_mounts"]["~/kvasir"]
     exports = f"export PATH={search_path()} PYTHONPATH={python_path()}"
     tree["setup_commands"] = [f"grep -qs PYTHONPATH ~/.bashrc || echo '{exports}' >> ~/.bashrc"]
-    # One core each, so that two replicas can't share a host; and nobody waits a minute for the end.
+    tree["head_start_ray_commands"] = [
+        command.replace("--num-cpus=0", "$(cat ~/offers)") for command in tree["head_start_ray_commands"]
+    ]
+    # Nobody waits a minute for the end. The inner shell is to read the file: it leaves the quotes in it alone.
     tree["worker_start_ray_commands"] = [
-        command.replace("timeout_s=60", "timeout_s=3").replace("ray start ", "ray start --num-cpus=1 ")
+        command.replace("timeout_s=60", "timeout_s=3").replace("ray start ", "ray start \\$(cat ~/offers) ")
         for command in tree["worker_start_ray_commands"]
     ]
     return tree
