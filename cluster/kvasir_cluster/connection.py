@@ -10,7 +10,7 @@ from typing import Any
 import ray
 from ray.exceptions import AuthenticationError, GetTimeoutError, RayError
 
-from kvasir_cluster.controller import CONTROLLER_NAME
+from kvasir_cluster.creation import CONTROLLER_NAME
 from kvasir_cluster.probe import describe_error
 from kvasir_protocol.errors import ServiceUnavailable
 

@@ -10,20 +10,19 @@ import os
 import threading
 import time
 from collections.abc import Iterable
-from typing import Any
 
 import ray
 from ray.exceptions import RayError
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from kvasir_cluster.desired import Desired
 from kvasir_cluster.desired_store import DesiredStore
 from kvasir_cluster.drain import Drain
-from kvasir_cluster.gang import Gang, GangSpec, find_groups, read_nodes, remove_group
+from kvasir_cluster.gang import Gang, GangSpec, end_gangs, find_groups, read_nodes, remove_group
 from kvasir_cluster.hosts import list_hosts, own_address
 from kvasir_cluster.listening import find_control_port
 from kvasir_cluster.placement import check_fits
 from kvasir_cluster.plan import (
+    STOPPING,
     Action,
     DrainGang,
     ObservedGang,
@@ -41,53 +40,33 @@ from kvasir_cluster.plan import (
     remember,
 )
 from kvasir_cluster.pools import resource_of
+from kvasir_cluster.recipe import recipe_of
 from kvasir_cluster.report import ClusterReport, GangReport, Progress
 from kvasir_cluster.router_process import DRAIN_S, RouterOrder
 from kvasir_cluster.routers import RouterKeeper
 from kvasir_cluster.spec import ControllerSpec
 from kvasir_cluster.sweep import sweep_segments
 from kvasir_cluster.view_server import ViewServer
-from kvasir_protocol.config import ClusterConfig, ReplicaConfig
-from kvasir_protocol.errors import KvasirError
+from kvasir_protocol.config import ClusterConfig
+from kvasir_protocol.errors import ConfigError, KvasirError, ServiceUnavailable
 from kvasir_protocol.ids import ReplicaId
 from kvasir_protocol.view import ClusterView
 
 log = logging.getLogger(__name__)
-
-CONTROLLER_NAME = "controller"
-
-CALLS_AT_ONCE = 4
-"""Threads for progress and stop, so that neither waits for the other."""
 
 KEPT_NEWS = 100
 
 ADOPTION_S = 5.0
 """How long a restarted controller waits for the gangs that it found, before it serves a view of them."""
 
+RETRY_S = 2.0
+"""Between tries to take over what could not be."""
+
+FAREWELL_S = 2.0
+"""For the answer that all has ended to leave, before the controller ends itself."""
 
 SWEEP_S = 10.0
 """For hosts to take away shared memory, at the end."""
-
-
-def create_controller(spec: ControllerSpec, *, detached: bool, node_id: str | None = None) -> Any:
-    """A handle on the cluster's controller, created in the namespace of this Ray session.
-
-    detached: it outlives this process, as does all that it creates; without, both end with the local Ray.
-    node_id: the host that it runs on, where routers look for it also after it was restarted.
-    """
-    strategy = NodeAffinitySchedulingStrategy(node_id, soft=False) if node_id is not None else "DEFAULT"
-    return (
-        ray.remote(Controller)
-        .options(
-            name=CONTROLLER_NAME,
-            lifetime="detached" if detached else None,
-            num_cpus=0,
-            max_restarts=-1,
-            max_concurrency=CALLS_AT_ONCE,
-            scheduling_strategy=strategy,
-        )
-        .remote(spec)
-    )
 
 
 class Controller:
@@ -97,7 +76,8 @@ class Controller:
         logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
         self._spec = spec
         self._store = DesiredStore(spec.name)
-        self._desired = self._store.load() or Desired(config=spec.wish, resolved=spec.config, view_port=spec.view_port)
+        self._desired = Desired(config=spec.wish, resolved=spec.config, view_port=spec.view_port)
+        self._itself = ray.get_runtime_context().current_actor
         self._turn = threading.Lock()
         self._news: list[str] = []
         self._fatal: str | None = None
@@ -105,19 +85,43 @@ class Controller:
         self._drains: dict[ReplicaId, Drain] = {}
         # Milliseconds since 1970: a restarted controller's first version is above its predecessor's last.
         self._view = ClusterView(version=time.time_ns() // 1_000_000, replicas=(), phase="starting")
-        self._gangs, self._memory = self._adopt()
-        self._observe()
+        self._gangs: dict[ReplicaId, Gang] = {}
+        self._memory: dict[Slot, SlotMemory] = {}
+        self._has_taken_over = False
         self._stopping = threading.Event()
+        self._ending = threading.Lock()
+        self._has_ended = False
         self._server: ViewServer | None = None
         self._routers = RouterKeeper(spec.name)
+        self._try_to_take_over()
+        self._loop = threading.Thread(target=self._run, name="controller", daemon=True)
+        self._loop.start()
+
+    def _try_to_take_over(self) -> None:
+        """Whatever fails is told, and tried again by the loop: an actor whose constructor fails is never started again,
+        and nobody could take away what it had found."""
+        try:
+            self._take_over()
+        except Exception as error:
+            log.exception("could not take over")
+            self._fatal = f"the controller can't take over what is there: {type(error).__name__}: {error}"
+
+    def _take_over(self) -> None:
+        """Make what a predecessor left its own, and serve the view of it. Raises whatever goes wrong."""
+        self._desired = self._store.load() or self._desired
+        self._gangs, self._memory = self._adopt()
+        if self._spec.places_routers:
+            self._routers.adopt()
+        self._observe()
+        self._has_taken_over, self._fatal = True, None
+        if self._desired.is_ending:
+            return
         try:
             if not self._memory:
-                self._check_fits(spec.config)
+                self._check_fits(self._spec.config)
             self._server = self._serve_view()
         except KvasirError as error:
             self._fatal = str(error)
-        self._loop = threading.Thread(target=self._run, name="controller", daemon=True)
-        self._loop.start()
 
     def apply(self, wish: ClusterConfig, config: ClusterConfig) -> None:
         """Want something else from now on, and begin at once; config is wish, settled for the hosts.
@@ -125,6 +129,10 @@ class Controller:
         The same wish changes nothing, unless it proved fatal: then it is tried again.
         """
         with self._turn:
+            if self._stopping.is_set():
+                raise ServiceUnavailable("the cluster is being taken away")
+            if not self._has_taken_over:
+                self._take_over()
             if wish == self._desired.config and self._fatal is None:
                 return
             self._fatal = None
@@ -166,16 +174,29 @@ class Controller:
         )
 
     def stop(self) -> None:
-        """End every router and gang in order, by force those that take longer than stop_s; stop serving the view."""
+        """End every router and gang in order, by force those that take longer than stop_s; stop serving the view.
+
+        Who asks again waits for the first. Afterwards this actor ends by itself, in case who asked does not end it.
+        """
+        with self._ending:
+            if not self._has_ended:
+                self._view = dataclasses.replace(self._view, phase=STOPPING)
+                self._end_all()
+                self._has_ended = True
+                timer = threading.Timer(FAREWELL_S, lambda: ray.kill(self._itself, no_restart=True))
+                timer.daemon = True
+                timer.start()
+
+    def _end_all(self) -> None:
         self._stopping.set()
         self._loop.join()
+        # Should this process die before the end, the next one goes on with it.
+        self._want(dataclasses.replace(self._desired, is_ending=True))
+        if self._spec.places_routers:
+            self._routers.adopt()
         self._routers.stop(DRAIN_S)
         gangs = [*self._gangs.values(), *(drain.gang for drain in self._drains.values())]
-        farewells = [reference for gang in gangs for reference in gang.ask_to_stop()]
-        if farewells:
-            ray.wait(farewells, num_returns=len(farewells), timeout=self._spec.timings.stop_s)
-        for gang in gangs:
-            gang.tear_down()
+        end_gangs(self._spec.name, gangs, self._spec.timings.stop_s)
         sweeps = sweep_segments(f"{self._spec.name}-", self._other_hosts(host.node_id for host in list_hosts()))
         if sweeps:
             ray.wait(sweeps, num_returns=len(sweeps), timeout=SWEEP_S)
@@ -186,10 +207,20 @@ class Controller:
     def _serve_view(self) -> ViewServer:
         host = self._spec.view_host or own_address()
         port = self._desired.view_port or find_control_port(host)
-        server = ViewServer(self._spec.secret, host, port, lambda: self._view)
+        try:
+            server = self._listen(host, port)
+        except ConfigError:
+            if not self._spec.places_routers:
+                raise  # whoever has routers of its own can't be told of another port
+            self._tell(f"port {port} is somebody else's by now; routers are told another")
+            port = find_control_port(host)
+            server = self._listen(host, port)
         server.start()
         self._want(dataclasses.replace(self._desired, view_port=port))
         return server
+
+    def _listen(self, host: str, port: int) -> ViewServer:
+        return ViewServer(self._spec.secret, host, port, lambda: self._view, self._spec.timings.bind_s)
 
     def _adopt(self) -> tuple[dict[ReplicaId, Gang], dict[Slot, SlotMemory]]:
         """The gangs that a predecessor left, and the memory of all ids it ever gave out."""
@@ -199,7 +230,7 @@ class Controller:
         for replica_id in (replica_id for replica_id, exists in groups.items() if exists):
             if replica_id not in known:
                 remove_group(self._spec.name, replica_id)
-            elif gang := Gang.adopt(self._gang_spec(replica_id), time.monotonic()):
+            elif gang := Gang.adopt(self._recipe(replica_id), time.monotonic()):
                 gangs[replica_id] = gang
                 gang.take_role(self._desired.record(replica_id).slot.role)
                 self._tell(f"took over {replica_id}")
@@ -216,7 +247,13 @@ class Controller:
             while not self._stopping.is_set():
                 try:
                     with self._turn:
-                        self._step()
+                        if not self._has_taken_over:
+                            self._try_to_take_over()
+                        elif self._desired.is_ending:
+                            threading.Thread(target=self.stop, name="end", daemon=True).start()
+                            return
+                        else:
+                            self._step()
                     self._wait()
                 except RayError as error:
                     log.warning("Ray failed a step, trying again: %s", error)
@@ -276,7 +313,7 @@ class Controller:
             case StartGang(replica_id):
                 self._tell(f"starting {replica_id}")
                 self._want(self._desired.with_gang(replica_id, parse_replica(replica_id)[0]))
-                self._gangs[replica_id] = Gang.create(self._gang_spec(replica_id), time.monotonic())
+                self._gangs[replica_id] = Gang.create(self._recipe(replica_id), time.monotonic())
             case StopGang(replica_id, reason):
                 self._tell(f"stopping {replica_id}: {reason}")
                 self._end(replica_id, self._gangs[replica_id])
@@ -317,34 +354,17 @@ class Controller:
 
     def _wait(self) -> None:
         """Until something happens to a gang, or it is time to look anyway."""
+        if not self._has_taken_over:
+            self._stopping.wait(RETRY_S)
+            return
         signals = [reference for gang in list(self._gangs.values()) for reference in gang.signals]
         if signals:
             ray.wait(signals, timeout=self._spec.timings.poll_s)
         else:
             self._stopping.wait(self._spec.timings.poll_s)
 
-    def _gang_spec(self, replica_id: ReplicaId) -> GangSpec:
-        spec, config = self._spec, self._desired.resolved
-        record = self._desired.record(replica_id)
-        replica = ReplicaConfig(
-            replica_id=replica_id,
-            role=record.slot.role,
-            model=config.model,
-            engine=config.engine,
-            handover=config.handover,
-            host=spec.replica_host,
-            segment_prefix=spec.name,
-            tensor_parallel_size=record.pool.tensor_parallel_size,
-            pipeline_parallel_size=record.pool.pipeline_parallel_size,
-        )
-        return GangSpec(
-            replica=replica,
-            pool=record.pool,
-            resource=resource_of(config),
-            secret=spec.secret,
-            build_rank=spec.build_rank,
-            timings=spec.timings,
-        )
+    def _recipe(self, replica_id: ReplicaId) -> GangSpec:
+        return recipe_of(replica_id, self._spec, self._desired)
 
     @property
     def _slots(self) -> tuple[Slot, ...]:

@@ -33,13 +33,14 @@ class GangRecord:
 class Desired:
     """config: as it was asked for; resolved: the same with its "auto" and None settled for the hosts of that moment.
 
-    view_port: where routers find the controller, 0 before its first start.
+    view_port: where routers find the controller, 0 before its first start. is_ending: all of it is to be taken away.
     """
 
     config: ClusterConfig
     resolved: ClusterConfig
     gangs: tuple[GangRecord, ...] = ()
     view_port: int = 0
+    is_ending: bool = False
 
     def pack(self) -> bytes:
         """As bytes, for `unpack`."""

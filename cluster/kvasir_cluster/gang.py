@@ -70,6 +70,19 @@ def find_groups(cluster: str) -> dict[ReplicaId, bool]:
     }
 
 
+def end_gangs(cluster: str, gangs: Sequence["Gang"], stop_s: float) -> None:
+    """End all gangs in order, by force those that take longer than stop_s, and those that nobody took over."""
+    farewells = [reference for gang in gangs for reference in gang.ask_to_stop()]
+    if farewells:
+        ray.wait(farewells, num_returns=len(farewells), timeout=stop_s)
+    for gang in gangs:
+        gang.tear_down()
+    known = {gang.replica_id for gang in gangs}
+    for replica_id in (replica_id for replica_id, exists in find_groups(cluster).items() if exists):
+        if replica_id not in known:
+            remove_group(cluster, replica_id)
+
+
 def remove_group(cluster: str, replica_id: ReplicaId) -> None:
     """End a gang of which parts are missing: what is left of its ranks dies with its place."""
     remove_placement_group(get_placement_group(name_group(cluster, replica_id)))
@@ -124,6 +137,10 @@ class Gang:
         return cls(spec, get_placement_group(spec.group_name), actors, now_s)
 
     @property
+    def replica_id(self) -> ReplicaId:
+        return self._spec.replica.replica_id
+
+    @property
     def address(self) -> ReplicaAddress | None:
         """Where routers reach it; None until it has started."""
         return self._address
@@ -140,7 +157,7 @@ class Gang:
 
     def observe(self, now_s: float) -> ObservedGang:
         """The state that it is in now."""
-        replica_id = self._spec.replica.replica_id
+        replica_id = self.replica_id
         # An answer is heard once, whoever looks first.
         self._failure = self._failure or self._find_failure(now_s)
         if self._failure is not None:

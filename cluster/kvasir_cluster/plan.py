@@ -25,6 +25,9 @@ MAX_FIRST_STARTS = 3
 GangState = Literal["starting", "ready", "draining", "failed"]
 """draining: it takes nothing new, and is stopped when it has ended what it has."""
 
+STOPPING = "stopping"
+"""The phase of a cluster that is being taken away."""
+
 ALL_ROLES = frozenset(get_args(Role))
 
 

@@ -1,10 +1,12 @@
 """Keeps a router on every host that should have one."""
 
+import contextlib
 from dataclasses import dataclass
 from typing import Any
 
 import ray
 from ray.exceptions import RayError
+from ray.util import list_named_actors
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from kvasir_cluster.hosts import Host, list_hosts
@@ -36,6 +38,19 @@ class RouterKeeper:
         self._places: dict[str, _Place] = {}
         self._order: RouterOrder | None = None
         self._looked_at_s = float("-inf")
+
+    def adopt(self) -> None:
+        """Make those of an earlier controller's its own, also on hosts that shall have none any more."""
+        hosts = {host.node_id: host for host in list_hosts()}
+        for name in list_named_actors():
+            node_id = name.removeprefix(self._name_on(""))
+            if name != self._name_on(node_id) or node_id not in hosts or node_id in self._places:
+                continue
+            with contextlib.suppress(ValueError):  # it died meanwhile
+                self._places[node_id] = _Place(hosts[node_id], ray.get_actor(name))
+
+    def _name_on(self, node_id: str) -> str:
+        return f"{self._cluster}/router@{node_id}"
 
     @property
     def states(self) -> tuple[tuple[str, RouterState | None], ...]:
@@ -86,7 +101,7 @@ class RouterKeeper:
         return (
             ray.remote(RouterHost)
             .options(
-                name=f"{self._cluster}/router@{host.node_id}",
+                name=self._name_on(host.node_id),
                 get_if_exists=True,
                 lifetime="detached",
                 num_cpus=0,

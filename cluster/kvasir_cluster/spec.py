@@ -56,6 +56,7 @@ class Timings:
     start_s covers loading the weights. health_deadline_s: a replica that leaves a question unanswered for
     this long is taken for hung. stop_s: for a replica to finish in order before it is killed. drain_s: for the streams
     of one that is not wanted any more; it is not asked for them before unseen_s, when every router has seen it leave.
+    bind_s: for a restarted controller to get its predecessor's port back.
     """
 
     poll_s: float = 0.25
@@ -66,6 +67,7 @@ class Timings:
     stop_s: float = 5.0
     drain_s: float = 30.0
     unseen_s: float = 1.5
+    bind_s: float = 20.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -16,20 +16,22 @@ from kvasir_protocol.wire import decode, encode
 log = logging.getLogger(__name__)
 
 POLL_MS = 100
-BIND_TRIES_S = 20.0
-"""A restarted controller may have to wait until the system has given its predecessor's port back."""
 
 
 class ViewServer:
     """Answers each GetView with the view of that moment, from a thread of its own."""
 
-    def __init__(self, secret: bytes, host: str, port: int, read_view: Callable[[], ClusterView]) -> None:
-        """Listen; port 0 lets the system choose. Raises ConfigError if the address can't be had."""
+    def __init__(
+        self, secret: bytes, host: str, port: int, read_view: Callable[[], ClusterView], patience_s: float
+    ) -> None:
+        """Listen; port 0 lets the system choose. patience_s: a restarted controller may have to wait until the system
+        has given its predecessor's port back. Raises ConfigError if the address can't be had.
+        """
         self._read_view = read_view
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._gatekeeper = start_gatekeeper(self._context, secret)
         try:
-            self._socket, self.endpoint = self._bind(secret, host, port)
+            self._socket, self.endpoint = self._bind(secret, host, port, patience_s)
         except ConfigError:
             self._end_context()
             raise
@@ -37,8 +39,8 @@ class ViewServer:
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._serve, name="view-server", daemon=True)
 
-    def _bind(self, secret: bytes, host: str, port: int) -> tuple[zmq.Socket[bytes], str]:
-        give_up_at = time.monotonic() + BIND_TRIES_S
+    def _bind(self, secret: bytes, host: str, port: int, patience_s: float) -> tuple[zmq.Socket[bytes], str]:
+        give_up_at = time.monotonic() + patience_s
         while True:
             try:
                 return bind_server(self._context, secret, host, port)

@@ -110,7 +110,7 @@ class LocalServer:
 
     def _start_cluster(self) -> None:
         """Create the controller, and show each replica when it serves."""
-        from kvasir_cluster.controller import create_controller
+        from kvasir_cluster.creation import create_controller
         from kvasir_cluster.handle import ClusterHandle
 
         started_at = time.monotonic()

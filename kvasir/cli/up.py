@@ -14,11 +14,12 @@ from kvasir.cli.setup import find_secret_file, read_log_level
 from kvasir_cluster.actors import build_replica
 from kvasir_cluster.changes import Change, check_same_model, find_changes
 from kvasir_cluster.connection import answer, connect, end_controller, find_controller
-from kvasir_cluster.controller import create_controller
+from kvasir_cluster.creation import create_controller
 from kvasir_cluster.gang import read_nodes
 from kvasir_cluster.handle import ClusterHandle
 from kvasir_cluster.hosts import Host, list_hosts
 from kvasir_cluster.placement import check_fits
+from kvasir_cluster.plan import STOPPING
 from kvasir_cluster.pools import resolve_over, resource_of
 from kvasir_cluster.report import ClusterReport, Progress
 from kvasir_cluster.spec import ControllerSpec
@@ -45,6 +46,8 @@ def up(options: argparse.Namespace) -> int:
         _check_place(config)
         controller = find_controller()
         report: ClusterReport | None = answer(controller.report.remote()) if controller is not None else None
+        if report is not None and report.progress.phase == STOPPING:
+            raise ServiceUnavailable(f"{wish.name} is being taken away; `kvasir down` tells when that is done")
         if report is not None:
             check_same_model(report.wish.model, wish.model)
         changes = find_changes(report.wish if report is not None else None, wish)

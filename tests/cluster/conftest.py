@@ -1,5 +1,6 @@
 """A real Ray on this host, and a cluster of fake replicas in it."""
 
+import contextlib
 import os
 import sys
 import tempfile
@@ -16,7 +17,7 @@ from kvasir_cluster.local_ray import LocalRay, close_ray_to_others
 from kvasir_cluster.plan import Pacing
 from kvasir_cluster.report import Progress
 from kvasir_cluster.spec import ControllerSpec, Timings
-from kvasir_protocol.config import ClusterConfig, ModelConfig, PoolConfig
+from kvasir_protocol.config import ClusterConfig, ModelConfig, PoolConfig, RouterConfig
 from kvasir_protocol.messages import GetView, View
 from kvasir_protocol.sockets import connect_client
 from kvasir_protocol.view import ClusterView
@@ -29,8 +30,9 @@ os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (sys.path[0], os.environ
 
 import ray  # noqa: E402
 from fake_replica import build_fake  # noqa: E402
+from ray.exceptions import RayActorError  # noqa: E402
 
-from kvasir_cluster.controller import create_controller  # noqa: E402
+from kvasir_cluster.creation import create_controller  # noqa: E402
 
 SECRET = b"s" * 32
 DEADLINE_S = 40.0
@@ -49,9 +51,12 @@ def poll(question: Callable[[], Any], what: str) -> Any:
 class FakeCluster:
     """One controller over fake replicas, asked as `kvasir serve` and a router ask."""
 
-    def __init__(self, orders: Path, *pools: PoolConfig, port: int, timings: Timings) -> None:
+    def __init__(
+        self, orders: Path, *pools: PoolConfig, port: int, timings: Timings, places_routers: bool = False
+    ) -> None:
         self.orders = orders
-        config = ClusterConfig(model=ModelConfig(path=str(orders), served_name="fake"), pools=pools)
+        model, router = ModelConfig(path=str(orders), served_name="fake"), RouterConfig(host="127.0.0.1", port=0)
+        config = ClusterConfig(model=model, pools=pools, router=router)
         self.spec = ControllerSpec(
             instance=uuid.uuid4().hex[:6],
             wish=config,
@@ -61,6 +66,7 @@ class FakeCluster:
             replica_host="127.0.0.1",
             view_host="127.0.0.1",
             view_port=port,
+            places_routers=places_routers,
             timings=timings,
             pacing=Pacing(first_pause_s=0.1),
         )
@@ -99,7 +105,8 @@ class FakeCluster:
         return list(Path("/dev/shm").glob(f"{self.spec.name}*"))
 
     def close(self) -> None:
-        ray.get(self.controller.stop.remote(), timeout=DEADLINE_S)
+        with contextlib.suppress(RayActorError):  # a test may have ended it already
+            ray.get(self.controller.stop.remote(), timeout=DEADLINE_S)
         ray.kill(self.controller, no_restart=True)
         self._router.close()
         self._context.term()
@@ -119,8 +126,9 @@ def start_cluster(local_ray: None, tmp_path: Path, free_port: int) -> Iterator[C
     """A function from pools and timings to a running cluster; one at a time, stopped after the test."""
     clusters: list[FakeCluster] = []
 
-    def start(*pools: PoolConfig, timings: Timings | None = None) -> FakeCluster:
-        clusters.append(FakeCluster(tmp_path, *pools, port=free_port, timings=timings or Timings(poll_s=0.05)))
+    def start(*pools: PoolConfig, timings: Timings | None = None, places_routers: bool = False) -> FakeCluster:
+        timings = timings or Timings(poll_s=0.05)
+        clusters.append(FakeCluster(tmp_path, *pools, port=free_port, timings=timings, places_routers=places_routers))
         return clusters[-1]
 
     yield start

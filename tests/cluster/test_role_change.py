@@ -12,7 +12,7 @@ import ray
 
 from kvasir.demo import DEMO_MODEL_NAME, demo_model_path
 from kvasir_cluster.actors import build_replica
-from kvasir_cluster.controller import create_controller
+from kvasir_cluster.creation import create_controller
 from kvasir_cluster.spec import ControllerSpec
 from kvasir_protocol.config import ClusterConfig, EngineConfig, ModelConfig, PoolConfig, RouterConfig
 

@@ -30,6 +30,7 @@ from kvasir_protocol.view import ReplicaInfo, Role
 from kvasir_workers.kv.event_log import KvEventLog
 from kvasir_workers.kv.event_server import EventSockets, KvEventServer
 from kvasir_workers.kv.offload.open_tiers import OpenTiers, open_tiers
+from kvasir_workers.kv.page_memory import SUFFIX, remove_abandoned_segments
 from kvasir_workers.kv.transfer.distant_pages import DistantPages
 from kvasir_workers.kv.transfer.page_parts import PartedPages, whole_cut
 from kvasir_workers.kv.transfer.pusher import PagePusher
@@ -65,6 +66,7 @@ class Replica:
         self._is_serving = False
         self._tiers: OpenTiers | None = None
         self._gang: Gang | None = None
+        remove_abandoned_segments()
         self._loaded = self._load(open_gang)
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._gatekeeper = start_gatekeeper(self._context, secret)
@@ -106,7 +108,7 @@ class Replica:
         transport = self._config.handover.transport
         if transport == "tcp":
             return None
-        return SegmentWish(self._segment_name(), is_must=transport == "shared-memory")
+        return SegmentWish(self._segment_name() + SUFFIX, is_must=transport == "shared-memory")
 
     def _segment_name(self) -> str:
         """Never the same twice: a writer that still maps the old segment would fill pages that nobody reads."""

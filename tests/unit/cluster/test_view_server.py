@@ -2,6 +2,7 @@ import pytest
 import zmq
 
 from kvasir_cluster.view_server import ViewServer
+from kvasir_protocol.errors import ConfigError
 from kvasir_protocol.ids import ReplicaId
 from kvasir_protocol.messages import GetView, Ping, View
 from kvasir_protocol.sockets import connect_client
@@ -20,7 +21,7 @@ def views():
 
 @pytest.fixture
 def server(views):
-    server = ViewServer(SECRET, "127.0.0.1", 0, lambda: views[-1])
+    server = ViewServer(SECRET, "127.0.0.1", 0, lambda: views[-1], patience_s=0.2)
     server.start()
     yield server
     server.stop()
@@ -67,3 +68,9 @@ def test_a_stranger_gets_no_answer(connect, views):
     stranger.sndtimeo = 0
     assert ask(connect()) == View(view=views[0])
     assert not stranger.poll(200)
+
+
+def test_a_port_that_stays_taken_is_told_when_patience_ends(server):
+    port = int(server.endpoint.rpartition(":")[2])
+    with pytest.raises(ConfigError, match=f"can't listen on 127.0.0.1:{port}"):
+        ViewServer(SECRET, "127.0.0.1", port, lambda: ClusterView(version=1, replicas=()), patience_s=0.0)

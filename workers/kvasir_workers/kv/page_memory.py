@@ -2,11 +2,15 @@
 
 A shared segment is a file in /dev/shm whose name starts with the cluster's prefix, so that what a killed process
 leaves behind can be found and removed. (The standard library's SharedMemory would unlink it when any reader exits.)
+Its maker holds a lock on it for as long as it lives: a segment without one is nobody's any more. Process ids would not
+tell, since containers that share /dev/shm count their own.
 """
 
 import errno
+import fcntl
 import mmap
 import os
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -16,36 +20,42 @@ from kvasir_protocol.errors import OutOfMemory
 
 SHARED_MEMORY = Path("/dev/shm")
 
+SUFFIX = ".pages"
+"""What the names of segments end with, and of nothing else that lies there."""
+
 PageShape = tuple[int, int, int, int, int, int]
 """[L, 2, N, P, K, D]: layers, keys and values, pages, tokens per page, key/value heads, head size."""
 
 
 class SharedSegment:
-    """A named piece of shared memory as one tensor. The creator removes the name; a reader only maps it."""
+    """A named piece of shared memory as one tensor. The creator removes the name; a reader only maps it.
 
-    def __init__(self, name: str, tensor: Tensor, *, is_owner: bool) -> None:
+    lock: an open file that keeps others from taking the segment for an abandoned one; None for a reader.
+    """
+
+    def __init__(self, name: str, tensor: Tensor, *, is_owner: bool, lock: int | None = None) -> None:
         self.name = name
         self.tensor = tensor
         self._is_owner = is_owner
+        self._lock = lock
 
     @classmethod
     def create(cls, name: str, shape: PageShape, dtype: torch.dtype) -> "SharedSegment":
         """A new zeroed segment, its memory set aside now. Raises OutOfMemory if /dev/shm is too small."""
         size = torch.Size(shape).numel() * dtype.itemsize
-        descriptor = os.open(SHARED_MEMORY / name, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+        descriptor = _create_locked(SHARED_MEMORY / name)
         try:
             os.posix_fallocate(descriptor, 0, size)
             tensor = _map(descriptor, shape, dtype)
         except OSError as error:
             os.unlink(SHARED_MEMORY / name)
+            os.close(descriptor)
             if error.errno in (errno.ENOSPC, errno.ENOMEM, errno.EFBIG):
                 raise OutOfMemory(
                     f"/dev/shm has no room for {size / 2**20:.0f} MiB of pages; lower the KV cache size or enlarge it"
                 ) from error
             raise
-        finally:
-            os.close(descriptor)
-        return cls(name, tensor, is_owner=True)
+        return cls(name, tensor, is_owner=True, lock=descriptor)
 
     @classmethod
     def attach(cls, name: str, shape: PageShape, dtype: torch.dtype) -> "SharedSegment":
@@ -63,6 +73,41 @@ class SharedSegment:
         """Take the name away; the memory goes when the last process lets go of it."""
         if self._is_owner:
             (SHARED_MEMORY / self.name).unlink(missing_ok=True)
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+
+def _create_locked(path: Path) -> int:
+    """A new file, locked before anybody could take it for an abandoned one."""
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    descriptor = os.open(draft, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH)
+        os.link(draft, path)
+    except OSError:
+        os.close(descriptor)
+        raise
+    finally:
+        os.unlink(draft)
+    return descriptor
+
+
+def remove_abandoned_segments(folder: Path = SHARED_MEMORY) -> list[str]:
+    """Take away this user's segments whose makers were killed before they could; their names."""
+    removed = []
+    for path in folder.glob(f"*{SUFFIX}"):
+        with suppress(OSError):  # another's, locked by its maker, or just gone
+            descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW)
+            try:
+                if os.fstat(descriptor).st_uid != os.geteuid():
+                    continue
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                path.unlink()
+                removed.append(path.name)
+            finally:
+                os.close(descriptor)
+    return removed
 
 
 def _map(descriptor: int, shape: PageShape, dtype: torch.dtype) -> Tensor:

@@ -7,6 +7,7 @@ import torch
 
 from kvasir_protocol.config import ReplicaConfig
 from kvasir_protocol.view import Role
+from kvasir_workers.kv.page_memory import remove_abandoned_segments
 from kvasir_workers.kv.transfer.page_keeper import PageKeeper
 from kvasir_workers.parallel.collectives import Meeting
 from kvasir_workers.parallel.gang_runner import Follower
@@ -44,6 +45,7 @@ class HostedRank:
         self._keeper = PageKeeper(config.host)
         self._receiver = PublicReceiver(leader, secret, rank, self._keeper.door, self._is_stopping)
         self._failure: str | None = None
+        remove_abandoned_segments()
         try:
             self._loaded = load_rank(plan, meeting, segment_name_of(leader.segment_name, rank))
         except BaseException:

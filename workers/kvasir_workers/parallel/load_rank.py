@@ -10,7 +10,7 @@ from kvasir_kernels.dispatch import prepare
 from kvasir_kernels.paged_cache import CacheScales
 from kvasir_protocol.config import EngineConfig, ModelConfig
 from kvasir_protocol.errors import ConfigError, OutOfMemory
-from kvasir_workers.kv.page_memory import PageShape, SharedSegment
+from kvasir_workers.kv.page_memory import SUFFIX, PageShape, SharedSegment
 from kvasir_workers.memory import Footprint, MemoryPlan, free_memory, page_bytes, plan_memory
 from kvasir_workers.model.cache_scales import read_cache_scales
 from kvasir_workers.model.decoder import Decoder
@@ -160,7 +160,7 @@ def _own_scales(scales: list[CacheScales], shard: ModelShard) -> list[CacheScale
 
 def segment_name_of(name: str, rank: int) -> str:
     """What a rank calls its piece of shared memory in a gang of this name; "" if it has none."""
-    return f"{name}-rank{rank}" if name else ""
+    return f"{name}-rank{rank}{SUFFIX}" if name else ""
 
 
 def _create_segment(name: str, shape: PageShape, plan: RankPlan) -> SharedSegment | None:

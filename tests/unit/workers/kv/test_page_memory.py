@@ -1,6 +1,8 @@
 """Segments of shared memory: who makes them, who maps them, who removes them."""
 
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -8,7 +10,7 @@ import pytest
 import torch
 
 from kvasir_protocol.errors import OutOfMemory
-from kvasir_workers.kv.page_memory import SHARED_MEMORY, PageShape, SharedSegment
+from kvasir_workers.kv.page_memory import SHARED_MEMORY, SUFFIX, PageShape, SharedSegment, remove_abandoned_segments
 
 SHAPE: PageShape = (2, 2, 3, 4, 1, 2)
 NAME = f"kvasir-test-memory-{os.getpid()}"
@@ -82,3 +84,33 @@ def test_segment_that_does_not_fit_is_out_of_memory_and_leaves_nothing() -> None
     with pytest.raises(OutOfMemory, match=r"/dev/shm has no room for .* MiB of pages; lower the KV cache size"):
         SharedSegment.create(NAME, shape, torch.float32)
     assert not (SHARED_MEMORY / NAME).exists()
+
+
+ABANDON = """
+import os, signal, sys, torch
+from kvasir_workers.kv.page_memory import SharedSegment
+segment = SharedSegment.create(sys.argv[1], (2, 2, 3, 4, 1, 2), torch.float32)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_segment_of_a_maker_that_was_killed_is_taken_away_and_those_of_the_living_are_not() -> None:
+    abandoned, alive, other = f"{NAME}-killed{SUFFIX}", f"{NAME}-alive{SUFFIX}", f"{NAME}-no-segment"
+    subprocess.run([sys.executable, "-c", ABANDON, abandoned])
+    segment = SharedSegment.create(alive, SHAPE, torch.float32)
+    reader = SharedSegment.attach(abandoned, SHAPE, torch.float32)
+    (SHARED_MEMORY / other).touch()
+    try:
+        assert abandoned in remove_abandoned_segments()
+        assert [(SHARED_MEMORY / name).exists() for name in (abandoned, alive, other)] == [False, True, True]
+        assert not reader.tensor.any()  # who still maps it keeps the memory
+    finally:
+        segment.remove()
+        (SHARED_MEMORY / other).unlink()
+
+
+def test_segment_is_locked_from_the_moment_on_in_which_it_can_be_found() -> None:
+    segment = SharedSegment.create(f"{NAME}{SUFFIX}", SHAPE, torch.float32)
+    assert segment.name not in remove_abandoned_segments()
+    assert not list(SHARED_MEMORY.glob(f".{NAME}*"))
+    segment.remove()
