@@ -184,7 +184,7 @@ def _reach_parts(plan: RankPlan, leader: LoadedRank, seat: LeaderSeat) -> tuple[
     for number in range(seat.shape.num_ranks):
         shard = cut_model(plan.shard.whole, RankPlace(seat.shape, number))
         shape = page_shape(shard, leader.memory.num_pages, plan.page_size)
-        segment = _find_segment(segment_name_of(seat.segment_name, number), shape, plan.dtype)
+        segment = _find_segment(segment_name_of(seat.segment_name, number), shape, plan.cache_dtype)
         memory: Tensor | DistantPages
         if number == LEADER:
             memory = leader.stage.pages
