@@ -6,20 +6,23 @@ Always two replicas with the demo model, one thread each, and the router's own d
 
     mixed          two mixed replicas, least-loaded
     separate       one prefills, one decodes, least-loaded
-    conditional    the same two; for each request the router weighs whether the decode replica prefills it itself
+    conditional    the same two; for each request the router weighs who computes its prompt
 
-Some streams with short prompts run all the time (when one ends, the next begins); at a fixed beat a burst of long
-prompts with short answers comes. All set-ups get the same requests. Printed: milliseconds between two tokens of the
-streams that run, and until the first token of the long prompts.
+Streams with short prompts begin at random moments; at a fixed beat a burst of long prompts with short answers comes.
+When each of them comes is drawn beforehand, and is the same in all set-ups however fast these answer, so that all do
+the same work. Printed: milliseconds between two tokens of the streams, and until the first token of either kind; and
+which part of the prompts the decode replica computed.
 """
 
 import argparse
 import asyncio
+import math
 import random
 import secrets
 import time
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager, suppress
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 import zmq.asyncio
@@ -38,7 +41,8 @@ from kvasir_router.fleet import Fleet
 from kvasir_router.links import LinkSettings, ReplicaLink
 from kvasir_router.metrics import FrontDoorMetrics
 from kvasir_router.patience import Patience
-from kvasir_router.routing.policy import make_policy
+from kvasir_router.routing.load import ReplicaLoad
+from kvasir_router.routing.policy import RequestShape, Route, RoutingPolicy, make_policy
 
 SETUPS: dict[str, tuple[tuple[Role, Role], RoutingPolicyName]] = {
     "mixed": (("mixed", "mixed"), "least-loaded"),
@@ -49,32 +53,86 @@ SETUPS: dict[str, tuple[tuple[Role, Role], RoutingPolicyName]] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Load:
-    """num_streams run; every beat_s seconds burst_size prompts of long_tokens come. warm_up_s are not counted."""
+    """streams_per_s begin; every beat_s seconds burst_size long prompts come, for warm_up_s, which are not counted,
+    and seconds more. Tokens of prompts and answers: of streams half as many to all of them, of the others so many."""
 
-    num_streams: int
-    short_tokens: int
-    stream_tokens: int
+    streams_per_s: float
+    stream_prompt: int
+    stream_answer: int
     burst_size: int
-    long_tokens: int
-    burst_tokens: int
+    long_prompt: int
+    long_answer: int
     beat_s: float
     seconds: float
     warm_up_s: float
     chunk: int
 
 
+@dataclass(frozen=True, slots=True)
+class Arrival:
+    """A request that comes at_s seconds after the beginning."""
+
+    at_s: float
+    prompt: tuple[int, ...]
+    num_answer_tokens: int
+    is_long: bool
+
+
+def arrivals(load: Load, seed: int) -> list[Arrival]:
+    """In the order in which they come."""
+    draw, end_s = random.Random(seed), load.warm_up_s + load.seconds
+    drawn: list[Arrival] = []
+    at_s = draw.expovariate(load.streams_per_s)
+    while at_s < end_s:
+        num_tokens = draw.randint(load.stream_answer // 2, load.stream_answer)
+        drawn.append(Arrival(at_s, _prompt(draw, load.stream_prompt), num_tokens, is_long=False))
+        at_s += draw.expovariate(load.streams_per_s)
+    for beat in range(1, math.ceil(end_s / load.beat_s)):
+        for _ in range(load.burst_size):
+            prompt = _prompt(draw, load.long_prompt)
+            drawn.append(Arrival(beat * load.beat_s, prompt, load.long_answer, is_long=True))
+    return sorted(drawn, key=lambda arrival: arrival.at_s)
+
+
+def _prompt(draw: random.Random, num_tokens: int) -> tuple[int, ...]:
+    return tuple(draw.choices(range(3, 2000), k=num_tokens))
+
+
 @dataclass(slots=True)
 class Samples:
-    """Milliseconds."""
+    """Milliseconds; and how many prompts there were, and how many the decode replica computed, long ones and others."""
 
     gaps: list[float] = field(default_factory=list)
     long_first: list[float] = field(default_factory=list)
     short_first: list[float] = field(default_factory=list)
+    num_routed: Counter[bool] = field(default_factory=Counter)
+    num_at_decode: Counter[bool] = field(default_factory=Counter)
 
     def add(self, others: "Samples") -> None:
         self.gaps += others.gaps
         self.long_first += others.long_first
         self.short_first += others.short_first
+        self.num_routed += others.num_routed
+        self.num_at_decode += others.num_at_decode
+
+    def share_at_decode(self, *, is_long: bool) -> float:
+        return self.num_at_decode[is_long] / max(1, self.num_routed[is_long])
+
+
+class CountedPolicy:
+    """Another policy, whose routes are counted."""
+
+    def __init__(self, policy: RoutingPolicy, samples: Samples, long_prompt: int) -> None:
+        self._policy = policy
+        self._samples = samples
+        self._long_prompt = long_prompt
+
+    def choose(self, shape: RequestShape, candidates: Sequence[ReplicaLoad]) -> Route:
+        route = self._policy.choose(shape, candidates)
+        is_long = shape.num_prompt_tokens >= self._long_prompt
+        self._samples.num_routed[is_long] += 1
+        self._samples.num_at_decode[is_long] += route.prefill is None and route.decode.startswith("decode")
+        return route
 
 
 def config_of(role: Role, index: int, prefix: str, chunk: int) -> ReplicaConfig:
@@ -92,7 +150,7 @@ def config_of(role: Role, index: int, prefix: str, chunk: int) -> ReplicaConfig:
 
 @asynccontextmanager
 async def dispatcher_over(
-    configs: Sequence[ReplicaConfig], endpoints: Sequence[str], secret: bytes, policy: RoutingPolicyName
+    configs: Sequence[ReplicaConfig], endpoints: Sequence[str], secret: bytes, policy: RoutingPolicy
 ) -> AsyncIterator[Dispatcher]:
     context = zmq.asyncio.Context()
     settings = LinkSettings(context, secret, "bench", Patience().ping_interval_s)
@@ -107,7 +165,7 @@ async def dispatcher_over(
     try:
         yield Dispatcher(
             fleet=fleet,
-            policy=make_policy(policy),
+            policy=policy,
             metrics=FrontDoorMetrics(CollectorRegistry(), "demo"),
             patience=Patience(),
         )
@@ -117,77 +175,43 @@ async def dispatcher_over(
 
 
 class Crowd:
-    """All who ask, from one seed."""
+    """All who ask."""
 
-    def __init__(self, dispatcher: Dispatcher, load: Load, seed: int) -> None:
+    def __init__(self, dispatcher: Dispatcher, samples: Samples, counts_from_s: float) -> None:
         self._dispatcher = dispatcher
-        self._load = load
-        self._samples = Samples()
-        self._counts_from = time.perf_counter() + load.warm_up_s
-        self._seed = seed
+        self._samples = samples
+        self._counts_from_s = counts_from_s
 
-    async def run(self) -> Samples:
-        """For as long as the load says."""
-        tasks = [asyncio.create_task(self._stream(number)) for number in range(self._load.num_streams)]
-        tasks.append(asyncio.create_task(self._bursts()))
-        done, _ = await asyncio.wait(tasks, timeout=self._load.warm_up_s + self._load.seconds)
-        for task in tasks:
-            task.cancel()
-        for task in tasks:
-            with suppress(asyncio.CancelledError):
-                await task
-        assert not done, "whoever asks goes on until it is stopped"
-        return self._samples
+    async def run(self, coming: Sequence[Arrival]) -> None:
+        """Until the last has its answer."""
+        started_at = time.perf_counter()
+        async with asyncio.TaskGroup() as asking:
+            for arrival in coming:
+                await asyncio.sleep(started_at + arrival.at_s - time.perf_counter())
+                asking.create_task(self._ask(arrival))
 
-    async def _stream(self, number: int) -> None:
-        draw = random.Random(f"{self._seed}/stream/{number}")
-        while True:
-            num_tokens = draw.randint(self._load.stream_tokens // 2, self._load.stream_tokens)
-            asked_at = time.perf_counter()
-            times = await self._ask(draw, self._load.short_tokens, num_tokens, self._samples.gaps)
-            self._note(self._samples.short_first, asked_at, times)
-
-    async def _bursts(self) -> None:
-        draw = random.Random(f"{self._seed}/bursts")
-        asking: set[asyncio.Task[None]] = set()
-        try:
-            while True:
-                await asyncio.sleep(self._load.beat_s)
-                for _ in range(self._load.burst_size):
-                    task = asyncio.create_task(self._long(random.Random(draw.random())))
-                    asking.add(task)
-                    task.add_done_callback(asking.discard)
-        finally:
-            for task in asking:
-                task.cancel()
-            await asyncio.gather(*asking, return_exceptions=True)
-
-    async def _long(self, draw: random.Random) -> None:
-        asked_at = time.perf_counter()
-        first = await self._ask(draw, self._load.long_tokens, self._load.burst_tokens, None)
-        self._note(self._samples.long_first, asked_at, first)
-
-    def _note(self, samples: list[float], asked_at: float, first_at: float) -> None:
-        if asked_at >= self._counts_from:
-            samples.append((first_at - asked_at) * 1000)
-
-    async def _ask(
-        self, draw: random.Random, num_prompt_tokens: int, num_tokens: int, gaps: list[float] | None
-    ) -> float:
-        """When the first token came; milliseconds between tokens go to gaps as they come."""
-        sampling = SamplingParams(temperature=0, max_tokens=num_tokens, ignore_eos=True, seed=0)
-        prompt = tuple(draw.choices(range(3, 2000), k=num_prompt_tokens))
+    async def _ask(self, arrival: Arrival) -> None:
+        asked_at = last_at = time.perf_counter()
+        sampling = SamplingParams(temperature=0, max_tokens=arrival.num_answer_tokens, ignore_eos=True, seed=0)
         name = RequestId(secrets.token_hex(8))
-        request = GenerationRequest(request_id=name, prompt_token_ids=prompt, sampling=sampling)
-        first_at = last_at = 0.0
+        request = GenerationRequest(request_id=name, prompt_token_ids=arrival.prompt, sampling=sampling)
+        first_ms, gaps = 0.0, []
         async for output in self._dispatcher.stream(request):
             now = time.perf_counter()
             if not output.token_ids:
                 continue
-            if last_at and gaps is not None and last_at >= self._counts_from:
+            if not first_ms:
+                first_ms = (now - asked_at) * 1000
+            else:
                 gaps += [(now - last_at) * 1000 / len(output.token_ids)] * len(output.token_ids)
-            first_at, last_at = first_at or now, now
-        return first_at
+            last_at = now
+        if arrival.at_s < self._counts_from_s:
+            return
+        if arrival.is_long:
+            self._samples.long_first.append(first_ms)
+        else:
+            self._samples.short_first.append(first_ms)
+            self._samples.gaps += gaps
 
 
 def measure(name: str, load: Load, seed: int) -> Samples:
@@ -206,23 +230,32 @@ async def _measure(
     load: Load,
     seed: int,
 ) -> Samples:
-    async with dispatcher_over(configs, endpoints, secret, policy) as dispatcher:
-        return await Crowd(dispatcher, load, seed).run()
+    samples = Samples()
+    counted = CountedPolicy(make_policy(policy), samples, load.long_prompt)
+    async with dispatcher_over(configs, endpoints, secret, counted) as dispatcher:
+        await Crowd(dispatcher, samples, load.warm_up_s).run(arrivals(load, seed))
+    return samples
+
+
+FIGURES: dict[str, Callable[[Samples], float]] = {
+    "ITL p50": lambda item: percentile(item.gaps, 0.5),
+    "ITL p99": lambda item: percentile(item.gaps, 0.99),
+    "TTFT long p50": lambda item: percentile(item.long_first, 0.5),
+    "TTFT long p99": lambda item: percentile(item.long_first, 0.99),
+    "TTFT short p50": lambda item: percentile(item.short_first, 0.5),
+    "TTFT short p99": lambda item: percentile(item.short_first, 0.99),
+}
 
 
 def report(samples: dict[str, Samples]) -> None:
-    print(f"{'':<12} {'between tokens':^24} {'first token, long':^20} {'first token, short':^20}")
-    print(f"{'ms':<12} {'p50':>7} {'p99':>8} {'tokens':>7} {'p50':>10} {'p99':>9} {'p50':>10} {'p99':>9}")
+    print(f"{'ms':<12}" + "".join(f"{name:>16}" for name in FIGURES) + f"{'at decode: long':>17}{'short':>7}")
     for name, item in samples.items():
-        print(
-            f"{name:<12} {percentile(item.gaps, 0.5):7.1f} {percentile(item.gaps, 0.99):8.1f} {len(item.gaps):7}"
-            f" {percentile(item.long_first, 0.5):10.1f} {percentile(item.long_first, 0.99):9.1f}"
-            f" {percentile(item.short_first, 0.5):10.1f} {percentile(item.short_first, 0.99):9.1f}"
-        )
-    ours, others = samples["conditional"], [samples["mixed"], samples["separate"]]
-    gap = percentile(ours.gaps, 0.99) / min(percentile(other.gaps, 0.99) for other in others)
-    first = percentile(ours.long_first, 0.5) / min(percentile(other.long_first, 0.5) for other in others)
-    print(f"conditional over the better of the two: p99 between tokens {gap:.2f}, median first token {first:.2f}")
+        shares = f"{item.share_at_decode(is_long=True):17.0%}{item.share_at_decode(is_long=False):7.0%}"
+        print(f"{name:<12}" + "".join(f"{figure(item):16.1f}" for figure in FIGURES.values()) + shares)
+    ours = samples["conditional"]
+    for other in ("mixed", "separate"):
+        ratios = "".join(f"{figure(ours) / figure(samples[other]):16.2f}" for figure in FIGURES.values())
+        print(f"conditional, of {other}:\n{'':<12}{ratios}")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -230,19 +263,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seconds", type=float, default=20.0, help="counted, of each set-up in each round")
     parser.add_argument("--warm-up", type=float, default=3.0, help="seconds before that")
     parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--streams", type=int, default=6)
+    parser.add_argument("--streams", type=float, default=8.0, help="that begin in a second")
+    parser.add_argument("--answer", type=int, default=384, help="tokens of a stream, at the most")
     parser.add_argument("--burst", type=int, default=4, help="long prompts at once")
     parser.add_argument("--beat", type=float, default=2.0, help="seconds from burst to burst")
     parser.add_argument("--long", type=int, default=1024, help="tokens of a long prompt")
     parser.add_argument("--chunk", type=int, default=512, help="tokens of a step, in all set-ups")
     options = parser.parse_args(arguments)
     load = Load(
-        num_streams=options.streams,
-        short_tokens=16,
-        stream_tokens=128,
+        streams_per_s=options.streams,
+        stream_prompt=32,
+        stream_answer=options.answer,
         burst_size=options.burst,
-        long_tokens=options.long,
-        burst_tokens=4,
+        long_prompt=options.long,
+        long_answer=32,
         beat_s=options.beat,
         seconds=options.seconds,
         warm_up_s=options.warm_up,

@@ -79,9 +79,11 @@ class EngineCounters:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepTimes:
-    """Seconds since the engine started: prefill_s in steps that computed prompt tokens, decode_s in the others."""
+    """Since the engine started, seconds and number of steps: prefill_ of those that computed prompt tokens, decode_ of
+    the others."""
 
     prefill_s: float = 0.0
+    prefill_steps: int = 0
     decode_s: float = 0.0
     decode_steps: int = 0
 

@@ -4,6 +4,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable
+from dataclasses import replace
 from threading import Event, Thread
 
 from kvasir_protocol.events import StepTimes, TokenOutput
@@ -104,12 +105,12 @@ class EngineLoop:
             time.sleep(_STARVED_PAUSE_S)
 
     def _count_time(self, step_s: float, num_prompt_tokens: int) -> None:
-        prefill_s, decode_s, decode_steps = self._times.prefill_s, self._times.decode_s, self._times.decode_steps
+        times = self._times
         if num_prompt_tokens:
-            prefill_s += step_s
+            times = replace(times, prefill_s=times.prefill_s + step_s, prefill_steps=times.prefill_steps + 1)
         else:
-            decode_s, decode_steps = decode_s + step_s, decode_steps + 1
-        self._times = StepTimes(prefill_s=prefill_s, decode_s=decode_s, decode_steps=decode_steps)
+            times = replace(times, decode_s=times.decode_s + step_s, decode_steps=times.decode_steps + 1)
+        self._times = times
 
     def _wait(self) -> None:
         """Sleep until a command comes; check the books once in each quiet time."""

@@ -1,17 +1,37 @@
-"""Where a prompt is computed with less delay: at the replica that decodes, or at one that only prefills.
+"""Whether separate pools pay, and where a prompt is then computed with less delay.
 
-Both roads are priced in seconds of delay, the request's own and those of others:
+A step that computes prompts makes all streams wait that run beside it. As long as that happens to few tokens, the
+slowest one in a hundred is as fast as without, and replicas that all do both have more room: nothing is gained by
+sparing them. Beyond that, both roads are priced in seconds of delay, the request's own and those of others:
 
     decode prefills      (queue there + prompt) / rate there, and each stream that runs there waits while it is computed
     another prefills     (queue there + prompt) / rate there + what of the hand-over is not hidden behind the prefill
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from kvasir_router.routing.load import ReplicaLoad
 
+MOST_HELD_UP = 0.01
+"""Of the tokens, that may wait for a prompt beside them: the 99th percentile does not see them."""
+
 DEFAULT_HANDOVER_S = 2e-3
 """Until it is measured: a reservation, a push and a commit between processes of one host."""
+
+
+def share_held_up(replicas: Sequence[ReplicaLoad]) -> float | None:
+    """Of the tokens, how many would wait for a prompt if all replicas shared all work; None while it isn't known.
+
+    A prompt's step comes between two tokens of each stream beside it: so many such steps a second, each time a step
+    between two tokens, is the share.
+    """
+    steps = [load.rates.prefill_steps_per_s for load in replicas]
+    known_steps = [rate for rate in steps if rate is not None]
+    gaps_s = [load.rates.decode_step_s for load in replicas if load.rates.decode_step_s is not None]
+    if len(known_steps) < len(replicas) or not gaps_s:
+        return None
+    return sum(known_steps) / len(replicas) * max(gaps_s)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

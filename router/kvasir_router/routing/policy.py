@@ -7,7 +7,7 @@ from typing import Protocol, assert_never
 from kvasir_protocol.config import RoutingPolicyName
 from kvasir_protocol.errors import ServiceUnavailable
 from kvasir_protocol.ids import ReplicaId
-from kvasir_router.routing.break_even import weigh
+from kvasir_router.routing.break_even import MOST_HELD_UP, share_held_up, weigh
 from kvasir_router.routing.load import ReplicaLoad
 
 
@@ -83,7 +83,8 @@ def _busyness(load: ReplicaLoad) -> tuple[int, float, str]:
 
 
 class Conditional:
-    """As LeastLoaded; with separate pools the decode replica prefills itself where that delays everybody less."""
+    """With separate pools: as in one mixed pool while prompts hold up few tokens; else the decode replica prefills
+    itself where that delays everybody less. As LeastLoaded without separate pools."""
 
     def choose(self, shape: RequestShape, candidates: Sequence[ReplicaLoad]) -> Route:
         _require_candidates(candidates)
@@ -92,6 +93,10 @@ class Conditional:
         prefill = min(pools.prefillers, key=lambda load: (load.prefill_tokens, *_busyness(load)), default=None)
         if prefill is None or finisher.role != "decode" or shape.max_tokens == 1:
             return _route(shape, prefill, finisher, f"conditional, {pools.reason}")
+        held_up = share_held_up(candidates)
+        if held_up is not None and held_up <= MOST_HELD_UP:
+            anybody = min(candidates, key=_busyness).replica_id
+            return Route(prefill=None, decode=anybody, reason=f"conditional, prompts hold up {held_up:.2%} of tokens")
         verdict = weigh(shape.num_prompt_tokens, prefill, finisher)
         chosen = None if verdict.decode_prefills else prefill
         return _route(shape, chosen, finisher, f"conditional, {verdict.reason}")

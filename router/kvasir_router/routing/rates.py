@@ -13,12 +13,14 @@ HALF_LIFE_S = 20.0
 class ReplicaRates:
     """None: not measured (yet, or not for long).
 
-    prefill_tokens_per_s: prompt tokens in the steps that had any. decode_step_s: a step that had none.
+    prefill_tokens_per_s: prompt tokens in the steps that had any. prefill_steps_per_s: such steps in a second of the
+    clock's. decode_step_s: a step that had none.
     push_s_per_token: what a pushed prompt token kept the link. handover_s: from the last chunk of a prompt to its last
     page, for the prompts that were pushed.
     """
 
     prefill_tokens_per_s: float | None = None
+    prefill_steps_per_s: float | None = None
     decode_step_s: float | None = None
     push_s_per_token: float | None = None
     handover_s: float | None = None
@@ -60,18 +62,21 @@ class RateMeter:
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
         self._last: ReplicaStats | None = None
-        self._faded_at = clock()
-        self._prefill, self._decode, self._push, self._handover = _Ratio(), _Ratio(), _Ratio(), _Ratio()
+        self._faded_at = self._noted_at = clock()
+        self._prefill, self._prefill_steps, self._decode = _Ratio(), _Ratio(), _Ratio()
+        self._push, self._handover = _Ratio(), _Ratio()
 
     def note(self, stats: ReplicaStats) -> None:
         """The replica's latest totals; smaller ones than before are those of a new process."""
         self._fade()
         last, self._last = self._last, stats
+        elapsed_s, self._noted_at = self._clock() - self._noted_at, self._clock()
         if last is None or stats.engine.num_steps < last.engine.num_steps:
             return
         now, before = stats.step_times, last.step_times
         num_prompt_tokens = stats.engine.computed_prompt_tokens - last.engine.computed_prompt_tokens
         self._prefill.add(num_prompt_tokens, now.prefill_s - before.prefill_s)
+        self._prefill_steps.add(now.prefill_steps - before.prefill_steps, elapsed_s)
         self._decode.add(now.decode_s - before.decode_s, now.decode_steps - before.decode_steps)
         pushed, pushed_before = stats.handover, last.handover
         num_requests = pushed.pushed_requests - pushed_before.pushed_requests
@@ -83,6 +88,7 @@ class RateMeter:
         self._fade()
         return ReplicaRates(
             prefill_tokens_per_s=self._prefill.value(_LEAST_SECONDS),
+            prefill_steps_per_s=self._prefill_steps.value(_LEAST_SECONDS),
             decode_step_s=self._decode.value(_LEAST_EVENTS),
             push_s_per_token=self._push.value(_LEAST_EVENTS),
             handover_s=self._handover.value(_LEAST_EVENTS),
@@ -92,5 +98,5 @@ class RateMeter:
         now = self._clock()
         factor = 0.5 ** ((now - self._faded_at) / HALF_LIFE_S)
         self._faded_at = now
-        for ratio in (self._prefill, self._decode, self._push, self._handover):
+        for ratio in (self._prefill, self._prefill_steps, self._decode, self._push, self._handover):
             ratio.fade(factor)

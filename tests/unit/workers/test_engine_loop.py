@@ -246,5 +246,6 @@ def test_steps_are_timed_by_whether_they_computed_prompts(house: House, num_prom
     house.work(2)
     assert landed.wait(DEADLINE_S)
     house.loop.stop()
-    expected = StepTimes(prefill_s=0.5) if num_prompt_tokens else StepTimes(decode_s=0.5, decode_steps=2)
+    in_prefill = StepTimes(prefill_s=0.5, prefill_steps=2)
+    expected = in_prefill if num_prompt_tokens else StepTimes(decode_s=0.5, decode_steps=2)
     assert house.loop.times() == expected

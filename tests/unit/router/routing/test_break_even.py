@@ -4,7 +4,13 @@ import pytest
 
 from kvasir_protocol.ids import ReplicaId
 from kvasir_protocol.view import Role
-from kvasir_router.routing.break_even import DEFAULT_HANDOVER_S, delay_at_decode, delay_at_prefill, weigh
+from kvasir_router.routing.break_even import (
+    DEFAULT_HANDOVER_S,
+    delay_at_decode,
+    delay_at_prefill,
+    share_held_up,
+    weigh,
+)
 from kvasir_router.routing.load import ReplicaLoad
 from kvasir_router.routing.rates import UNKNOWN, ReplicaRates
 
@@ -23,6 +29,17 @@ def test_own_prompt_waits_for_those_in_line_and_running_streams_wait_for_it() ->
     delay = delay_at_decode(100, replica("decode", prefill_tokens=50, num_streams=3), 1000.0)
     assert delay.first_token_s == pytest.approx(0.15)
     assert delay.others_s == pytest.approx(0.3)
+
+
+def test_tokens_held_up_are_the_steps_with_prompts_that_fall_between_two_tokens() -> None:
+    busy = replica("prefill", ReplicaRates(prefill_steps_per_s=9.0))
+    decodes = replica("decode", ReplicaRates(prefill_steps_per_s=1.0, decode_step_s=0.004))
+    assert share_held_up([busy, decodes]) == pytest.approx(0.02)
+
+
+@pytest.mark.parametrize("rates", [UNKNOWN, ReplicaRates(prefill_steps_per_s=1.0), ReplicaRates(decode_step_s=0.004)])
+def test_share_held_up_is_unknown_until_both_kinds_of_steps_were_measured(rates: ReplicaRates) -> None:
+    assert share_held_up([replica("prefill", rates), replica("decode", rates)]) is None
 
 
 def test_hand_over_costs_what_was_measured() -> None:

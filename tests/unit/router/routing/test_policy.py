@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 
 from kvasir_protocol.errors import ServiceUnavailable
@@ -149,6 +151,24 @@ def test_prefill_replica_with_the_fewest_tokens_in_line_is_asked() -> None:
         load("decode-0"),
     ]
     assert choose(Conditional(), *loads) == ("prefill-1", "decode-0")
+
+
+def held_up(prefill_steps_per_s: float) -> list[ReplicaLoad]:
+    """The decode replica has streams; a step without prompts takes 2 ms."""
+    rates = replace(MEASURED, prefill_steps_per_s=prefill_steps_per_s, decode_step_s=0.002)
+    return [load("prefill-0", rates=rates), load("decode-0", rates=rates, num_inflight=4)]
+
+
+def test_while_prompts_hold_up_few_tokens_the_least_loaded_does_all() -> None:
+    route = Conditional().choose(SHAPE, held_up(4.0))
+    assert (route.prefill, route.decode) == (None, "prefill-0")
+    assert route.reason == "conditional, prompts hold up 0.80% of tokens"
+
+
+def test_once_prompts_hold_up_more_than_one_token_in_a_hundred_roads_are_weighed() -> None:
+    shape = RequestShape(num_prompt_tokens=20, max_tokens=10)
+    route = Conditional().choose(shape, held_up(6.0))
+    assert (route.prefill, route.decode) == ("prefill-0", "decode-0")
 
 
 def test_conditional_route_says_why_with_its_terms() -> None:

@@ -14,7 +14,18 @@ class House:
         self.now = 100.0
         self.meter = RateMeter(lambda: self.now)
         self.totals: dict[str, float] = dict.fromkeys(
-            ("steps", "tokens", "prefill_s", "decode_s", "decode_steps", "requests", "push_s", "exposed_s"), 0
+            (
+                "steps",
+                "tokens",
+                "prefill_s",
+                "prefill_steps",
+                "decode_s",
+                "decode_steps",
+                "requests",
+                "push_s",
+                "exposed_s",
+            ),
+            0,
         )
         self.tell()
 
@@ -39,6 +50,7 @@ class House:
                 resident_bytes=0,
                 step_times=StepTimes(
                     prefill_s=totals["prefill_s"],
+                    prefill_steps=int(totals["prefill_steps"]),
                     decode_s=totals["decode_s"],
                     decode_steps=int(totals["decode_steps"]),
                 ),
@@ -69,6 +81,16 @@ def test_rates_are_those_of_what_was_done_since(house: House) -> None:
     assert rates.decode_step_s == pytest.approx(0.005)
     assert rates.push_s_per_token == pytest.approx(0.0001)
     assert rates.handover_s == pytest.approx(0.003)
+
+
+def test_steps_with_prompts_are_counted_by_the_clock(house: House) -> None:
+    assert house.meter.rates().prefill_steps_per_s is None
+    house.now += 0.5
+    house.tell(prefill_steps=3)
+    assert house.meter.rates().prefill_steps_per_s == pytest.approx(6)
+    house.now += 0.5
+    house.tell()
+    assert house.meter.rates().prefill_steps_per_s == pytest.approx(3, rel=0.02)
 
 
 def test_newer_counts_more_than_older(house: House) -> None:
