@@ -14,6 +14,7 @@ import random
 import secrets
 import socket
 import time
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -43,15 +44,16 @@ from kvasir_protocol.messages import (
     PushPages,
 )
 from kvasir_protocol.request import GenerationRequest, SamplingParams
-from kvasir_protocol.sockets import bind_pages, bind_server, load_secret, start_gatekeeper
+from kvasir_protocol.sockets import bind_server, load_secret, start_gatekeeper
 from kvasir_protocol.wire import decode, encode
 from kvasir_workers.kv.page_memory import PageShape, SharedSegment
 from kvasir_workers.kv.transfer.importer import PageImporter
 from kvasir_workers.kv.transfer.page_content import layout_dtype, layout_page_bytes
+from kvasir_workers.kv.transfer.page_intake import PageIntake, listen_for_pages
 from kvasir_workers.kv.transfer.page_parts import PartedPages, whole_cut
 from kvasir_workers.kv.transfer.pusher import PagePusher
+from kvasir_workers.kv.transfer.sealing import KEY_BYTES, TAG_BYTES, PageSeal
 from kvasir_workers.kv.transfer.writers import WriterFactory
-from kvasir_workers.replica_server import receive_pages
 from kvasir_workers.sequence import Sequence as TokenSequence
 from kvasir_workers.socket_thread import Rounds, SocketThread
 
@@ -62,6 +64,11 @@ REQUEST = GenerationRequest(
 )
 CHUNK_BYTES = 2**20
 MEGABYTE = 1e6
+
+KEY = bytes(KEY_BYTES)
+
+BASELINES = {"shared memory": "memory copy", "TCP": "loopback", "TCP, clear": "loopback"}
+"""Transports, and what each is measured against."""
 
 SHAPES = {"demo": ("float32", 6, 4, 32), "qwen3-0.6b": ("bfloat16", 28, 8, 128)}
 """dtype, layers, key/value heads, head size."""
@@ -108,13 +115,19 @@ def serve_pages(shape: str, num_pages: int, segment_name: str, parent: Connectio
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     gatekeeper = start_gatekeeper(context, SECRET)
     words, endpoint = bind_server(context, SECRET, "127.0.0.1", 0)
-    contents, page_endpoint = bind_pages(context, "127.0.0.1")
+    listener, page_endpoint = listen_for_pages("127.0.0.1")
 
     def send(peer: bytes, message: Message) -> None:
         words.send_multipart([peer, encode(message)])
 
     importer = PageImporter(
-        PartedPages.whole(layout, segment.tensor), VOCAB_SIZE, Desk(parent), send, time.monotonic, page_endpoint
+        PartedPages.whole(layout, segment.tensor),
+        VOCAB_SIZE,
+        Desk(parent),
+        send,
+        time.monotonic,
+        page_endpoint,
+        is_sealed=False,  # the writer says what it wants
     )
 
     def hear() -> None:
@@ -129,12 +142,12 @@ def serve_pages(shape: str, num_pages: int, segment_name: str, parent: Connectio
 
     def close() -> None:
         words.close()
-        contents.close()
+        intake.close()
 
     rounds = Rounds(timeout_ms=lambda: 100, on_round=importer.tick, on_end=close)
     thread = SocketThread(context, "bench", rounds)
     thread.register(words, hear)
-    thread.register(contents, lambda: receive_pages(contents, importer))
+    intake = PageIntake(listener, importer, thread, time.monotonic)
     thread.start()
     for number in iter(parent.recv, None):
         chosen = [PageIndex(page) for page in random.Random(1).sample(range(num_pages), number)]
@@ -164,17 +177,28 @@ def open_reservation(
 
 
 def swallow(num_bytes: int, num_rounds: int, parent: Connection) -> None:
-    """Read num_bytes from each of some connections, and say so with a byte."""
-    buffer = bytearray(CHUNK_BYTES)
+    """Read num_bytes from each of some connections, and say so with a byte. Of every second one, chunks are sealed."""
+    buffer, opened = bytearray(CHUNK_BYTES + TAG_BYTES), bytearray(CHUNK_BYTES)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         parent.send(listener.getsockname()[1])
-        for _ in range(num_rounds):
+        for index in range(2 * num_rounds):
             connection, _ = listener.accept()
+            seal = PageSeal(KEY) if index % 2 else None
             with connection:
-                left = num_bytes
-                while left:
-                    left -= connection.recv_into(buffer, min(CHUNK_BYTES, left))
+                for size in chunk_sizes(num_bytes):
+                    read_whole(connection, memoryview(buffer)[: size + TAG_BYTES if seal else size])
+                    if seal is not None:
+                        seal.open(b"", memoryview(buffer)[: size + TAG_BYTES], opened)
                 connection.sendall(b"x")
+
+
+def read_whole(connection: socket.socket, buffer: memoryview) -> None:
+    while len(buffer):
+        buffer = buffer[connection.recv_into(buffer) :]
+
+
+def chunk_sizes(num_bytes: int) -> list[int]:
+    return [min(CHUNK_BYTES, num_bytes - start) for start in range(0, num_bytes, CHUNK_BYTES)]
 
 
 @contextmanager
@@ -196,14 +220,14 @@ def beside(target: object, *arguments: object) -> Iterator[Connection]:
 
 @dataclass(slots=True)
 class Source:
-    """Random pages of ours, in the order in which a busy pool would hand them out, and pushers for both transports."""
+    """Random pages of ours, in the order in which a busy pool would hand them out, and a pusher for each transport."""
 
     pages: torch.Tensor
     layout: PageLayout
     order: list[PageIndex]
-    pushers: dict[TransportName, PagePusher]
+    pushers: dict[str, PagePusher]
 
-    def push(self, other: Connection, transport: TransportName, num_pages: int) -> float:
+    def push(self, other: Connection, transport: str, num_pages: int) -> float:
         """Seconds from the offer to the news that all are there."""
         other.send(num_pages)
         sequence = TokenSequence(REQUEST, other.recv())
@@ -221,11 +245,10 @@ def source_of(shape: str, num_pages: int) -> Iterator[Source]:
     layout = layout_of(shape)
     pages = torch.randn(memory_shape(layout, num_pages)).to(layout_dtype(layout))
     order = [PageIndex(page) for page in random.Random(0).sample(range(num_pages), num_pages)]
-    transports: tuple[TransportName, ...] = ("shared-memory", "tcp")
     pushers = {}
-    for transport in transports:
-        writers = WriterFactory(PartedPages.whole(layout, pages), allow_shared_memory=transport != "tcp")
-        pushers[transport] = PagePusher(layout, writers, SECRET, lambda released: None)
+    for transport in BASELINES:
+        writers = WriterFactory(PartedPages.whole(layout, pages), allow_shared_memory=transport == "shared memory")
+        pushers[transport] = PagePusher(layout, writers, SECRET, lambda released: None, is_sealed=transport == "TCP")
         pushers[transport].start()
     try:
         yield Source(pages, layout, order, pushers)
@@ -234,13 +257,17 @@ def source_of(shape: str, num_pages: int) -> Iterator[Source]:
             pusher.stop()
 
 
-def raw_loopback_s(port: int, num_bytes: int) -> float:
-    """Seconds to bring bytes through a socket, as iperf does."""
-    chunk = memoryview(bytearray(CHUNK_BYTES))
+def loopback_s(port: int, num_bytes: int, *, is_sealed: bool = False) -> float:
+    """Seconds to bring bytes through a socket, as iperf does; is_sealed: and through AES-GCM on both sides."""
+    chunk, seal = memoryview(bytearray(CHUNK_BYTES)), PageSeal(KEY)
+    sealed = bytearray(CHUNK_BYTES + TAG_BYTES)
     with socket.create_connection(("127.0.0.1", port)) as connection:
         started_at = time.perf_counter()
-        for start in range(0, num_bytes, CHUNK_BYTES):
-            connection.sendall(chunk[: num_bytes - start])
+        for size in chunk_sizes(num_bytes):
+            if is_sealed:
+                connection.sendall(seal.seal(b"", chunk[:size], sealed))
+            else:
+                connection.sendall(chunk[:size])
         connection.recv(1)
         return time.perf_counter() - started_at
 
@@ -251,23 +278,23 @@ def measure_bandwidth(shape: str, num_mbytes: int, num_rounds: int) -> None:
     num_bytes = num_pages * page_bytes
     segment_name = f"kvasir-bench-{secrets.token_hex(4)}"
     copied, written = np.ones(num_bytes, np.uint8), np.ones(num_bytes, np.uint8)
-    seconds: dict[str, list[float]] = {name: [] for name in ("memory copy", "shared memory", "raw loopback", "TCP")}
-    one_page: dict[TransportName, list[float]] = {"shared-memory": [], "tcp": []}
+    seconds: dict[str, list[float]] = defaultdict(list)
+    one_page: dict[str, list[float]] = defaultdict(list)
     with (
         source_of(shape, num_pages) as source,
         beside(swallow, num_bytes, num_rounds) as swallower,
         beside(serve_pages, shape, num_pages, segment_name) as server,
     ):
         port = swallower.recv()
-        for transport in one_page:
+        for transport in BASELINES:
             source.push(server, transport, num_pages)  # connections, and memory touched for the first time
         for _ in range(num_rounds):
             seconds["memory copy"].append(timed(lambda: np.copyto(written, copied)))
-            seconds["shared memory"].append(source.push(server, "shared-memory", num_pages))
-            seconds["raw loopback"].append(raw_loopback_s(port, num_bytes))
-            seconds["TCP"].append(source.push(server, "tcp", num_pages))
-            for transport, samples in one_page.items():
-                samples.append(source.push(server, transport, 1))
+            seconds["loopback"].append(loopback_s(port, num_bytes))
+            seconds["loopback, AES-GCM"].append(loopback_s(port, num_bytes, is_sealed=True))
+            for transport in BASELINES:
+                seconds[transport].append(source.push(server, transport, num_pages))
+                one_page[transport].append(source.push(server, transport, 1))
     report_bandwidth(shape, num_pages, page_bytes, seconds)
     for transport, samples in one_page.items():
         print(f"  one page, {transport:<13}  {spread([sample * 1000 for sample in samples])} ms until it is there")
@@ -276,14 +303,14 @@ def measure_bandwidth(shape: str, num_mbytes: int, num_rounds: int) -> None:
 def report_bandwidth(shape: str, num_pages: int, page_bytes: int, seconds: dict[str, list[float]]) -> None:
     num_bytes = num_pages * page_bytes
     print(f"{shape}: {num_pages} pages of {page_bytes / 1000:.0f} kB, GB/s, and the part of its baseline in each round")
-    baseline = {"shared memory": "memory copy", "TCP": "raw loopback"}
     for name, samples in seconds.items():
         rates = spread([num_bytes / sample / 1e9 for sample in samples])
+        baseline = "loopback" if name == "loopback, AES-GCM" else BASELINES.get(name)
         share = ""
-        if name in baseline:
-            ratios = [before / after for before, after in zip(seconds[baseline[name]], samples, strict=True)]
-            share = f"  {median(ratios):.0%} ({min(ratios):.0%} to {max(ratios):.0%}) of a {baseline[name]}"
-        print(f"  {name:<14} {rates}{share}")
+        if baseline is not None:
+            ratios = [before / after for before, after in zip(seconds[baseline], samples, strict=True)]
+            share = f"  {median(ratios):.0%} ({min(ratios):.0%} to {max(ratios):.0%}) of a {baseline}"
+        print(f"  {name:<18} {rates}{share}")
 
 
 # Tokens

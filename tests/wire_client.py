@@ -2,6 +2,8 @@
 
 import time
 from collections.abc import Callable
+from contextlib import suppress
+from socket import create_connection
 from typing import Any, TypeVar
 
 import zmq
@@ -10,7 +12,6 @@ from kvasir_protocol.events import TokenOutput
 from kvasir_protocol.ids import RequestId
 from kvasir_protocol.messages import (
     Message,
-    PagesTaken,
     Ping,
     PushGranted,
     PushPages,
@@ -21,9 +22,10 @@ from kvasir_protocol.messages import (
     Tokens,
 )
 from kvasir_protocol.request import GenerationRequest
-from kvasir_protocol.sockets import connect_client, connect_pages
+from kvasir_protocol.sockets import connect_client
 from kvasir_protocol.wire import decode, encode
-from kvasir_workers.kv.transfer.sealing import PageSeal
+from kvasir_workers.kv.transfer.page_stream import HELLO, LENGTHS
+from kvasir_workers.kv.transfer.sealing import PageSeal, proof_of
 
 M = TypeVar("M")
 DEADLINE_S = 30.0
@@ -95,28 +97,27 @@ class WireClient:
 class PageClient:
     """A writer's connection to where a replica takes the contents of pages."""
 
-    def __init__(self, granted: PushGranted, secret: bytes) -> None:
-        self._context: Any = zmq.Context()
-        self._socket = connect_pages(self._context, secret, granted.page_endpoint)
+    def __init__(self, granted: PushGranted) -> None:
+        host, _, port = granted.page_endpoint.removeprefix("tcp://").rpartition(":")
+        self._connection = create_connection((host, int(port)), DEADLINE_S)
         self._seal = PageSeal(granted.page_key)
+        self.push_raw(HELLO.pack(granted.generation, proof_of(granted.page_key)))
 
     def push(self, message: PushPages, content: bytes) -> None:
         header = encode(message)
-        self.push_raw(header, self._seal.seal(header, memoryview(content)))
+        sealed = self._seal.seal(header, memoryview(content))
+        self.push_raw(LENGTHS.pack(len(header), len(sealed)) + header + sealed)
 
-    def push_raw(self, *frames: bytes) -> None:
-        self._socket.send_multipart(frames)
+    def push_raw(self, content: bytes) -> None:
+        self._connection.sendall(content)
 
-    def expect_taken(self) -> int:
-        """Bytes that the replica says to have read."""
-        assert self._socket.poll(int(DEADLINE_S * 1000)), "no word of what was read"
-        message = decode(self._socket.recv())
-        assert isinstance(message, PagesTaken)
-        return message.num_bytes
+    def expect_closed(self) -> None:
+        """The replica has closed the connection."""
+        with suppress(ConnectionResetError):
+            assert self._connection.recv(1) == b""
 
     def close(self) -> None:
-        self._socket.close(linger=0)
-        self._context.term()
+        self._connection.close()
 
 
 def token_ids(outputs: list[TokenOutput]) -> list[int]:

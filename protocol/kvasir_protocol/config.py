@@ -167,10 +167,14 @@ class EngineConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HandoverConfig:
-    """Pages from prefill to decode. deadline_s: from reservation to commit; after it the decode side prefills."""
+    """Pages from prefill to decode. deadline_s: from reservation to commit; after it the decode side prefills.
+
+    encrypt: contents that go over TCP; without it they are in the clear, for a network of your own.
+    """
 
     deadline_s: float = 10.0
     transport: TransportName = "auto"
+    encrypt: bool = True
 
     def __post_init__(self) -> None:
         _require(

@@ -3,7 +3,7 @@
 router  -> replica    Hello  Ping  Submit  Reserve  Abort
 replica -> router     Welcome  Stats  Tokens  Rejected  Reserved  ReserveRefused  HandoverFailed
 prefill -> decode     BeginPush  PushPages  Commit  Quiet
-decode  -> prefill    PushGranted  PagesTaken  PushRefused  CancelPush
+decode  -> prefill    PushGranted  PushRefused  CancelPush
 leader  -> rank       RunStep  FinishStep  ReadPages  WritePages
 rank    -> leader     PageDoor
 router  -> controller GetView            controller -> router  View
@@ -176,26 +176,31 @@ class HandoverFailed:
 class BeginPush:
     """Asks to write into the pages reserved for a request: another's pages there would tell one caller of another.
 
-    process_id lets a peer on the same host see that the writer died.
+    process_id and process_start (`kv/transfer/process_identity.py`) let a peer on the same host see that the writer
+    died. is_sealed: contents that go over TCP must be.
     """
 
     request_id: RequestId
     generation: Generation
     layout: PageLayout
     process_id: int
+    process_start: int
     uses_shared_memory: bool
+    is_sealed: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PushGranted:
-    """The writer may begin: in shared memory, or (page_endpoint not "") by contents sealed with page_key.
+    """The writer may begin: in shared memory, or (page_endpoint not "") by contents that it sends there.
 
-    page_key: fresh random bytes for this push alone; whoever knows it is the writer that was granted.
+    page_key: fresh random bytes for this push alone; whoever knows it is the writer that was granted. is_sealed: the
+    contents are encrypted with it.
     """
 
     generation: Generation
     page_endpoint: str = ""
     page_key: bytes = b""
+    is_sealed: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -206,17 +211,10 @@ class PushRefused:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PushPages:
-    """These pages are there. Over TCP a second frame follows: their sealed content, page after page."""
+    """These pages are there. Over TCP their contents follow, page after page (`kv/transfer/page_stream.py`)."""
 
     generation: Generation
     page_indices: tuple[PageIndex, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PagesTaken:
-    """So many bytes of contents were read from this connection, of use or not: as many more may be sent."""
-
-    num_bytes: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -321,7 +319,6 @@ Message = (
     | PushGranted
     | PushRefused
     | PushPages
-    | PagesTaken
     | Commit
     | CancelPush
     | Quiet

@@ -20,10 +20,6 @@ from kvasir_protocol.wire import MAX_MESSAGE_BYTES
 SECRET_BYTES = 32
 
 _ZAP_DOMAIN = "kvasir"
-_PAGES_ZAP_DOMAIN = "kvasir-pages"
-_PAGES_USER = b"kvasir"
-_PAGES_BUFFER_BYTES = 4 * 2**20
-"""Of the system's, for contents: 1.2 to 1.5 GB/s over loopback, with its default sizes 0.9 to 1.1."""
 
 HEARTBEAT_MS = 1000
 PEER_TIMEOUT_MS = 4000
@@ -84,10 +80,6 @@ def is_kept_close(mode: int, *, is_mounted: bool) -> bool:
     return not mode & (0o037 if is_mounted else 0o077)
 
 
-def _pages_password(secret: bytes) -> bytes:
-    return z85.encode(hashlib.blake2b(secret, digest_size=32, person=b"kvasir-pages").digest())
-
-
 def _key_pair(secret: bytes, side: bytes) -> tuple[bytes, bytes]:
     """(public, private) CURVE keys of one side, in Z85."""
     private = z85.encode(hashlib.blake2b(secret, digest_size=32, person=b"kvasir-" + side).digest())
@@ -110,8 +102,6 @@ def start_gatekeeper(context: zmq.Context[Any], secret: bytes) -> ThreadAuthenti
     authenticator = ThreadAuthenticator(context)
     authenticator.start()
     authenticator.configure_curve_callback(domain=_ZAP_DOMAIN, credentials_provider=_Gatekeeper(secret))
-    passwords = {_PAGES_USER.decode(): _pages_password(secret).decode()}
-    authenticator.configure_plain(domain=_PAGES_ZAP_DOMAIN, passwords=passwords)
     return authenticator
 
 
@@ -139,42 +129,12 @@ def _bind(socket: Any, secret: bytes, host: str, port: int) -> str:
     socket.curve_secretkey = private
     socket.zap_domain = _ZAP_DOMAIN.encode()
     _set_common_options(socket)
-    return _listen(socket, host, port)
-
-
-def _listen(socket: Any, host: str, port: int) -> str:
     try:
         socket.bind(f"tcp://{host}:{port or '*'}")
     except zmq.ZMQError as error:
         socket.close()
         raise ConfigError(f"can't listen on {host}:{port}: {error.strerror}") from error
     return cast(str, socket.last_endpoint.decode())
-
-
-def bind_pages(context: zmq.Context[Any], host: str) -> tuple[Any, str]:
-    """A ROUTER socket for sealed page contents at a port of the system's choosing, and its address.
-
-    CURVE costs about five times what the system takes to bring bytes over (0.2 to 0.4 against 1.0 to 1.8 GB/s of
-    loopback, libsodium), so contents are sealed by their sender (`kv/transfer/sealing.py`) and this socket only keeps
-    strangers out. Whoever reads along learns its password: enough to send junk, which opens no seal. Raises as
-    `bind_server`.
-    """
-    socket = context.socket(zmq.ROUTER)
-    socket.plain_server = True
-    socket.zap_domain = _PAGES_ZAP_DOMAIN.encode()
-    socket.rcvbuf = _PAGES_BUFFER_BYTES
-    _set_common_options(socket)
-    return socket, _listen(socket, host, 0)
-
-
-def connect_pages(context: zmq.Context[Any], secret: bytes, endpoint: str) -> Any:
-    """A DEALER socket to what `bind_pages` made. Raises zmq.ZMQError if endpoint is no address."""
-    socket = context.socket(zmq.DEALER)
-    socket.plain_username, socket.plain_password = _PAGES_USER, _pages_password(secret)
-    socket.sndbuf = _PAGES_BUFFER_BYTES
-    _set_common_options(socket)
-    socket.connect(endpoint)
-    return socket
 
 
 def connect_client(context: zmq.Context[Any], secret: bytes, endpoint: str, name: bytes = b"") -> Any:

@@ -25,13 +25,14 @@ from kvasir_protocol.events import ReplicaStats
 from kvasir_protocol.ids import RequestId
 from kvasir_protocol.messages import PageSegment
 from kvasir_protocol.request import GenerationRequest, SamplingParams
-from kvasir_protocol.sockets import bind_pages, bind_publisher, bind_server, load_or_create_secret, start_gatekeeper
+from kvasir_protocol.sockets import bind_publisher, bind_server, load_or_create_secret, start_gatekeeper
 from kvasir_protocol.view import ReplicaInfo, Role
 from kvasir_workers.kv.event_log import KvEventLog
 from kvasir_workers.kv.event_server import EventSockets, KvEventServer
 from kvasir_workers.kv.offload.open_tiers import OpenTiers, open_tiers
 from kvasir_workers.kv.page_memory import SUFFIX, remove_abandoned_segments
 from kvasir_workers.kv.transfer.distant_pages import DistantPages
+from kvasir_workers.kv.transfer.page_intake import listen_for_pages
 from kvasir_workers.kv.transfer.page_parts import PartedPages, whole_cut
 from kvasir_workers.kv.transfer.pusher import PagePusher
 from kvasir_workers.kv.transfer.writers import WriterFactory
@@ -66,13 +67,14 @@ class Replica:
         self._is_serving = False
         self._tiers: OpenTiers | None = None
         self._gang: Gang | None = None
+        self._page_listener: os_socket.socket | None = None
         remove_abandoned_segments()
         self._loaded = self._load(open_gang)
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._gatekeeper = start_gatekeeper(self._context, secret)
         try:
             socket, self.endpoint = bind_server(self._context, secret, config.host, config.port)
-            page_socket, page_endpoint = bind_pages(self._context, config.host)
+            self._page_listener, page_endpoint = listen_for_pages(config.host)
             self._events = _EventsDesk(self._context, config, secret) if config.engine.publish_kv_events else None
             self._watcher = self._events.log if self._events is not None else None
             self.info = _info(config, self._loaded, self._events)
@@ -82,9 +84,10 @@ class Replica:
                 context=self._context,
                 socket=socket,
                 endpoint=self.endpoint,
-                page_socket=page_socket,
+                page_listener=self._page_listener,
                 page_endpoint=page_endpoint,
                 segments=self._segments(),
+                is_sealed=config.handover.encrypt,
             )
             self._assemble(binding, secret)
         except BaseException:
@@ -138,6 +141,7 @@ class Replica:
             loaded.layout,
             writers,
             secret,
+            is_sealed=self._config.handover.encrypt,
             release=lambda pages: self._server.loop.post(lambda engine: engine.release_exported(pages)),
         )
         engine = build_engine(loaded, self._config.engine, self._pusher, self._watcher, self._tiers)
@@ -200,6 +204,8 @@ class Replica:
         if not self._context.closed:
             self._gatekeeper.stop()
             self._context.destroy(linger=0)
+        if self._page_listener is not None:
+            self._page_listener.close()
         if self._loaded.segment is not None:
             self._loaded.segment.remove()
         for part in self._loaded.parts:

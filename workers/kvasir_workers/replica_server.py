@@ -2,11 +2,11 @@
 
 import logging
 import resource
+import socket as os_socket
 import time
 from collections import defaultdict
 from collections.abc import Callable
 from concurrent.futures import Future
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -25,7 +25,6 @@ from kvasir_protocol.messages import (
     Hello,
     Message,
     PageSegment,
-    PagesTaken,
     Ping,
     PushPages,
     Quiet,
@@ -46,6 +45,7 @@ from kvasir_workers.engine_loop import EngineLoop
 from kvasir_workers.grammar.compiler import GrammarCompiler, grammar_in
 from kvasir_workers.grammar.state import Grammar
 from kvasir_workers.kv.transfer.importer import PageImporter, Peer
+from kvasir_workers.kv.transfer.page_intake import PageIntake
 from kvasir_workers.kv.transfer.page_parts import PartedPages
 from kvasir_workers.sequence import Sequence
 from kvasir_workers.socket_thread import Rounds, SocketThread
@@ -71,14 +71,18 @@ class EngineDesk:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Binding:
-    """Bound sockets, of words and of page contents; segments: the shared memory that the pages lie in, if they do."""
+    """Bound sockets, of words and of page contents. segments: the shared memory that the pages lie in, if they do.
+
+    is_sealed: contents must be encrypted.
+    """
 
     context: "zmq.Context[zmq.Socket[bytes]]"
     socket: "zmq.Socket[bytes]"
     endpoint: str
-    page_socket: "zmq.Socket[bytes]"
+    page_listener: os_socket.socket
     page_endpoint: str
     segments: tuple[PageSegment, ...]
+    is_sealed: bool = True
 
 
 class ReplicaServer:
@@ -98,20 +102,25 @@ class ReplicaServer:
         self._grammars = grammars
         self._hands_over = hands_over
         self._socket = binding.socket
-        self._page_socket = binding.page_socket
         self._endpoint, self._segments = binding.endpoint, binding.segments
         self._info = info
         self._engine = engine
         self.loop = EngineLoop(engine, self._deliver)
         self._importer = PageImporter(
-            pages, info.vocab_size, EngineDesk(self.loop), self._send, time.monotonic, binding.page_endpoint
+            pages,
+            info.vocab_size,
+            EngineDesk(self.loop),
+            self._send,
+            time.monotonic,
+            binding.page_endpoint,
+            binding.is_sealed,
         )
         self._pushed: Callable[[], HandoverCounters] = HandoverCounters
         self._streams: dict[RequestId, Peer] = {}
-        rounds = Rounds(timeout_ms=lambda: _POLL_MS, on_round=self._importer.tick, on_end=self._close_sockets)
+        rounds = Rounds(timeout_ms=lambda: _POLL_MS, on_round=self._tick, on_end=self._close_sockets)
         self._thread = SocketThread(binding.context, "replica-server", rounds)
         self._thread.register(self._socket, self._receive)
-        self._thread.register(self._page_socket, lambda: receive_pages(self._page_socket, self._importer))
+        self._intake = PageIntake(binding.page_listener, self._importer, self._thread, time.monotonic)
 
     def start(self, pushed: Callable[[], HandoverCounters]) -> None:
         """Serve; pushed tells the totals of the push side."""
@@ -155,9 +164,13 @@ class ReplicaServer:
     def _set_info(self, info: ReplicaInfo) -> None:
         self._info = info
 
+    def _tick(self) -> None:
+        self._importer.tick()
+        self._intake.tick()
+
     def _close_sockets(self) -> None:
         self._socket.close()
-        self._page_socket.close()
+        self._intake.close()
 
     def _receive(self) -> None:
         frames = self._socket.recv_multipart()
@@ -326,20 +339,6 @@ class ReplicaServer:
             deadline_s=deadline_s,
         )
         self._send(peer, Reserved(request_id=sequence.request_id, ticket=ticket))
-
-
-def receive_pages(socket: "zmq.Socket[bytes]", importer: PageImporter) -> None:
-    """Take one message of page contents from where `bind_pages` listens, and tell its sender that it was read."""
-    peer, *frames = socket.recv_multipart(copy=False)
-    try:
-        if len(frames) != 2:
-            raise WireError(f"{len(frames)} frames where two were expected")
-        importer.take_sealed(frames[0].bytes, frames[1].buffer)
-    except WireError as error:
-        _log.warning("bad pages dropped: %s", error)
-    taken = PagesTaken(num_bytes=sum(len(frame) for frame in frames[1:]))
-    with suppress(zmq.ZMQError):  # it is gone, and needs no room any more
-        socket.send_multipart([peer, encode(taken)], zmq.NOBLOCK)
 
 
 def _rejection(request_id: RequestId, error: InvalidRequest | ServiceUnavailable) -> Rejected:

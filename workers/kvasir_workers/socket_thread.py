@@ -1,4 +1,4 @@
-"""A thread that waits on ZeroMQ sockets, and how other threads speak to it."""
+"""A thread that waits on sockets, ZeroMQ's and the system's, and how other threads speak to it."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -37,14 +37,15 @@ class SocketThread:
         self._is_stopping = False
         self.register(self._mailbox.socket, self._mailbox.run_posted)
 
-    def register(self, socket: Any, receiver: Callable[[], None]) -> None:
-        """Call receiver whenever the socket has something to read."""
-        self._poller.register(socket, zmq.POLLIN)
-        self._receivers[socket] = receiver
+    def register(self, socket: Any, receiver: Callable[[], None], *, to_write: bool = False) -> None:
+        """Call receiver whenever the socket has something to read, or (to_write) takes something to be sent."""
+        self._poller.register(socket, zmq.POLLOUT if to_write else zmq.POLLIN)
+        self._receivers[_key(socket)] = receiver
 
     def unregister(self, socket: Any) -> None:
+        """To be called before the socket is closed."""
         self._poller.unregister(socket)
-        del self._receivers[socket]
+        del self._receivers[_key(socket)]
 
     def post(self, work: Callable[[], None]) -> None:
         """Have the thread do something; any thread may ask."""
@@ -75,3 +76,8 @@ class SocketThread:
                 if socket in self._receivers:  # an earlier one of this round may have closed it
                     self._receivers[socket]()
             self._rounds.on_round()
+
+
+def _key(socket: Any) -> Any:
+    """By what the poller tells of it: a socket of the system's by its number."""
+    return socket if isinstance(socket, zmq.Socket) else socket.fileno()

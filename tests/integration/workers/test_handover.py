@@ -236,6 +236,7 @@ def begin_push(writer: WireClient, ticket: HandoverTicket, start_from: Replica, 
             generation=ticket.generation,
             layout=start_from.layout,
             process_id=process_id,
+            process_start=0,
             uses_shared_memory=True,
         )
     )
@@ -270,6 +271,7 @@ def test_push_into_a_reservation_that_is_gone_is_refused(start_replica: StartRep
             generation=ticket.generation,
             layout=replica.layout,
             process_id=1,
+            process_start=0,
             uses_shared_memory=True,
         )
     )

@@ -15,10 +15,8 @@ from kvasir_protocol.errors import ConfigError
 from kvasir_protocol.sockets import (
     SECRET_BYTES,
     _key_pair,
-    bind_pages,
     bind_server,
     connect_client,
-    connect_pages,
     is_kept_close,
     load_or_create_secret,
     load_secret,
@@ -190,42 +188,6 @@ def test_client_does_not_speak_to_a_server_without_the_secret(context: Any) -> N
     port = impostor.bind_to_random_port("tcp://127.0.0.1")
     connect_client(context, SECRET, f"tcp://127.0.0.1:{port}").send(b"prompt")
     assert not impostor.poll(SILENCE_MS)
-
-
-@pytest.fixture
-def page_server() -> Iterator[tuple[Any, str]]:
-    """A socket for page contents, and its address."""
-    context: zmq.Context[Any] = zmq.Context()
-    gatekeeper = start_gatekeeper(context, SECRET)
-    yield bind_pages(context, "127.0.0.1")
-    gatekeeper.stop()
-    context.destroy(linger=0)
-
-
-def test_page_client_with_the_secret_is_answered(page_server: tuple[Any, str], context: Any) -> None:
-    socket, endpoint = page_server
-    client = connect_pages(context, SECRET, endpoint)
-    client.send_multipart([b"header", b"sealed"])
-    assert socket.poll(DEADLINE_MS)
-    peer, *frames = socket.recv_multipart()
-    socket.send_multipart([peer, b"taken"])
-    assert client.poll(DEADLINE_MS)
-    assert (frames, client.recv()) == ([b"header", b"sealed"], b"taken")
-
-
-@pytest.mark.parametrize("stranger", ["another secret", "no password", "curve"])
-def test_page_socket_hears_no_stranger(page_server: tuple[Any, str], context: Any, stranger: str) -> None:
-    socket, endpoint = page_server
-    if stranger == "another secret":
-        client = connect_pages(context, b"x" * SECRET_BYTES, endpoint)
-    elif stranger == "curve":
-        client = connect_client(context, SECRET, endpoint)
-    else:
-        client = context.socket(zmq.DEALER)
-        client.linger = 0
-        client.connect(endpoint)
-    client.send(b"question")
-    assert not socket.poll(SILENCE_MS)
 
 
 def test_sending_to_a_peer_that_is_gone_is_an_error(server: tuple[Any, str]) -> None:

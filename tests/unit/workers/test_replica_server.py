@@ -28,10 +28,12 @@ from kvasir_protocol.messages import (
     Welcome,
 )
 from kvasir_protocol.request import GenerationRequest, SamplingParams
-from kvasir_protocol.sockets import bind_pages, bind_server, start_gatekeeper
+from kvasir_protocol.sockets import bind_server, start_gatekeeper
 from kvasir_protocol.view import ReplicaInfo
 from kvasir_workers.engine import Engine
+from kvasir_workers.kv.transfer.page_intake import listen_for_pages
 from kvasir_workers.kv.transfer.page_parts import PartedPages
+from kvasir_workers.kv.transfer.page_stream import LENGTHS
 from kvasir_workers.replica_server import Binding, ReplicaServer
 from tests.unit.workers.engine_house import House, greedy
 from tests.unit.workers.fakes import VOCAB_SIZE, expected_answer, make_request
@@ -62,12 +64,12 @@ class FakeReplica:
         socket, self.endpoint = bind_server(self.context, SECRET, "127.0.0.1", 0)
         self.house = House(num_pages=NUM_PAGES, max_num_seqs=4, **settings)  # type: ignore[arg-type]
         pages = torch.zeros(page_shape(NUM_PAGES))
-        page_socket, page_endpoint = bind_pages(self.context, "127.0.0.1")
+        page_listener, page_endpoint = listen_for_pages("127.0.0.1")
         binding = Binding(
             context=self.context,
             socket=socket,
             endpoint=self.endpoint,
-            page_socket=page_socket,
+            page_listener=page_listener,
             page_endpoint=page_endpoint,
             segments=(),
         )
@@ -208,7 +210,7 @@ def test_reservation_is_refused_when_pages_are_short(connect: Connect) -> None:
 
 @dataclass
 class Granted:
-    """A reservation into which the writer may write, and its line to the page socket."""
+    """A reservation into which the writer may write, and its connection for contents."""
 
     ticket: HandoverTicket
     pages: PageClient
@@ -223,7 +225,7 @@ def grant() -> Iterator[Grant]:
 
     def grant(router: WireClient, writer: WireClient) -> Granted:
         ticket, granted = reserved(router, writer)
-        clients.append(PageClient(granted, SECRET))
+        clients.append(PageClient(granted))
         return Granted(ticket, clients[-1])
 
     yield grant
@@ -240,6 +242,7 @@ def reserved(router: WireClient, writer: WireClient) -> tuple[HandoverTicket, Pu
             generation=ticket.generation,
             layout=make_layout(),
             process_id=1,
+            process_start=0,
             uses_shared_memory=False,
         )
     )
@@ -271,14 +274,14 @@ def test_bad_commit_fails_one_hand_over_and_nothing_else(
     assert_still_serving(router)
 
 
-@pytest.mark.parametrize("frames", [(), (b"",), (b"\xc1", b"x"), (b"a", b"b", b"c")])
-def test_what_is_read_at_the_page_socket_makes_room_whatever_its_worth(
-    connect: Connect, grant: Grant, frames: tuple[bytes, ...]
+@pytest.mark.parametrize("junk", [b"\0" * 8, LENGTHS.pack(1, 0) + b"\xc1", LENGTHS.pack(2**20, 0)])
+def test_junk_among_contents_ends_their_connection_and_nothing_else(
+    connect: Connect, grant: Grant, junk: bytes
 ) -> None:
     router = connect()
     pages = grant(router, connect()).pages
-    pages.push_raw(b"header", b"no seal", *frames)
-    assert pages.expect_taken() == len(b"no seal") + sum(map(len, frames))
+    pages.push_raw(junk)
+    pages.expect_closed()
     assert_still_serving(router)
 
 

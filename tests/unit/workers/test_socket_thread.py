@@ -1,7 +1,9 @@
 """A thread that waits on sockets, and what it does from start to stop."""
 
 import queue
+import socket
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -65,6 +67,39 @@ def test_socket_that_is_unregistered_is_left_alone(house: House) -> None:
     assert house.expect() == "posted"
     house.thread.stop()
     assert house.done.empty()
+
+
+def test_sockets_of_the_system_are_waited_on_as_well(house: House) -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        house.thread.register(ours, lambda: house.done.put(ours.recv(16).decode()))
+        house.thread.start()
+        theirs.sendall(b"hello")
+        assert house.expect() == "hello"
+        house.thread.stop()
+
+
+def test_socket_that_takes_nothing_more_is_told_of_once_it_does(house: House) -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        ours.setblocking(False)
+        num_bytes = 0
+        with suppress(BlockingIOError):
+            while True:
+                num_bytes += ours.send(bytes(65536))
+
+        def note() -> None:
+            house.thread.unregister(ours)
+            house.done.put("room")
+
+        house.thread.register(ours, note, to_write=True)
+        house.thread.start()
+        house.thread.post(lambda: house.done.put("posted"))
+        assert house.expect() == "posted"
+        while num_bytes:
+            num_bytes -= len(theirs.recv(65536))
+        assert house.expect() == "room"
+        house.thread.stop()
 
 
 def test_thread_is_alive_from_start_to_stop(house: House) -> None:

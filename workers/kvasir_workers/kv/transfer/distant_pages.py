@@ -81,7 +81,7 @@ class DistantPages:
         with self._lock:
             self._link.close()
 
-    def _ask(self, message: ReadPages | WritePages, content: memoryview) -> bytes:
+    def _ask(self, message: ReadPages | WritePages, content: memoryview) -> memoryview:
         with self._lock:
             if self._failure is not None:
                 raise RankLost(self._failure, (self._rank,))

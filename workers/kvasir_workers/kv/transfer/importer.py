@@ -16,7 +16,6 @@ import logging
 import secrets
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Literal, Protocol
 
 from kvasir_protocol.errors import RankLost, WireError
@@ -35,25 +34,17 @@ from kvasir_protocol.messages import (
 )
 from kvasir_protocol.request import GenerationRequest
 from kvasir_protocol.wire import decode
-from kvasir_workers.kv.transfer.page_content import layout_page_bytes
+from kvasir_workers.kv.transfer.page_content import layout_page_bytes, with_room
 from kvasir_workers.kv.transfer.page_parts import PartedPages
-from kvasir_workers.kv.transfer.sealing import KEY_BYTES, PageSeal
+from kvasir_workers.kv.transfer.page_stream import Landing
+from kvasir_workers.kv.transfer.process_identity import process_start
+from kvasir_workers.kv.transfer.sealing import KEY_BYTES, TAG_BYTES, PageSeal, proof_of
 from kvasir_workers.sequence import Sequence
 
 _log = logging.getLogger(__name__)
 
 Peer = bytes
 """The socket identity of a router or of a replica."""
-
-
-def is_process_alive(process_id: int) -> bool:
-    """Whether a process still can write. One that has ended waits for its parent to collect it, maybe for ever."""
-    try:
-        stat = Path(f"/proc/{process_id}/stat").read_text(errors="replace")
-    except OSError:
-        return False
-    state = stat.rpartition(")")[2].split()[0]  # the name before it may hold anything
-    return state not in ("Z", "X")
 
 
 def _asks_for(reservation: "Reservation", message: PushPages) -> bool:
@@ -70,7 +61,10 @@ class PageDesk(Protocol):
 
 @dataclass(slots=True)
 class Reservation:
-    """Pages set aside for one request. missing: those whose content has not come yet."""
+    """Pages set aside for one request. missing: those whose content has not come yet.
+
+    writer_process: its number and when it began, if it can be seen from here. page_key: of contents that come over TCP.
+    """
 
     sequence: Sequence
     generation: Generation
@@ -80,14 +74,16 @@ class Reservation:
     missing: set[PageIndex]
     state: Literal["open", "pushing", "quarantined"] = "open"
     writer: Peer = b""
-    writer_process_id: int | None = None
+    writer_process: tuple[int, int] | None = None
+    page_key: bytes = b""
     seal: PageSeal | None = None
+    has_line: bool = False
     emitted_token_ids: tuple[int, ...] | None = None
 
     @property
     def is_written_straight(self) -> bool:
         """By the writer, into memory that it shares with us."""
-        return self.state != "open" and self.seal is None
+        return self.state != "open" and not self.page_key
 
 
 @dataclass(slots=True)
@@ -100,7 +96,7 @@ class _Counts:
 class PageImporter:
     """All reservations of one replica. send delivers a message to a peer; clock counts seconds.
 
-    page_endpoint: where sealed contents come in.
+    page_endpoint: where contents come in. is_sealed: they must be.
     """
 
     pages: PartedPages
@@ -109,11 +105,13 @@ class PageImporter:
     send: Callable[[Peer, Message], None]
     clock: Callable[[], float]
     page_endpoint: str
-    is_process_alive: Callable[[int], bool] = field(default=is_process_alive)
+    is_sealed: bool = True
+    process_start: Callable[[int], int | None] = field(default=process_start)
     _reservations: dict[Generation, Reservation] = field(default_factory=dict)
     _generation_of: dict[RequestId, Generation] = field(default_factory=dict)
     _last_generation: int = field(default_factory=lambda: secrets.randbits(48))
     _counts: _Counts = field(default_factory=_Counts)
+    _opened: bytearray = field(default_factory=bytearray)
 
     def counters(self, pushed: HandoverCounters) -> HandoverCounters:
         """The push side's totals with this side's beside them."""
@@ -168,14 +166,23 @@ class PageImporter:
         reservation.state = "pushing"
         reservation.writer = writer
         # A writer in another process namespace can't be seen: its death proves nothing, only its word does.
-        reservation.writer_process_id = message.process_id if self.is_process_alive(message.process_id) else None
+        if self.process_start(message.process_id) == message.process_start:
+            reservation.writer_process = message.process_id, message.process_start
         self._extend(reservation)
         if message.uses_shared_memory:
             self.send(writer, PushGranted(generation=message.generation))
             return
-        key = secrets.token_bytes(KEY_BYTES)
-        reservation.seal = PageSeal(key)
-        self.send(writer, PushGranted(generation=message.generation, page_endpoint=self.page_endpoint, page_key=key))
+        reservation.page_key = secrets.token_bytes(KEY_BYTES)
+        is_sealed = self.is_sealed or message.is_sealed
+        if is_sealed:
+            reservation.seal = PageSeal(reservation.page_key)
+        granted = PushGranted(
+            generation=message.generation,
+            page_endpoint=self.page_endpoint,
+            page_key=reservation.page_key,
+            is_sealed=is_sealed,
+        )
+        self.send(writer, granted)
 
     def take_pages(self, writer: Peer, message: PushPages) -> None:
         """Pages that the writer says to have written into shared memory."""
@@ -187,31 +194,59 @@ class PageImporter:
             return
         self._note_there(reservation, message)
 
-    def take_sealed(self, header: bytes, sealed: memoryview) -> None:
-        """Contents of pages; dropped unless the seal shows that they come from the writer that was granted.
+    # What comes over TCP (page_stream.PageTaker)
 
-        header: a PushPages. Raises WireError if it is none.
-        """
+    def greet(self, generation: Generation, proof: bytes) -> None:
+        reservation = self._live(generation)
+        if reservation is None or not reservation.page_key or reservation.has_line:
+            raise WireError("nobody awaits its contents")
+        if not secrets.compare_digest(proof, proof_of(reservation.page_key)):
+            raise WireError("it was not granted what it asks for")
+        reservation.has_line = True
+
+    def awaits_contents(self, generation: Generation) -> bool:
+        reservation = self._live(generation)
+        return reservation is not None and bool(reservation.missing)
+
+    def land(self, generation: Generation, header: bytes, num_bytes: int) -> Landing:
+        """Where contents go: to their pages if they come as they are, which is theirs as long as they are awaited."""
+        reservation = self._live(generation)
+        if reservation is None:
+            raise WireError("its reservation has ended")
         message = decode(header)
-        if not isinstance(message, PushPages):
-            raise WireError(f"contents of pages follow PushPages, not {type(message).__name__}")
-        reservation = self._live(message.generation)
-        if reservation is None or reservation.seal is None:
-            return
-        content = reservation.seal.open(header, sealed)
-        if content is None:
-            _log.warning("pages for %s with a broken seal dropped", reservation.sequence.request_id)
-            return
-        num_bytes = layout_page_bytes(self.pages.layout) * len(message.page_indices)
-        if len(content) != num_bytes or not _asks_for(reservation, message):
+        if not isinstance(message, PushPages) or message.generation != generation:
+            raise WireError(f"contents of pages follow their own PushPages, not {message}")
+        expected_bytes = layout_page_bytes(self.pages.layout) * len(message.page_indices)
+        expected_bytes += TAG_BYTES if reservation.seal else 0
+        if num_bytes != expected_bytes or not _asks_for(reservation, message):
             self._fail(reservation, "the writer sent pages that were not asked for, or of another size")
-            return
+            raise WireError("pages that were not asked for, or of another size")
+        return Landing(message, () if reservation.seal else self.pages.places(message.page_indices))
+
+    def take(self, landing: Landing, header: bytes, content: memoryview) -> None:
+        """Raises WireError if the seal shows that they are not from the writer that was granted, or not the next."""
+        reservation = self._live(landing.message.generation)
+        if reservation is None:
+            raise WireError("its reservation has ended")
+        if reservation.seal is not None:
+            content = self._open_seal(reservation, reservation.seal, header, content)
         try:
-            self.pages.unpack(content, message.page_indices)
+            if not landing.places:
+                self.pages.unpack(content, landing.message.page_indices)
         except RankLost as error:
             self._fail(reservation, str(error))
         else:
-            self._note_there(reservation, message)
+            self._note_there(reservation, landing.message)
+
+    def _open_seal(self, reservation: Reservation, seal: PageSeal, header: bytes, sealed: memoryview) -> memoryview:
+        self._opened = with_room(self._opened, len(sealed))
+        content = seal.open(header, sealed, self._opened)
+        if content is None:
+            self._fail(reservation, "pages came under a broken seal")
+            raise WireError("a broken seal")
+        return content
+
+    # What the writer says last
 
     def commit(self, writer: Peer, message: Commit) -> None:
         """The writer's last word; over TCP it may overtake pages."""
@@ -271,8 +306,8 @@ class PageImporter:
             if reservation.generation not in self._reservations:
                 continue  # its router was found gone when another reservation failed
             if reservation.state == "quarantined":
-                process_id = reservation.writer_process_id
-                if process_id is not None and not self.is_process_alive(process_id):
+                writer = reservation.writer_process
+                if writer is not None and self.process_start(writer[0]) != writer[1]:
                     self._free(reservation)
                 elif now >= reservation.deadline:
                     self._ask_for_quiet(reservation)

@@ -54,7 +54,7 @@ class SealedLink:
         self._link.sendall(_SIZES.pack(len(header), len(sealed)) + header)
         self._link.sendall(sealed)
 
-    def receive(self) -> tuple[bytes, bytes]:
+    def receive(self) -> tuple[bytes, memoryview]:
         """The next frame's header and content."""
         header_size, sealed_size = _SIZES.unpack(self._read(_SIZES.size))
         if max(header_size, sealed_size) > MAX_MESSAGE_BYTES:

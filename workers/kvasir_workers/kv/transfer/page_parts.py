@@ -14,7 +14,14 @@ from torch import Tensor
 from kvasir_protocol.ids import PageIndex
 from kvasir_protocol.messages import PageCut, PageLayout
 from kvasir_workers.kv.transfer.distant_pages import DistantPages
-from kvasir_workers.kv.transfer.page_content import copy_pages, first_pages, layout_dtype, pack_pages, unpack_pages
+from kvasir_workers.kv.transfer.page_content import (
+    copy_pages,
+    first_pages,
+    layout_dtype,
+    pack_pages,
+    page_places,
+    unpack_pages,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,13 +128,18 @@ class PartedPages:
         distant = (memory for memory in self.memories if isinstance(memory, DistantPages))
         return next((failure for memory in distant if (failure := memory.failure())), None)
 
-    def pack(self, indices: Sequence[PageIndex]) -> memoryview:
-        """The content of some pages, page after page, each as in one memory."""
+    def pack(self, indices: Sequence[PageIndex], room: bytearray | None = None) -> memoryview:
+        """The content of some pages, page after page, each as in one memory; in room as `pack_pages` has it."""
         if (whole := self._whole()) is not None:
-            return pack_pages(whole, indices)
+            return pack_pages(whole, indices, room)
         packed, places = _empty_pages(self.layout, len(indices)), first_pages(len(indices))
         self.copy_to(PartedPages.whole(self.layout, packed), indices, places)
-        return pack_pages(packed, places)
+        return pack_pages(packed, places, room)
+
+    def places(self, indices: Sequence[PageIndex]) -> list[memoryview]:
+        """The memory of some pages, in the order of `pack`; empty if they don't lie in one memory within reach."""
+        whole = self._whole()
+        return [] if whole is None else page_places(whole, indices)
 
     def unpack(self, content: bytes | memoryview, indices: Sequence[PageIndex]) -> None:
         """Write what pack made; the caller has checked the size."""

@@ -16,8 +16,6 @@ from collections.abc import Callable
 from collections.abc import Sequence as Many
 from dataclasses import dataclass, field
 
-import zmq
-
 from kvasir_protocol.errors import RankLost
 from kvasir_protocol.events import HandoverCounters
 from kvasir_protocol.ids import Generation, PageIndex, RequestId
@@ -36,8 +34,10 @@ from kvasir_protocol.messages import (
 from kvasir_protocol.wire import encode
 from kvasir_workers.kv.transfer.connections import Connections
 from kvasir_workers.kv.transfer.page_content import layout_page_bytes
-from kvasir_workers.kv.transfer.sealing import KEY_BYTES, PageSeal
-from kvasir_workers.kv.transfer.writers import PageWriter, WriterFactory
+from kvasir_workers.kv.transfer.page_stream import PageLine
+from kvasir_workers.kv.transfer.process_identity import process_start
+from kvasir_workers.kv.transfer.sealing import KEY_BYTES, PageSeal, proof_of
+from kvasir_workers.kv.transfer.writers import PageWriter, SharedMemoryWriter, TcpWriter, WriterFactory
 from kvasir_workers.sequence import Sequence
 from kvasir_workers.socket_thread import Rounds, SocketThread
 
@@ -50,17 +50,20 @@ PushKey = tuple[str, Generation]
 """A reservation: the other side's endpoint and its generation."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Grant:
-    """Leave to write. seal: of contents for the address, where pages aren't written straight."""
+@dataclass(slots=True)
+class _Way:
+    """How contents go over TCP. pages_on_line: whose memory the line still reads."""
 
-    page_endpoint: str
+    line: PageLine
     seal: PageSeal | None
+    pages_on_line: list[PageIndex] = field(default_factory=list)
+    is_watched: bool = False
 
 
 @dataclass(slots=True)
 class _Push:
-    """One hand-over on its way. unsent: our pages, from the ticket's num_sent-th on."""
+    """One hand-over on its way. unsent: our pages, from the ticket's num_sent-th on. way: not where they are written
+    straight."""
 
     ticket: HandoverTicket
     request_id: RequestId
@@ -71,7 +74,8 @@ class _Push:
     busy_since: float = 0.0
     emitted_token_ids: tuple[int, ...] | None = None
     finished_at: float = 0.0
-    grant: _Grant | None = None
+    is_granted: bool = False
+    way: _Way | None = None
 
 
 @dataclass(slots=True)
@@ -86,7 +90,10 @@ class _Totals:
 
 
 class PagePusher:
-    """Implements the engine's PageExporter. release gives pages back to the engine (from this thread)."""
+    """Implements the engine's PageExporter. release gives pages back to the engine (from this thread).
+
+    is_sealed: contents that go over TCP must be.
+    """
 
     def __init__(
         self,
@@ -95,7 +102,10 @@ class PagePusher:
         secret: bytes,
         release: Callable[[list[PageIndex]], None],
         clock: Callable[[], float] = time.monotonic,
+        *,
+        is_sealed: bool = True,
     ) -> None:
+        self._is_sealed = is_sealed
         self._layout = layout
         self._page_bytes = layout_page_bytes(layout)
         self._writers = writers
@@ -103,8 +113,8 @@ class PagePusher:
         self._clock = clock
         self._pushes: dict[PushKey, _Push] = {}
         self._totals = _Totals()
-        self._peers = Connections(secret, clock, self._hear, self._go_on)
-        rounds = Rounds(timeout_ms=lambda: _POLL_MS, on_round=self._drop_overdue, on_end=self._end_all)
+        self._peers = Connections(secret, clock, self._hear)
+        rounds = Rounds(timeout_ms=self._patience_ms, on_round=self._take_turns, on_end=self._end_all)
         self._thread = SocketThread(self._peers.context, "page-pusher", rounds)
         self._peers.thread = self._thread
 
@@ -173,19 +183,26 @@ class PagePusher:
                 _log.warning("unexpected %s from %s dropped", type(message).__name__, endpoint)
 
     def _take_grant(self, push: _Push, message: PushGranted) -> None:
-        if push.grant is not None:
+        if push.is_granted:
             return  # a key seals one sequence of frames
-        needs_seal = push.writer.label == "tcp"
-        if needs_seal and len(message.page_key) != KEY_BYTES:
-            self._end(_key(push.ticket), "the grant has no key to seal pages with")
-            return
-        push.grant = _Grant(message.page_endpoint, PageSeal(message.page_key) if needs_seal else None)
-        self._advance(push)
+        if isinstance(push.writer, TcpWriter):
+            try:
+                push.way = self._way(push, message)
+            except (OSError, ValueError) as error:
+                self._end(_key(push.ticket), f"the grant is of no use: {error}")
+                return
+            self._flush(push, push.way)
+        push.is_granted = True
+        self._postpone(push)
 
-    def _go_on(self, endpoint: str) -> None:
-        """The other side has read contents. Who began first is first again."""
-        for key in [key for key in self._pushes if key[0] == endpoint]:
-            self._advance(self._pushes[key])
+    def _way(self, push: _Push, message: PushGranted) -> _Way:
+        """Raises OSError or ValueError if there is none."""
+        if len(message.page_key) != KEY_BYTES:
+            raise ValueError("it has no key")
+        if self._is_sealed and not message.is_sealed:
+            raise ValueError("it asks for contents without a seal")
+        line = PageLine(message.page_endpoint, push.ticket.generation, proof_of(message.page_key))
+        return _Way(line, PageSeal(message.page_key) if message.is_sealed else None)
 
     def _add_batch(
         self, ticket: HandoverTicket, request_id: RequestId, first_page: int, pages: list[PageIndex]
@@ -205,8 +222,8 @@ class PagePusher:
         push.unsent.extend(pages)
         if num_known + len(pages) > len(ticket.page_indices):
             self._end(_key(ticket), "the ticket has fewer pages than the prompt")
-            return
-        self._advance(push)
+        else:
+            self._postpone(push)
 
     def _begin(self, ticket: HandoverTicket, request_id: RequestId) -> _Push:
         writer = self._writers.writer_for(ticket)
@@ -219,7 +236,9 @@ class PagePusher:
                 generation=ticket.generation,
                 layout=self._layout,
                 process_id=os.getpid(),
+                process_start=process_start(os.getpid()) or 0,
                 uses_shared_memory=writer.label == "shared_memory",
+                is_sealed=self._is_sealed,
             ),
         )
         return push
@@ -228,68 +247,105 @@ class PagePusher:
         if push := self._pushes.get(key):
             push.emitted_token_ids = emitted_token_ids
             push.finished_at = self._clock()
-            self._advance(push)
+            self._postpone(push)
 
-    def _advance(self, push: _Push) -> None:
-        """Send what there is, once the other side has agreed and as long as it has room."""
-        if push.grant is None:
-            return
-        endpoint, seal = push.ticket.endpoint, push.grant.seal
-        push.deadline = self._clock() + push.ticket.deadline_s
-        most_pages = max(1, push.writer.chunk_bytes // self._page_bytes)
-        while push.unsent and (seal is None or self._peers.has_room(endpoint)):
-            pages = [push.unsent.popleft() for _ in range(min(most_pages, len(push.unsent)))]
-            try:
-                self._send_pages(push, push.grant, pages)
-            except (zmq.ZMQError, RankLost) as error:
-                self._release(pages)
-                self._end(_key(push.ticket), f"pages can't be sent: {error}")
-                return
-            self._release(pages)
-        if push.emitted_token_ids is not None and not push.unsent:
-            emitted = push.emitted_token_ids
-            self._peers.send(endpoint, Commit(generation=push.ticket.generation, emitted_token_ids=emitted))
-            self._totals.requests += 1
-            self._totals.exposed_s += self._clock() - push.finished_at
-            self._forget(_key(push.ticket))
+    def _postpone(self, push: _Push) -> None:
+        """It has come on: the deadline is for the next time. Until the other side has agreed, it is for that."""
+        if push.is_granted:
+            push.deadline = self._clock() + push.ticket.deadline_s
 
-    def _send_pages(self, push: _Push, grant: _Grant, pages: list[PageIndex]) -> None:
-        target = push.ticket.page_indices[push.num_sent : push.num_sent + len(pages)]
-        content = push.writer.write(pages, target)
+    # Turns: each push brings one chunk, so that none waits for all of another's
+
+    def _patience_ms(self) -> int:
+        return 0 if any(map(self._can_write, self._pushes.values())) else _POLL_MS
+
+    def _take_turns(self) -> None:
+        for push in list(self._pushes.values()):
+            if self._can_write(push):
+                self._write_chunk(push)
+            self._commit_if_done(push)
+        self._drop_overdue()
+
+    def _can_write(self, push: _Push) -> bool:
+        is_free = push.is_granted and (push.way is None or push.way.line.is_idle)
+        return is_free and bool(push.unsent)
+
+    def _write_chunk(self, push: _Push) -> None:
+        num_pages = min(max(1, push.writer.chunk_bytes // self._page_bytes), len(push.unsent))
+        pages = [push.unsent.popleft() for _ in range(num_pages)]
+        target = push.ticket.page_indices[push.num_sent : push.num_sent + num_pages]
         message = PushPages(generation=push.ticket.generation, page_indices=target)
-        if content is None or grant.seal is None:
-            self._peers.send(push.ticket.endpoint, message)
+        push.num_sent += num_pages
+        try:
+            if isinstance(push.writer, SharedMemoryWriter):
+                push.writer.write(pages, target)
+                self._peers.send(push.ticket.endpoint, message)
+                self._note_written(push, pages)
+            else:
+                self._put_on_line(push, push.writer, pages, encode(message))
+        except RankLost as error:
+            self._release(pages)
+            self._end(_key(push.ticket), f"pages can't be read: {error}")
+
+    def _put_on_line(self, push: _Push, writer: TcpWriter, pages: list[PageIndex], header: bytes) -> None:
+        way = push.way
+        assert way is not None, f"{push.request_id} was granted no way"
+        content = writer.contents(pages) if way.seal is None else [writer.sealed(pages, header, way.seal)]
+        way.pages_on_line = pages
+        way.line.put(header, content)
+        self._flush(push, way)
+
+    def _flush(self, push: _Push, way: _Way) -> None:
+        """Send on, and be woken once the system takes more; contents that it has taken are written."""
+        try:
+            if way.line.flush():
+                self._postpone(push)
+        except OSError as error:
+            self._end(_key(push.ticket), f"pages can't be sent: {error.strerror}")
+            return
+        self._watch(push, way)
+        if way.line.is_idle and way.pages_on_line:
+            pages, way.pages_on_line = way.pages_on_line, []
+            self._note_written(push, pages)
+
+    def _watch(self, push: _Push, way: _Way) -> None:
+        if way.is_watched == (not way.line.is_idle):
+            return
+        way.is_watched = not way.is_watched
+        if way.is_watched:
+            self._thread.register(way.line.socket, lambda: self._flush(push, way), to_write=True)
         else:
-            header = encode(message)
-            sealed = grant.seal.seal(header, content)
-            self._peers.send_pages(push.ticket.endpoint, grant.page_endpoint, header, sealed)
-        push.num_sent += len(pages)
+            self._thread.unregister(way.line.socket)
+
+    def _note_written(self, push: _Push, pages: list[PageIndex]) -> None:
+        self._postpone(push)
         if not push.unsent:
             self._totals.push_s += self._clock() - push.busy_since
         num_bytes = len(pages) * self._page_bytes
         self._totals.bytes[push.writer.label] += num_bytes
         if push.emitted_token_ids is None:
             self._totals.hidden_bytes += num_bytes
+        self._release(pages)
+
+    def _commit_if_done(self, push: _Push) -> None:
+        is_sent = push.is_granted and not push.unsent and (push.way is None or push.way.line.is_idle)
+        key = _key(push.ticket)
+        if is_sent and push.emitted_token_ids is not None and key in self._pushes:
+            commit = Commit(generation=push.ticket.generation, emitted_token_ids=push.emitted_token_ids)
+            self._peers.send(push.ticket.endpoint, commit)
+            self._totals.requests += 1
+            self._totals.exposed_s += self._clock() - push.finished_at
+            self._forget(key)
 
     def _drop_overdue(self) -> None:
         now = self._clock()
-        for key in [key for key, push in self._pushes.items() if now >= push.deadline]:
-            if key in self._pushes:
-                self._end_overdue(key)
-            if key[0] not in self._used_endpoints():
-                self._peers.close(key[0])  # a peer that left us without an answer may be gone for good
+        for key, push in list(self._pushes.items()):
+            if now >= push.deadline:
+                _log.warning("push of %s gave up: no answer from %s", push.request_id, key[0])
+                self._end(key, "no answer within the deadline")
+                if key[0] not in self._used_endpoints():
+                    self._peers.close(key[0])  # a peer that left us without an answer may be gone for good
         self._peers.close_idle(self._used_endpoints())
-
-    def _end_overdue(self, overdue: PushKey) -> None:
-        """With it end all that go the same way over TCP: contents and the word that they were read may both be lost
-        there, and a window that nobody opens again would hold up every later push."""
-        push, endpoint = self._pushes[overdue], overdue[0]
-        _log.warning("push of %s gave up: no answer from %s", push.request_id, endpoint)
-        self._end(overdue, "no answer within the deadline")
-        if push.grant is not None and push.grant.seal is not None:
-            for key in [key for key, other in self._pushes.items() if key[0] == endpoint and other.grant is not None]:
-                self._end(key, "the way for page contents is given up")
-            self._peers.drop_pages(endpoint)
 
     def _used_endpoints(self) -> set[str]:
         return {endpoint for endpoint, _ in self._pushes}
@@ -302,8 +358,16 @@ class PagePusher:
 
     def _forget(self, key: PushKey) -> None:
         push = self._pushes.pop(key, None)
-        if push is not None and push.unsent:
-            self._release(list(push.unsent))
+        if push is None:
+            return
+        unsent = list(push.unsent)
+        if (way := push.way) is not None:
+            if way.is_watched:
+                self._thread.unregister(way.line.socket)
+            way.line.close()
+            unsent = way.pages_on_line + unsent
+        if unsent:
+            self._release(unsent)
 
 
 def _key(ticket: HandoverTicket) -> PushKey:

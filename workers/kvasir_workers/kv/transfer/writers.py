@@ -3,13 +3,14 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal
 
 from kvasir_protocol.ids import PageIndex
 from kvasir_protocol.messages import HandoverTicket, PageSegment
 from kvasir_workers.kv.page_memory import SHARED_MEMORY, SharedSegment
-from kvasir_workers.kv.transfer.page_content import layout_dtype, layout_page_bytes
+from kvasir_workers.kv.transfer.page_content import layout_dtype, layout_page_bytes, with_room
 from kvasir_workers.kv.transfer.page_parts import PartedPages, transfers_between
+from kvasir_workers.kv.transfer.sealing import TAG_BYTES, PageSeal
 
 SEALED_CHUNK_BYTES = 2**20
 """Sent at a time: small enough to stay in a cache between the copy and the seal, and that tokens get in between."""
@@ -20,17 +21,6 @@ COPIED_CHUNK_BYTES = 16 * 2**20
 TransportLabel = Literal["shared_memory", "tcp"]
 
 
-class PageWriter(Protocol):
-    """Brings pages to one reservation, so many bytes at a time that it is worth a message."""
-
-    label: TransportLabel
-    chunk_bytes: int
-
-    def write(self, source: Sequence[PageIndex], target: Sequence[PageIndex]) -> memoryview | None:
-        """Write our pages `source` to the other side's `target`: None if that is done, else what is to be sent."""
-        ...
-
-
 class TcpWriter:
     """Page contents to be sent."""
 
@@ -39,9 +29,21 @@ class TcpWriter:
 
     def __init__(self, pages: PartedPages) -> None:
         self._pages = pages
+        self._packed, self._sealed = bytearray(), bytearray()
 
-    def write(self, source: Sequence[PageIndex], target: Sequence[PageIndex]) -> memoryview | None:
-        return self._pages.pack(source)
+    def contents(self, source: Sequence[PageIndex]) -> list[memoryview]:
+        """Of our pages `source`, where they lie if that can be; until the next call."""
+        return self._pages.places(source) or [self._pack(source)]
+
+    def sealed(self, source: Sequence[PageIndex], header: bytes, seal: PageSeal) -> memoryview:
+        """The same, sealed; until the next call."""
+        content = self._pack(source)
+        self._sealed = with_room(self._sealed, len(content) + TAG_BYTES)
+        return seal.seal(header, content, self._sealed)
+
+    def _pack(self, source: Sequence[PageIndex]) -> memoryview:
+        self._packed = with_room(self._packed, len(source) * layout_page_bytes(self._pages.layout))
+        return self._pages.pack(source, self._packed)
 
 
 class SharedMemoryWriter:
@@ -54,9 +56,13 @@ class SharedMemoryWriter:
         self._pages = pages
         self._target = target
 
-    def write(self, source: Sequence[PageIndex], target: Sequence[PageIndex]) -> memoryview | None:
+    def write(self, source: Sequence[PageIndex], target: Sequence[PageIndex]) -> None:
+        """Our pages `source` to the other side's `target`."""
         self._pages.copy_to(self._target, source, target)
-        return None
+
+
+PageWriter = TcpWriter | SharedMemoryWriter
+"""Brings pages to one reservation, chunk_bytes at a time, so many that it is worth a message."""
 
 
 class WriterFactory:

@@ -1,7 +1,5 @@
 """The decode side's reservations: every turn of the state machine, with a clock turned by hand."""
 
-import os
-import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -24,10 +22,10 @@ from kvasir_protocol.messages import (
     Quiet,
 )
 from kvasir_protocol.wire import encode
-from kvasir_workers.kv.transfer.importer import PageImporter, Peer, is_process_alive
+from kvasir_workers.kv.transfer.importer import PageImporter, Peer
 from kvasir_workers.kv.transfer.page_content import layout_page_bytes, pack_pages
 from kvasir_workers.kv.transfer.page_parts import PartedPages
-from kvasir_workers.kv.transfer.sealing import KEY_BYTES, PageSeal
+from kvasir_workers.kv.transfer.sealing import KEY_BYTES, PageSeal, proof_of
 from kvasir_workers.sequence import Sequence
 from tests.unit.workers.fakes import VOCAB_SIZE, Clock, make_request
 from tests.unit.workers.kv.transfer.layouts import make_layout, random_pages
@@ -35,7 +33,7 @@ from tests.unit.workers.kv.transfer.layouts import make_layout, random_pages
 ROUTER, WRITER, STRANGER = b"router", b"writer", b"stranger"
 PAGE_ENDPOINT = "tcp://127.0.0.1:5"
 STRANGERS_KEY = b"k" * KEY_BYTES
-WRITER_PROCESS = 4711
+WRITER_PROCESS, WRITER_START = 4711, 99
 PATIENCE_S = 5.0
 
 
@@ -52,14 +50,18 @@ class FakeDesk:
 
 
 class Side:
-    """An importer with pages 2 and 5 to be filled for each reservation, and a record of what it said and did."""
+    """An importer with pages 2 and 5 to be filled for each reservation, and a record of what it said and did.
 
-    def __init__(self) -> None:
+    refused: why connections for contents were closed.
+    """
+
+    def __init__(self, *, is_sealed: bool = True) -> None:
         self.layout = make_layout()
         self.pages = torch.full_like(random_pages(8), torch.nan)
         self.clock, self.desk = Clock(), FakeDesk()
         self.sent: list[tuple[Peer, Message]] = []
-        self.living = {WRITER_PROCESS}
+        self.living = {WRITER_PROCESS: WRITER_START}
+        self.refused: list[str] = []
         self.on_send: Callable[[Peer, Message], None] = lambda peer, message: None
         self.importer = PageImporter(
             PartedPages.whole(self.layout, self.pages),
@@ -68,16 +70,19 @@ class Side:
             self.send,
             self.clock,
             PAGE_ENDPOINT,
-            lambda pid: pid in self.living,
+            is_sealed,
+            self.living.get,
         )
         self.keys: dict[Generation, bytes] = {}
+        self.greeted: set[Generation] = set()
         self.seals: dict[Generation, PageSeal] = {}
 
     def send(self, peer: Peer, message: Message) -> None:
         self.sent.append((peer, message))
         if isinstance(message, PushGranted) and message.page_key:
             self.keys[message.generation] = message.page_key
-            self.seals[message.generation] = PageSeal(message.page_key)
+            if message.is_sealed:
+                self.seals[message.generation] = PageSeal(message.page_key)
         self.on_send(peer, message)
 
     def open(self, name: str = "r", router: Peer = ROUTER) -> Generation:
@@ -95,25 +100,40 @@ class Side:
         name: str = "r",
         process_id: int = WRITER_PROCESS,
         shared: bool = False,
+        is_sealed: bool = True,
     ) -> None:
         message = BeginPush(
             request_id=RequestId(name),
             generation=generation,
             layout=layout or self.layout,
             process_id=process_id,
+            process_start=WRITER_START,
             uses_shared_memory=shared,
+            is_sealed=is_sealed,
         )
         self.importer.begin(writer, message)
 
-    def push(
-        self, generation: Generation, *pages: int, content: bytes | None = None, seal: PageSeal | None = None
-    ) -> None:
-        """Contents by TCP; seal: another's than the writer's."""
+    def push(self, generation: Generation, *pages: int, content: bytes | None = None, key: bytes | None = None) -> None:
+        """Contents by TCP; key: another than the writer was granted."""
         indices = tuple(PageIndex(page) for page in pages)
         packed = pack_pages(random_pages(8), indices) if content is None else memoryview(content)
         header = encode(PushPages(generation=generation, page_indices=indices))
-        seal = seal or self.seals.get(generation) or PageSeal(STRANGERS_KEY)
-        self.importer.take_sealed(header, memoryview(seal.seal(header, packed)))
+        seal = PageSeal(key) if key else self.seals.get(generation)
+        self.bring(generation, header, seal.seal(header, packed) if seal else packed, key)
+
+    def bring(self, generation: Generation, header: bytes, content: memoryview, key: bytes | None = None) -> None:
+        """What a connection brings, the first of its generation after the hello."""
+        try:
+            if generation not in self.greeted or key:
+                proof = proof_of(key or self.keys.get(generation, STRANGERS_KEY))
+                self.importer.greet(generation, proof)
+                self.greeted.add(generation)
+            landing = self.importer.land(generation, header, len(content))
+            for place in landing.places:
+                place[:], content = content[: len(place)], content[len(place) :]
+            self.importer.take(landing, header, content)
+        except WireError as error:
+            self.refused.append(str(error))
 
     def tell(self, generation: Generation, *pages: int, writer: Peer = WRITER) -> None:
         """The news of pages in shared memory."""
@@ -217,35 +237,87 @@ def test_commit_whose_pages_never_come_fails_at_the_deadline(side: Side) -> None
     assert (side.failures(), side.desk.started, side.desk.released) == (["no pages for 5 s"], {}, ["r"])
 
 
-def test_pages_under_another_key_are_dropped_and_the_writer_goes_on(side: Side) -> None:
+def test_connection_that_does_not_know_the_key_is_refused_and_the_writer_goes_on(side: Side) -> None:
     generation = pushing(side)
-    side.push(generation, 2, 5, seal=PageSeal(STRANGERS_KEY))
-    assert bool(side.pages.isnan().all())
+    side.push(generation, 2, 5, key=STRANGERS_KEY)
+    assert (bool(side.pages.isnan().all()), side.refused) == (True, ["it was not granted what it asks for"])
     side.push(generation, 2, 5)
     side.commit(generation)
     assert (side.failures(), side.desk.started) == ([], {"r": (7,)})
 
 
-def test_contents_for_other_pages_than_they_were_sealed_for_are_dropped(side: Side) -> None:
+def test_second_connection_for_a_push_is_refused(side: Side) -> None:
+    generation = pushing(side)
+    side.push(generation, 2)
+    with pytest.raises(WireError, match="nobody awaits"):
+        side.importer.greet(generation, proof_of(side.keys[generation]))
+
+
+@pytest.mark.parametrize("harm", ["sealed for others", "another key", "changed"])
+def test_broken_seal_fails_the_hand_over_and_brings_nothing(side: Side, harm: str) -> None:
     generation = pushing(side)
     header, other = (encode(PushPages(generation=generation, page_indices=(PageIndex(page),))) for page in (2, 5))
-    sealed = side.seals[generation].seal(header, pack_pages(random_pages(8), (PageIndex(2),)))
-    side.importer.take_sealed(other, memoryview(sealed))
+    seal = PageSeal(STRANGERS_KEY) if harm == "another key" else side.seals[generation]
+    sealed = seal.seal(header, pack_pages(random_pages(8), (PageIndex(2),)))
+    if harm == "changed":
+        sealed[0] ^= 1
+    side.bring(generation, other if harm == "sealed for others" else header, sealed)
     assert bool(side.pages.isnan().all())
+    assert (side.failures(), side.refused) == (["pages came under a broken seal"], ["a broken seal"])
 
 
-def test_repeated_contents_are_dropped(side: Side) -> None:
+def test_contents_that_came_already_fail_the_hand_over(side: Side) -> None:
     generation = pushing(side)
-    header = encode(PushPages(generation=generation, page_indices=(PageIndex(2),)))
-    sealed = memoryview(side.seals[generation].seal(header, pack_pages(random_pages(8), (PageIndex(2),))))
-    side.importer.take_sealed(header, sealed)
-    side.importer.take_sealed(header, sealed)
+    side.push(generation, 2)
+    side.push(generation, 2)
+    assert len(side.failures()) == 1
+
+
+@pytest.mark.parametrize(
+    "message", [Quiet(generation=Generation(1), reason=""), PushPages(generation=Generation(1), page_indices=())]
+)
+def test_other_messages_do_not_announce_contents(side: Side, message: Message) -> None:
+    generation = pushing(side)
+    side.bring(generation, encode(message), memoryview(b""))
+    assert "follow their own PushPages" in side.refused[0]
     assert side.failures() == []
 
 
-def test_other_messages_do_not_announce_contents(side: Side) -> None:
-    with pytest.raises(WireError, match="not Quiet"):
-        side.importer.take_sealed(encode(Quiet(generation=pushing(side), reason="")), memoryview(b""))
+def test_contents_are_awaited_from_the_grant_until_all_are_there(side: Side) -> None:
+    generation = side.open()
+    side.begin(generation)
+    states = [side.importer.awaits_contents(generation)]
+    side.push(generation, 2)
+    states.append(side.importer.awaits_contents(generation))
+    side.push(generation, 5)
+    assert [*states, side.importer.awaits_contents(generation)] == [True, True, False]
+
+
+def test_contents_of_a_reservation_that_ended_are_not_awaited(side: Side) -> None:
+    generation = pushing(side)
+    side.push(generation, 2)
+    side.importer.abort(RequestId("r"))
+    assert not side.importer.awaits_contents(generation)
+
+
+@pytest.mark.parametrize(("is_sealed", "wants_seal"), [(True, True), (True, False), (False, True)])
+def test_contents_are_sealed_if_either_side_wants_it(is_sealed: bool, wants_seal: bool) -> None:
+    side = Side(is_sealed=is_sealed)
+    generation = side.open()
+    side.begin(generation, is_sealed=wants_seal)
+    side.push(generation, 5, 2)
+    assert (generation in side.seals, side.refused) == (True, [])
+    assert torch.equal(side.pages[:, :, [2, 5]], random_pages(8)[:, :, [2, 5]])
+
+
+def test_contents_in_the_clear_go_straight_to_their_pages() -> None:
+    side = Side(is_sealed=False)
+    generation = side.open()
+    side.begin(generation, is_sealed=False)
+    side.push(generation, 5, 2)
+    side.commit(generation)
+    assert torch.equal(side.pages[:, :, [2, 5]], random_pages(8)[:, :, [2, 5]])
+    assert (generation in side.seals, side.refused, side.desk.started) == (False, [], {"r": (7,)})
 
 
 def test_commit_counts_as_received(side: Side) -> None:
@@ -315,7 +387,7 @@ def test_pages_before_the_grant_are_ignored(side: Side) -> None:
 def test_stranger_is_ignored(side: Side, action: str) -> None:
     generation = pushing(side)
     if action == "push":
-        side.push(generation, 2, 5, seal=PageSeal(STRANGERS_KEY))
+        side.push(generation, 2, 5, key=STRANGERS_KEY)
     elif action == "commit":
         side.commit(generation, writer=STRANGER)
     else:
@@ -498,6 +570,21 @@ def test_quarantine_ends_with_the_writers_death(side: Side) -> None:
     assert (side.desk.released, side.num_quarantined) == (["r"], 0)
 
 
+def test_quarantine_ends_with_the_writers_death_also_if_its_number_was_given_to_another(side: Side) -> None:
+    quarantined(side)
+    side.living[WRITER_PROCESS] = WRITER_START + 1
+    side.pass_time(0.1)
+    assert (side.desk.released, side.num_quarantined) == (["r"], 0)
+
+
+def test_process_here_that_only_has_the_writers_number_proves_nothing(side: Side) -> None:
+    side.living[WRITER_PROCESS] = WRITER_START + 1
+    quarantined(side)
+    side.living.clear()
+    side.pass_time(1e6)
+    assert side.num_quarantined == 3
+
+
 def test_quarantine_does_not_end_with_time(side: Side) -> None:
     quarantined(side)
     side.pass_time(1e6)
@@ -589,17 +676,3 @@ def test_late_word_for_a_former_replica_finds_nothing() -> None:
     side.open()
     side.begin(former.open())
     assert side.kinds() == ["PushRefused"]
-
-
-def test_dead_process_that_nobody_has_collected_is_dead() -> None:
-    child = subprocess.Popen(["true"])
-    os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
-    try:
-        assert not is_process_alive(child.pid)
-    finally:
-        child.wait()
-
-
-def test_real_processes_are_seen() -> None:
-    assert is_process_alive(1)
-    assert not is_process_alive(2**22 + 1)

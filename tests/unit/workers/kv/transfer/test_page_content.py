@@ -9,6 +9,7 @@ from kvasir_workers.kv.transfer.page_content import (
     layout_dtype,
     layout_page_bytes,
     pack_pages,
+    page_places,
     unpack_pages,
 )
 from tests.unit.workers.kv.transfer.layouts import make_layout, random_pages
@@ -59,3 +60,20 @@ def test_nan_and_infinity_travel_bit_by_bit() -> None:
 def test_layout_that_names_no_dtype_is_a_broken_invariant() -> None:
     with pytest.raises(AssertionError, match="names dtype 'nn'"):
         layout_dtype(make_layout("nn"))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_places_are_the_pages_memory_in_the_order_of_their_content(dtype: str) -> None:
+    pages = random_pages(7).to(layout_dtype(make_layout(dtype)))
+    assert b"".join(page_places(pages, SOURCE)) == pack_pages(pages, SOURCE)
+    page_places(pages, SOURCE)[0][:] = bytes(len(page_places(pages, SOURCE)[0]))
+    assert not pages[0, 0, SOURCE[0]].any()
+
+
+def test_pages_that_lie_in_no_one_memory_have_no_places() -> None:
+    assert page_places(random_pages(7)[..., :1], SOURCE) == []
+
+
+def test_content_may_go_to_room_that_is_larger() -> None:
+    pages = random_pages(7)
+    assert pack_pages(pages, SOURCE, bytearray(10**5)) == pack_pages(pages, SOURCE)

@@ -2,6 +2,8 @@
 
 import os
 import queue
+import select
+import socket
 from collections.abc import Iterator
 from typing import Any, TypeVar
 
@@ -18,20 +20,20 @@ from kvasir_protocol.messages import (
     HandoverTicket,
     Hello,
     Message,
-    PagesTaken,
     PushGranted,
     PushPages,
     PushRefused,
     Quiet,
 )
-from kvasir_protocol.sockets import bind_pages, bind_server, start_gatekeeper
+from kvasir_protocol.sockets import bind_server, start_gatekeeper
 from kvasir_protocol.wire import decode, encode
 from kvasir_workers.kv.page_memory import SHARED_MEMORY, SharedSegment
-from kvasir_workers.kv.transfer.connections import WINDOW_BYTES
 from kvasir_workers.kv.transfer.page_content import layout_page_bytes, pack_pages
+from kvasir_workers.kv.transfer.page_intake import listen_for_pages
 from kvasir_workers.kv.transfer.page_parts import PartedPages
+from kvasir_workers.kv.transfer.page_stream import HELLO, LENGTHS
 from kvasir_workers.kv.transfer.pusher import PagePusher
-from kvasir_workers.kv.transfer.sealing import KEY_BYTES, TAG_BYTES, PageSeal
+from kvasir_workers.kv.transfer.sealing import KEY_BYTES, PageSeal, proof_of
 from kvasir_workers.kv.transfer.writers import WriterFactory
 from kvasir_workers.sequence import Sequence
 from tests.unit.workers.fakes import Clock, make_request, make_ticket
@@ -48,6 +50,47 @@ NAME = f"kvasir-test-pusher-{os.getpid()}"
 M = TypeVar("M")
 
 
+class Contents:
+    """A connection over which pages come, read to its hello; seal: as the writer was granted, if any."""
+
+    def __init__(self, connection: socket.socket, seal: PageSeal | None) -> None:
+        self._connection = connection
+        self._seal = seal
+        connection.settimeout(DEADLINE_MS / 1000)
+        self.generation, self.proof = HELLO.unpack(self._read(HELLO.size))
+
+    def expect_pages(self) -> tuple[tuple[int, ...], bytes]:
+        """What the next pages are, and what they hold."""
+        num_header_bytes, num_bytes = LENGTHS.unpack(self._read(LENGTHS.size))
+        header, content = self._read(num_header_bytes), memoryview(self._read(num_bytes))
+        message = decode(header)
+        assert isinstance(message, PushPages)
+        opened = self._seal.open(header, content) if self._seal else content
+        assert opened is not None, "the seal is broken"
+        return message.page_indices, bytes(opened)
+
+    def is_closed(self) -> bool:
+        """By the other side, whatever came before that."""
+        while self._connection.recv(65536):
+            pass
+        return True
+
+    def has_nothing(self) -> bool:
+        readable, _, _ = select.select([self._connection], [], [], 0)
+        return not readable
+
+    def close(self) -> None:
+        self._connection.close()
+
+    def _read(self, num_bytes: int) -> bytes:
+        found = b""
+        while len(found) < num_bytes:
+            part = self._connection.recv(num_bytes - len(found))
+            assert part, "the connection for contents was closed"
+            found += part
+        return found
+
+
 class DecodeSide:
     """Listens, and says what the test tells it to."""
 
@@ -55,9 +98,9 @@ class DecodeSide:
         self.context: zmq.Context[Any] = zmq.Context()
         self.gatekeeper = start_gatekeeper(self.context, SECRET)
         self.socket, self.endpoint = bind_server(self.context, SECRET, "127.0.0.1", 0)
-        self.page_socket, self.page_endpoint = bind_pages(self.context, "127.0.0.1")
-        self.seal = PageSeal(KEY)
-        self.page_peer = b""
+        self.listener, self.page_endpoint = listen_for_pages("127.0.0.1")
+        self.listener.settimeout(DEADLINE_MS / 1000)
+        self.contents: list[Contents] = []
         self.disconnections = self.socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
         self.peer = b""
 
@@ -68,25 +111,18 @@ class DecodeSide:
         assert isinstance(message, kind), f"expected {kind.__name__}, got {message}"
         return message
 
-    def grants(self, generation: int = 1) -> None:
-        """Leave to send contents to the page socket, under a seal that begins anew."""
-        self.seal = PageSeal(KEY)
-        self.says(PushGranted(generation=Generation(generation), page_endpoint=self.page_endpoint, page_key=KEY))
+    def grants(self, generation: int = 1, *, is_sealed: bool = True) -> Contents:
+        """Leave to send contents over a connection, which is opened for them."""
+        granted = PushGranted(
+            generation=Generation(generation), page_endpoint=self.page_endpoint, page_key=KEY, is_sealed=is_sealed
+        )
+        self.says(granted)
+        self.contents.append(Contents(self.listener.accept()[0], PageSeal(KEY) if is_sealed else None))
+        return self.contents[-1]
 
-    def expect_pages(self, *, takes: bool = False) -> tuple[tuple[int, ...], bytes]:
-        """The next contents, and what pages they are for; takes: tell that they were read."""
-        assert self.page_socket.poll(DEADLINE_MS), "no contents came"
-        self.page_peer, header, sealed = self.page_socket.recv_multipart()
-        message = decode(header)
-        assert isinstance(message, PushPages)
-        content = self.seal.open(header, memoryview(sealed))
-        assert content is not None, "the seal is broken"
-        if takes:
-            self.takes(len(sealed))
-        return message.page_indices, content
-
-    def takes(self, num_bytes: int) -> None:
-        self.page_socket.send_multipart([self.page_peer, encode(PagesTaken(num_bytes=num_bytes))])
+    def expect_pages(self) -> tuple[tuple[int, ...], bytes]:
+        """Those that come next over the latest connection."""
+        return self.contents[-1].expect_pages()
 
     def says(self, message: Message) -> None:
         self.socket.send_multipart([self.peer, encode(message)])
@@ -95,7 +131,12 @@ class DecodeSide:
         self.socket.send_multipart([self.peer, frame])
 
     def hears_nothing(self) -> bool:
-        return not self.socket.poll(SILENCE_MS) and not self.page_socket.poll(0)
+        return not self.socket.poll(SILENCE_MS) and all(contents.has_nothing() for contents in self.contents)
+
+    def is_visited(self) -> bool:
+        """Somebody wants to send contents."""
+        readable, _, _ = select.select([self.listener], [], [], 0)
+        return bool(readable)
 
     def expect_left(self) -> None:
         """The prefill side has closed its connection."""
@@ -103,6 +144,9 @@ class DecodeSide:
         recv_monitor_message(self.disconnections)
 
     def close(self) -> None:
+        for contents in self.contents:
+            contents.close()
+        self.listener.close()
         self.gatekeeper.stop()
         self.context.destroy(linger=0)
 
@@ -110,12 +154,12 @@ class DecodeSide:
 class PrefillSide:
     """A pusher, its clock, and the pages that came back from it."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, is_sealed: bool = True) -> None:
         self.released: queue.Queue[list[PageIndex]] = queue.Queue()
         self.clock = Clock()
         layout = make_layout()
         writers = WriterFactory(PartedPages.whole(layout, PAGES), allow_shared_memory=True)
-        self.pusher = PagePusher(layout, writers, SECRET, self.released.put, self.clock)
+        self.pusher = PagePusher(layout, writers, SECRET, self.released.put, self.clock, is_sealed=is_sealed)
         self.pusher.start()
 
     def expect_released(self) -> list[PageIndex]:
@@ -243,61 +287,88 @@ def test_time_from_the_last_chunk_to_the_last_page_is_exposed(prefill: PrefillSi
     assert prefill.pusher.counters().exposed_s == 0.5
 
 
-WINDOW_PAGES = WINDOW_BYTES // PAGE_BYTES
+MANY = 32 * 2**20 // PAGE_BYTES
+"""More pages than the system keeps for a connection that nobody reads."""
 
 
 def large(prefill: PrefillSide, decode_side: DecodeSide) -> Sequence:
-    """More pages than may be on their way at a time; the memory has 8, which are sent again and again."""
-    num_pages = 2 * WINDOW_PAGES
-    sequence = sequence_for(decode_side, num_pages)
-    prefill.pusher.export(sequence, 0, [PageIndex(i % 8) for i in range(num_pages)])
+    """The memory has 8 pages, which are sent again and again."""
+    sequence = sequence_for(decode_side, MANY)
+    prefill.pusher.export(sequence, 0, [PageIndex(i % 8) for i in range(MANY)])
     decode_side.expect(BeginPush)
     return sequence
 
 
-def test_contents_that_are_not_read_hold_back_the_rest(prefill: PrefillSide, decode_side: DecodeSide) -> None:
-    prefill.pusher.finish(large(prefill, decode_side), (9,))
-    decode_side.grants()
-    num_bytes = 0
-    while num_bytes < WINDOW_BYTES:
-        num_bytes += len(decode_side.expect_pages()[1]) + TAG_BYTES
-    assert decode_side.hears_nothing()
-    decode_side.takes(num_bytes)
-    assert decode_side.expect_pages()[1]
-
-
 def test_contents_that_are_read_make_room_for_all_the_rest(prefill: PrefillSide, decode_side: DecodeSide) -> None:
     prefill.pusher.finish(large(prefill, decode_side), (9,))
-    decode_side.grants()
-    num_pages = 0
-    while num_pages < 2 * WINDOW_PAGES:
-        num_pages += len(decode_side.expect_pages(takes=True)[0])
+    contents = decode_side.grants()
+    found: list[int] = []
+    while len(found) < MANY:
+        found += contents.expect_pages()[0]
+    assert found == list(range(4, 4 + MANY))
     assert decode_side.expect(Commit).emitted_token_ids == (9,)
+    assert contents.is_closed()
 
 
-def test_push_held_back_for_its_deadline_ends(prefill: PrefillSide, decode_side: DecodeSide) -> None:
-    large(prefill, decode_side)
+def test_push_whose_contents_nobody_reads_holds_up_no_other(prefill: PrefillSide, decode_side: DecodeSide) -> None:
+    prefill.pusher.finish(large(prefill, decode_side), (9,))
     decode_side.grants()
-    decode_side.expect_pages()
+    prefill.pusher.finish(begun(prefill, decode_side, generation=Generation(2)), (8,))
+    decode_side.grants(2)
+    assert decode_side.expect_pages()[0] == (4, 5)
+    assert decode_side.expect(Commit).generation == 2
+
+
+def test_pushes_take_turns(prefill: PrefillSide, decode_side: DecodeSide) -> None:
+    """Also where nothing has to be waited for, as in shared memory."""
+    segment = SharedSegment.create(NAME, page_shape(MANY + 4), torch.float32)
+    try:
+        first = sequence_for(decode_side, MANY, segments=whole_segment(NAME))
+        second = sequence_for(decode_side, generation=Generation(2), segments=whole_segment(NAME))
+        prefill.pusher.export(first, 0, [PageIndex(i % 8) for i in range(MANY)])
+        prefill.pusher.finish(first, (9,))
+        decode_side.expect(BeginPush)
+        prefill.pusher.export(second, 0, pages(7))
+        prefill.pusher.finish(second, (8,))
+        decode_side.expect(BeginPush)
+        for generation in (2, 1):
+            decode_side.says(PushGranted(generation=Generation(generation)))
+        generations = [decode_side.expect(kind).generation for kind in (PushPages, Commit, PushPages, PushPages)]
+        assert generations == [2, 2, 1, 1]
+    finally:
+        segment.remove()
+
+
+def test_push_whose_contents_nobody_reads_ends_at_its_deadline(prefill: PrefillSide, decode_side: DecodeSide) -> None:
+    large(prefill, decode_side)
+    contents = decode_side.grants()
+    contents.expect_pages()
+    assert decode_side.socket.poll(SILENCE_MS) == 0  # what the system keeps is full
     prefill.clock.now = 5.0
     assert decode_side.expect(Quiet).reason == "no answer within the deadline"
+    assert contents.is_closed()
 
 
-def test_window_that_nobody_opens_holds_up_no_later_push(prefill: PrefillSide, decode_side: DecodeSide) -> None:
-    """What was on its way when a connection broke is never told to be read."""
+def test_connection_says_whom_its_contents_are_for_and_proves_the_grant(
+    prefill: PrefillSide, decode_side: DecodeSide
+) -> None:
+    begun(prefill, decode_side)
+    contents = decode_side.grants()
+    assert (contents.generation, contents.proof) == (1, proof_of(KEY))
+
+
+def test_connection_that_breaks_ends_the_push_and_gives_its_pages_back(
+    prefill: PrefillSide, decode_side: DecodeSide
+) -> None:
     large(prefill, decode_side)
-    decode_side.grants()
-    decode_side.expect_pages()
-    prefill.clock.now = 4.0
-    begun(prefill, decode_side, generation=Generation(2))
-    decode_side.grants(2)
-    prefill.clock.now = 5.0
-    assert {decode_side.expect(Quiet).generation for _ in range(2)} == {1, 2}
-    while decode_side.page_socket.poll(SILENCE_MS):
-        decode_side.page_socket.recv_multipart()
-    begun(prefill, decode_side, generation=Generation(3))
-    decode_side.grants(3)
-    assert decode_side.expect_pages()[0] == (4, 5)
+    contents = decode_side.grants()
+    contents.expect_pages()
+    contents.close()
+    assert "pages can't be sent" in decode_side.expect(Quiet).reason
+    num_released = 0
+    while num_released < MANY:
+        num_released += len(prefill.expect_released())
+    assert num_released == MANY
 
 
 def test_second_grant_of_a_push_changes_nothing(prefill: PrefillSide, decode_side: DecodeSide) -> None:
@@ -309,14 +380,23 @@ def test_second_grant_of_a_push_changes_nothing(prefill: PrefillSide, decode_sid
     assert decode_side.expect_pages()[0] == (6,)
 
 
-def test_bad_words_at_the_page_socket_are_dropped(prefill: PrefillSide, decode_side: DecodeSide) -> None:
-    sequence = begun(prefill, decode_side)
-    decode_side.grants()
-    decode_side.expect_pages()
-    for frame in (b"", encode(Hello(sender="x"))):
-        decode_side.page_socket.send_multipart([decode_side.page_peer, frame])
-    prefill.pusher.export(sequence, 2, pages(3))
-    assert decode_side.expect_pages()[0] == (6,)
+def test_pages_go_in_the_clear_only_if_both_sides_agree(prefill: PrefillSide, decode_side: DecodeSide) -> None:
+    begun(prefill, decode_side)
+    decode_side.says(
+        PushGranted(generation=Generation(1), page_endpoint=decode_side.page_endpoint, page_key=KEY, is_sealed=False)
+    )
+    assert decode_side.expect(Quiet).reason == "the grant is of no use: it asks for contents without a seal"
+
+
+def test_writer_that_needs_no_seal_says_so_and_sends_its_pages_as_they_are(decode_side: DecodeSide) -> None:
+    side = PrefillSide(is_sealed=False)
+    try:
+        side.pusher.export(sequence_for(decode_side), 0, pages(7, 0))
+        assert not decode_side.expect(BeginPush).is_sealed
+        decode_side.grants(is_sealed=False)
+        assert decode_side.expect_pages() == ((4, 5), bytes(pack_pages(PAGES, pages(7, 0))))
+    finally:
+        side.close()
 
 
 @pytest.mark.parametrize(
@@ -403,8 +483,9 @@ def test_decode_side_that_asks_after_such_an_end_is_told_quiet(
 def test_grant_after_such_an_end_opens_no_door(prefill: PrefillSide, decode_side: DecodeSide) -> None:
     prefill.pusher.cancel(begun(prefill, decode_side))
     assert prefill.expect_released() == [7, 0]
-    decode_side.grants()
+    decode_side.says(PushGranted(generation=Generation(1), page_endpoint=decode_side.page_endpoint, page_key=KEY))
     assert decode_side.hears_nothing()
+    assert not decode_side.is_visited()
 
 
 @pytest.mark.parametrize(
@@ -483,8 +564,9 @@ def test_late_grant_of_a_push_that_has_ended_opens_no_door(prefill: PrefillSide,
     prefill.clock.now = 6.0
     decode_side.expect(Quiet)
     prefill.pusher.export(sequence, 2, pages(3))
-    decode_side.grants()
+    decode_side.says(PushGranted(generation=Generation(1), page_endpoint=decode_side.page_endpoint, page_key=KEY))
     assert decode_side.hears_nothing()
+    assert not decode_side.is_visited()
 
 
 def test_ticket_with_no_address_harms_no_other_push(prefill: PrefillSide, decode_side: DecodeSide) -> None:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from kvasir_workers.kv.transfer.sealing import KEY_BYTES, TAG_BYTES, PageSeal
+from kvasir_workers.kv.transfer.sealing import KEY_BYTES, TAG_BYTES, PageSeal, proof_of
 
 KEY = b"k" * KEY_BYTES
 HEADER, CONTENT = b"pages 1, 2", memoryview(bytes(range(100)))
@@ -16,8 +16,19 @@ def test_what_was_sealed_opens_in_order() -> None:
 
 def test_content_can_not_be_read_along() -> None:
     sealed = PageSeal(KEY).seal(HEADER, CONTENT)
-    assert bytes(CONTENT[:16]) not in sealed
+    assert bytes(CONTENT[:16]) not in bytes(sealed)
     assert len(sealed) == len(CONTENT) + TAG_BYTES
+
+
+def test_seal_and_content_may_use_room_that_is_larger() -> None:
+    writer, reader = PageSeal(KEY), PageSeal(KEY)
+    sealed = writer.seal(HEADER, CONTENT, bytearray(500))
+    assert reader.open(HEADER, sealed, bytearray(500)) == CONTENT
+
+
+def test_proof_is_that_of_one_key_and_does_not_tell_it() -> None:
+    assert proof_of(KEY) == proof_of(KEY) != proof_of(b"x" * KEY_BYTES)
+    assert KEY not in proof_of(KEY)
 
 
 def test_equal_contents_are_sealed_differently() -> None:

@@ -10,7 +10,8 @@ from kvasir_protocol.ids import PageIndex
 from kvasir_workers.kv.page_memory import SHARED_MEMORY, SharedSegment
 from kvasir_workers.kv.transfer.page_content import pack_pages
 from kvasir_workers.kv.transfer.page_parts import PartedPages
-from kvasir_workers.kv.transfer.writers import TcpWriter, WriterFactory
+from kvasir_workers.kv.transfer.sealing import KEY_BYTES, PageSeal
+from kvasir_workers.kv.transfer.writers import SharedMemoryWriter, TcpWriter, WriterFactory
 from tests.unit.workers.fakes import make_ticket
 from tests.unit.workers.kv.transfer.layouts import make_layout, page_shape, random_pages, whole_segment
 
@@ -37,7 +38,8 @@ def test_segment_on_this_host_is_written_straight(segment: SharedSegment) -> Non
 
 def test_pages_written_straight_are_the_same(segment: SharedSegment) -> None:
     writer = factory().writer_for(make_ticket(4, segments=whole_segment(NAME)))
-    assert writer.write(SOURCE, TARGET) is None
+    assert isinstance(writer, SharedMemoryWriter)
+    writer.write(SOURCE, TARGET)
     assert torch.equal(segment.tensor[:, :, TARGET], PAGES[:, :, SOURCE])
 
 
@@ -75,5 +77,15 @@ def test_segment_made_anew_under_its_old_name_after_a_pause_is_mapped_anew(segme
     assert not (SHARED_MEMORY / NAME).exists()
 
 
-def test_tcp_leaves_the_content_to_be_sent() -> None:
-    assert TcpWriter(PartedPages.whole(make_layout(), PAGES)).write(SOURCE, TARGET) == pack_pages(PAGES, SOURCE)
+def test_tcp_sends_pages_from_where_they_lie() -> None:
+    writer = factory().writer_for(make_ticket(1))
+    assert isinstance(writer, TcpWriter)
+    assert b"".join(writer.contents(SOURCE)) == pack_pages(PAGES, SOURCE)
+
+
+def test_tcp_seals_page_after_page() -> None:
+    writer = factory().writer_for(make_ticket(1))
+    assert isinstance(writer, TcpWriter)
+    ours, theirs = PageSeal(bytes(KEY_BYTES)), PageSeal(bytes(KEY_BYTES))
+    for chosen in (SOURCE, SOURCE[:1]):
+        assert theirs.open(b"header", writer.sealed(chosen, b"header", ours)) == pack_pages(PAGES, chosen)

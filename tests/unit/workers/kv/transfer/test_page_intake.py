@@ -1,0 +1,190 @@
+"""Connections for page contents, from whoever reaches the port."""
+
+import socket
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from typing import Any
+
+import pytest
+import zmq
+
+from kvasir_protocol.errors import ConfigError, WireError
+from kvasir_protocol.ids import Generation, PageIndex
+from kvasir_protocol.messages import PushPages
+from kvasir_protocol.wire import decode, encode
+from kvasir_workers.kv.transfer.page_intake import GREETING_S, MOST_UNGREETED, PageIntake, listen_for_pages
+from kvasir_workers.kv.transfer.page_stream import HELLO, LENGTHS, Landing, PageLine
+from kvasir_workers.kv.transfer.sealing import PROOF_BYTES
+from kvasir_workers.socket_thread import Rounds, SocketThread
+from tests.unit.workers.fakes import Clock
+
+DEADLINE_S = 10.0
+GENERATION = Generation(7)
+PROOF = bytes(PROOF_BYTES)
+HEADER = encode(PushPages(generation=GENERATION, page_indices=(PageIndex(1), PageIndex(2))))
+
+
+class FakeTaker:
+    """Takes what comes for one generation; places: where it is to go to, if not to memory of the reader's."""
+
+    def __init__(self) -> None:
+        self.awaited = {GENERATION}
+        self.places: Sequence[memoryview] = ()
+        self.taken: list[tuple[PushPages, bytes]] = []
+
+    def greet(self, generation: Generation, proof: bytes) -> None:
+        if generation not in self.awaited or proof != PROOF:
+            raise WireError("nobody awaits it")
+
+    def awaits_contents(self, generation: Generation) -> bool:
+        return generation in self.awaited
+
+    def land(self, generation: Generation, header: bytes, num_bytes: int) -> Landing:
+        message = decode(header)
+        assert isinstance(message, PushPages)
+        return Landing(message, self.places)
+
+    def take(self, landing: Landing, header: bytes, content: memoryview) -> None:
+        self.taken.append((landing.message, bytes(content)))
+
+
+class House:
+    """An intake whose thread is the test: `look` does what is to be done."""
+
+    def __init__(self) -> None:
+        self.context: zmq.Context[Any] = zmq.Context()
+        self.clock, self.taker = Clock(), FakeTaker()
+        self.thread = SocketThread(
+            self.context, "test", Rounds(timeout_ms=lambda: 0, on_round=self.look, on_end=lambda: None)
+        )
+        listener, self.endpoint = listen_for_pages("127.0.0.1")
+        self.intake = PageIntake(listener, self.taker, self.thread, self.clock)
+        self.visitors: list[socket.socket] = []
+        self.thread.start()
+
+    def look(self) -> None:
+        self.intake.tick()
+
+    def visit(self, first_words: bytes = HELLO.pack(GENERATION, PROOF)) -> socket.socket:
+        host, port = self.endpoint.removeprefix("tcp://").split(":")
+        self.visitors.append(socket.create_connection((host, int(port)), DEADLINE_S))
+        self.visitors[-1].sendall(first_words)
+        return self.visitors[-1]
+
+    def close(self) -> None:
+        self.thread.stop()
+        self.intake.close()
+        for visitor in self.visitors:
+            visitor.close()
+        self.context.destroy(linger=0)
+
+
+@pytest.fixture
+def house() -> Iterator[House]:
+    made = House()
+    yield made
+    made.close()
+
+
+def frame(content: bytes) -> bytes:
+    return LENGTHS.pack(len(HEADER), len(content)) + HEADER + content
+
+
+def expect_closed(visitor: socket.socket) -> None:
+    with suppress(ConnectionResetError):
+        assert visitor.recv(1) == b""
+
+
+def until_taken(house: House, number: int) -> None:
+    while len(house.taker.taken) < number:
+        assert house.thread.is_alive
+
+
+def test_frames_arrive_whole_and_in_order(house: House) -> None:
+    house.visit().sendall(frame(b"first") + frame(b"second"))
+    until_taken(house, 2)
+    assert [content for _, content in house.taker.taken] == [b"first", b"second"]
+    assert house.taker.taken[0][0] == decode(HEADER)
+
+
+def test_frame_that_comes_byte_by_byte_arrives_whole(house: House) -> None:
+    visitor = house.visit(b"")
+    for byte in HELLO.pack(GENERATION, PROOF) + frame(b"content"):
+        visitor.sendall(bytes([byte]))
+    until_taken(house, 1)
+    assert house.taker.taken[0][1] == b"content"
+
+
+def test_contents_go_straight_to_their_places(house: House) -> None:
+    first, second = bytearray(3), bytearray(4)
+    house.taker.places = [memoryview(first), memoryview(second)]
+    house.visit().sendall(frame(b"content"))
+    until_taken(house, 1)
+    assert (first, second, house.taker.taken[0][1]) == (b"con", b"tent", b"")
+
+
+def test_line_brings_what_is_put_on_it(house: House) -> None:
+    line = PageLine(house.endpoint, GENERATION, PROOF)
+    line.put(HEADER, [memoryview(b"con"), memoryview(b""), memoryview(b"tent")])
+    while not line.is_idle:
+        line.flush()
+    until_taken(house, 1)
+    line.close()
+    assert house.taker.taken[0][1] == b"content"
+
+
+@pytest.mark.parametrize("endpoint", ["nowhere", "tcp://", "tcp://127.0.0.1", "ipc://127.0.0.1:9", "tcp://host:port"])
+def test_line_needs_an_address(endpoint: str) -> None:
+    with pytest.raises(ValueError):
+        PageLine(endpoint, GENERATION, PROOF)
+
+
+def test_stranger_is_closed(house: House) -> None:
+    expect_closed(house.visit(HELLO.pack(8, PROOF)))
+    expect_closed(house.visit(HELLO.pack(GENERATION, b"x" * PROOF_BYTES)))
+
+
+def test_whoever_does_not_say_what_it_comes_for_is_closed_in_time(house: House) -> None:
+    visitor = house.visit(b"half")
+    friend = house.visit()
+    friend.sendall(frame(b"content"))
+    until_taken(house, 1)  # the other one was accepted before
+    house.clock.now += GREETING_S
+    expect_closed(visitor)
+    friend.sendall(frame(b"more"))
+    until_taken(house, 2)
+
+
+def test_crowd_of_strangers_keeps_nobody_out(house: House) -> None:
+    crowd = [house.visit(b"") for _ in range(MOST_UNGREETED + 1)]
+    expect_closed(crowd[0])
+    house.visit().sendall(frame(b"content"))
+    until_taken(house, 1)
+
+
+def test_connection_is_closed_once_its_contents_are_not_awaited_any_more(house: House) -> None:
+    visitor = house.visit()
+    visitor.sendall(frame(b"content"))
+    until_taken(house, 1)
+    house.taker.awaited.clear()
+    expect_closed(visitor)
+
+
+def test_nothing_is_written_for_a_reservation_that_ended_in_the_middle_of_a_frame(house: House) -> None:
+    """The memory may be another's by then."""
+    place = bytearray(7)
+    house.taker.places = [memoryview(place)]
+    visitor = house.visit()
+    visitor.sendall(frame(b"content")[:-4])
+    while place[:3] != b"con":
+        assert house.thread.is_alive
+    house.taker.awaited.clear()
+    with suppress(ConnectionError):
+        visitor.sendall(b"tent")
+    expect_closed(visitor)
+    assert place == b"con" + bytes(4)
+
+
+def test_taken_address_is_a_config_error() -> None:
+    with pytest.raises(ConfigError, match="can't listen on 192"):
+        listen_for_pages("192.0.2.1")

@@ -1,0 +1,183 @@
+"""Page contents over TCP: a plain connection for each push.
+
+    writer -> decode side     hello     generation (8 bytes), proof of the granted key (16)
+                              frames    lengths of header and content (4 each), header (a PushPages), content
+
+ZeroMQ, which carries the words, would copy contents twice more, and hold up one push while another's wait to be read.
+Neither end ever waits: what the system does not take or have now is left for the next turn.
+"""
+
+import struct
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from errno import EINPROGRESS
+from socket import AF_INET, AF_INET6, IPPROTO_TCP, SOCK_STREAM, TCP_NODELAY, socket
+from typing import Protocol
+from urllib.parse import urlsplit
+
+from kvasir_protocol.errors import WireError
+from kvasir_protocol.ids import Generation
+from kvasir_protocol.messages import PushPages
+from kvasir_workers.kv.transfer.sealing import PROOF_BYTES
+
+HELLO = struct.Struct(f"<Q{PROOF_BYTES}s")
+LENGTHS = struct.Struct("<II")
+
+MAX_HEADER_BYTES = 2**16
+"""Of a PushPages with more pages than any frame has."""
+
+_MOST_PARTS = 1024
+"""That the system takes in one call (IOV_MAX)."""
+
+
+class _Parts:
+    """Memory to be sent or filled, piece after piece."""
+
+    def __init__(self, parts: Sequence[memoryview]) -> None:
+        self._parts = [part for part in parts if len(part)]
+        self._first = 0
+
+    def __bool__(self) -> bool:
+        return self._first < len(self._parts)
+
+    def next(self) -> list[memoryview]:
+        return self._parts[self._first : self._first + _MOST_PARTS]
+
+    def pass_over(self, num_bytes: int) -> None:
+        while num_bytes and num_bytes >= len(self._parts[self._first]):
+            num_bytes -= len(self._parts[self._first])
+            self._first += 1
+        if num_bytes:
+            self._parts[self._first] = self._parts[self._first][num_bytes:]
+
+
+class PageLine:
+    """The writer's end; holds one frame at a time."""
+
+    def __init__(self, endpoint: str, generation: Generation, proof: bytes) -> None:
+        """Begin to connect. Raises OSError or ValueError if endpoint is no address ("tcp://host:port")."""
+        address = urlsplit(endpoint)
+        if address.scheme != "tcp" or not address.hostname or not address.port:
+            raise ValueError(f"{endpoint!r} is no address")
+        self.socket = socket(AF_INET6 if ":" in address.hostname else AF_INET, SOCK_STREAM)
+        self.socket.setblocking(False)
+        self.socket.setsockopt(IPPROTO_TCP, TCP_NODELAY, 1)
+        if (code := self.socket.connect_ex((address.hostname, address.port))) not in (0, EINPROGRESS):
+            self.socket.close()
+            raise OSError(code, f"{endpoint} can't be reached")
+        self._unsent = _Parts([memoryview(HELLO.pack(generation, proof))])
+
+    @property
+    def is_idle(self) -> bool:
+        """The system has taken all: memory that was put here may be written again."""
+        return not self._unsent
+
+    def put(self, header: bytes, content: Sequence[memoryview]) -> None:
+        """The next frame; to be called when the last one is gone."""
+        num_bytes = sum(len(part) for part in content)
+        start = memoryview(LENGTHS.pack(len(header), num_bytes) + header)
+        self._unsent = _Parts([*self._unsent.next(), start, *content])
+
+    def flush(self) -> bool:
+        """Hand over what the system takes; whether that was anything. Raises OSError if the connection is broken."""
+        has_moved = False
+        while self._unsent:
+            try:
+                self._unsent.pass_over(self.socket.sendmsg(self._unsent.next()))
+            except BlockingIOError:
+                break
+            has_moved = True
+        return has_moved
+
+    def close(self) -> None:
+        """The system still brings over what it has taken."""
+        self._unsent = _Parts([])
+        self.socket.close()
+
+
+@dataclass(frozen=True, slots=True)
+class Landing:
+    """Where a frame's contents go. places: in pages themselves; none if they are to come as they are."""
+
+    message: PushPages
+    places: Sequence[memoryview]
+
+
+class PageTaker(Protocol):
+    """What a reader needs of the decode side. All raise WireError for what ends the connection."""
+
+    def greet(self, generation: Generation, proof: bytes) -> None:
+        """Whoever says this wants to bring contents for the reservation."""
+        ...
+
+    def awaits_contents(self, generation: Generation) -> bool: ...
+
+    def land(self, generation: Generation, header: bytes, num_bytes: int) -> Landing: ...
+
+    def take(self, landing: Landing, header: bytes, content: memoryview) -> None:
+        """All has come; content is empty if it went to the landing's places."""
+        ...
+
+
+class PageReader:
+    """The decode side's end of one connection."""
+
+    def __init__(self, connection: socket, taker: PageTaker) -> None:
+        """connection: does not block; owned from here on."""
+        self.socket = connection
+        self.generation: Generation | None = None
+        self._taker = taker
+        self._buffer = bytearray()
+        self._wanted = _Parts([])
+        self._then: Callable[[], None] = lambda: None
+        self._want(HELLO.size, self._greet)
+
+    def read(self) -> None:
+        """Take in what has come, of one frame at the most. Raises EOFError, OSError or WireError when it is over."""
+        if self.generation is not None and not self._taker.awaits_contents(self.generation):
+            raise EOFError  # what we would write to may be another's by now
+        while self._wanted:
+            try:
+                num_bytes = self.socket.recvmsg_into(self._wanted.next())[0]
+            except BlockingIOError:
+                return
+            if not num_bytes:
+                raise EOFError
+            self._wanted.pass_over(num_bytes)
+            if not self._wanted:
+                self._then()
+                if self._then == self._measure:
+                    return
+
+    def close(self) -> None:
+        self.socket.close()
+
+    def _want(self, num_bytes: int, then: Callable[[], None]) -> None:
+        if len(self._buffer) < num_bytes:
+            self._buffer = bytearray(num_bytes)
+        self._wanted, self._then = _Parts([memoryview(self._buffer)[:num_bytes]]), then
+
+    def _greet(self) -> None:
+        generation, proof = HELLO.unpack_from(self._buffer)
+        self._taker.greet(Generation(generation), proof)
+        self.generation = Generation(generation)
+        self._want(LENGTHS.size, self._measure)
+
+    def _measure(self) -> None:
+        num_header_bytes, num_bytes = LENGTHS.unpack_from(self._buffer)
+        if not 0 < num_header_bytes <= MAX_HEADER_BYTES:
+            raise WireError(f"a frame of pages with a header of {num_header_bytes} bytes")
+        self._want(num_header_bytes, lambda: self._land(num_header_bytes, num_bytes))
+
+    def _land(self, num_header_bytes: int, num_bytes: int) -> None:
+        assert self.generation is not None, "contents before the hello"
+        header = bytes(memoryview(self._buffer)[:num_header_bytes])
+        landing = self._taker.land(self.generation, header, num_bytes)
+        if landing.places:
+            self._wanted, self._then = _Parts(landing.places), lambda: self._take(landing, header, 0)
+        else:
+            self._want(num_bytes, lambda: self._take(landing, header, num_bytes))
+
+    def _take(self, landing: Landing, header: bytes, num_bytes: int) -> None:
+        self._taker.take(landing, header, memoryview(self._buffer)[:num_bytes])
+        self._want(LENGTHS.size, self._measure)
