@@ -12,15 +12,17 @@ from kvasir_kernels.mask_logits.kernel import mask_logits
 from kvasir_kernels.move_pages.kernel import gather_pages, scatter_pages
 from kvasir_kernels.move_pages.reference import PagePart
 from kvasir_kernels.paged_attention.kernel import paged_attention
-from kvasir_kernels.paged_cache import AttentionBatch, CacheScales, LayerCache, ScoreChanges
+from kvasir_kernels.paged_cache import AttentionBatch, CacheScales, LayerCache, PaddedDecodes, ScoreChanges
 from kvasir_kernels.penalise.kernel import penalise
-from kvasir_kernels.penalise.reference import SeenTokens
+from kvasir_kernels.penalise.reference import SeenTable, SeenTokens
 from kvasir_kernels.rms_norm.kernel import add_rms_norm, add_rms_norm_float8, rms_norm
 from kvasir_kernels.rotate_and_write.kernel import rotate_and_write
 from kvasir_kernels.rotate_and_write.reference import HeadNorms
 from kvasir_kernels.sample_tokens.kernel import sample_tokens
 from kvasir_kernels.sample_tokens.reference import SamplingRules
 from kvasir_kernels.silu_mul.kernel import gelu_mul, silu_mul, silu_mul_float8
+from kvasir_kernels.unpack_decodes.kernel import unpack_decodes
+from kvasir_kernels.unpack_decodes.reference import DecodeInputs, packed_size
 from kvasir_kernels.write_kv.kernel import write_kv
 
 Case = Callable[[], None]
@@ -29,7 +31,7 @@ KERNEL_MODULES = tuple(
     f"kvasir_kernels.{operation}.kernel"
     for operation in (
         "rms_norm", "silu_mul", "float8", "rotate_and_write", "write_kv", "paged_attention", "float8_linear",
-        "move_pages", "mask_logits", "penalise", "sample_tokens",
+        "move_pages", "mask_logits", "penalise", "sample_tokens", "unpack_decodes", "cut_decodes",
     )
 )  # fmt: skip
 
@@ -133,7 +135,20 @@ def _sample() -> None:
     numbers, places = torch.zeros(_NUM_TOKENS), torch.zeros(_NUM_TOKENS, dtype=torch.int64)
     mask_logits(logits, (0, 1), torch.zeros(2, _VOCABULARY // 32, dtype=torch.int32))
     penalise(logits, SeenTokens(places, places, numbers, numbers, numbers, numbers))
+    table = torch.zeros(2, _VOCABULARY, dtype=torch.int32)
+    penalise(logits, SeenTable(table, places, numbers, numbers, numbers))
     sample_tokens(logits, SamplingRules(places, places, numbers, places.int(), numbers, numbers))
+
+
+def _decodes(num_rows: int) -> None:
+    """What a graph replays beside the model's layers."""
+    num_heads, num_kv_heads, head_dim = 32, 8, 128
+    inputs = DecodeInputs.empty(num_rows, 8192, torch.device("cpu"))
+    packed = torch.zeros(packed_size(num_rows, 8192), dtype=torch.int32)
+    unpack_decodes(packed, inputs.token_ids, num_rows, _PAGE_SIZE, inputs)
+    batch = PaddedDecodes(inputs.context_lens, inputs.page_tables)
+    query = torch.zeros(num_rows, num_heads, head_dim, dtype=_HALF)
+    paged_attention(query, _cache(num_kv_heads, head_dim, _HALF), batch, head_dim**-0.5, None)
 
 
 def _cases() -> dict[str, Case]:
@@ -169,6 +184,7 @@ def _cases() -> dict[str, Case]:
     cases["gelu_mul 14336 bfloat16"] = partial(_gelu_gate, 14336)
     cases["move_pages 4 of 8x128"] = _move
     cases[f"sample of {_VOCABULARY}"] = _sample
+    cases["256 decodes of a graph"] = partial(_decodes, 256)
     return cases
 
 

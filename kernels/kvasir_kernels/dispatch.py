@@ -1,17 +1,17 @@
-"""The only place that chooses how an operation is computed; everybody else imports operations from here.
+"""Chooses how an operation is computed; everybody else imports operations from here.
 
 On a CPU that is the C++ kernel, built for this machine, or the torch reference where there is none or it doesn't take
 what it is given. On a GPU it is the Triton kernel, or a library where that is known to be faster; Triton is imported
 with the first tensor that lies there. A user's kernel, if there is one for an operation, is asked first.
+sampling_dispatch.py does the same for what happens beside the model; nobody else chooses.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import cast
 
 import torch
 from torch import Tensor
 
+from kvasir_kernels import sampling_dispatch
 from kvasir_kernels.decoder_pass import native as native_pass
 from kvasir_kernels.decoder_pass.native import NativePass
 from kvasir_kernels.decoder_pass.reference import PlainDecoder
@@ -19,22 +19,17 @@ from kvasir_kernels.float8 import reference as plain_float8
 from kvasir_kernels.float8.reference import Grain, Quantized
 from kvasir_kernels.float8_linear import library as float8_library
 from kvasir_kernels.float8_linear import reference as plain_float8_linear
-from kvasir_kernels.largest_logit import native as native_largest
-from kvasir_kernels.largest_logit import reference as plain_largest
 from kvasir_kernels.linear import native as native_linear
 from kvasir_kernels.linear import onednn
 from kvasir_kernels.linear import reference as plain_linear
-from kvasir_kernels.mask_logits import native as native_mask
-from kvasir_kernels.mask_logits import reference as plain_mask
 from kvasir_kernels.move_pages import reference as plain_moves
 from kvasir_kernels.move_pages.reference import PagePart
 from kvasir_kernels.native.build import cpu_has
-from kvasir_kernels.native.library import KernelLibrary, load_library, takes
+from kvasir_kernels.native.choice import native_library
+from kvasir_kernels.native.library import load_library
 from kvasir_kernels.paged_attention import native as native_attention
 from kvasir_kernels.paged_attention import reference as plain_attention
-from kvasir_kernels.paged_cache import AttentionBatch, LayerCache, ScoreChanges
-from kvasir_kernels.penalise import reference as plain_penalties
-from kvasir_kernels.penalise.reference import SeenTokens
+from kvasir_kernels.paged_cache import LayerCache, PaddedDecodes, ScoreChanges, StepAttention
 from kvasir_kernels.quantized_linear import native as native_quantized
 from kvasir_kernels.quantized_linear import reference as plain_quantized
 from kvasir_kernels.quantized_linear.reference import QuantizedMatrix
@@ -43,8 +38,6 @@ from kvasir_kernels.rms_norm import reference as plain_norm
 from kvasir_kernels.rotate_and_write import native as native_rotation
 from kvasir_kernels.rotate_and_write import reference as plain_rotation
 from kvasir_kernels.rotate_and_write.reference import HeadNorms
-from kvasir_kernels.sample_tokens import reference as plain_sampling
-from kvasir_kernels.sample_tokens.reference import SamplingRules
 from kvasir_kernels.silu_mul import native as native_gate
 from kvasir_kernels.silu_mul import reference as plain_gate
 from kvasir_kernels.user_kernels import is_any_replaced, replaceable, warn_of_unknown
@@ -58,9 +51,7 @@ __all__ = [
     "PagePart",
     "Quantized",
     "QuantizedMatrix",
-    "SamplingRules",
     "ScoreChanges",
-    "SeenTokens",
     "add_rms_norm",
     "add_rms_norm_float8",
     "embedding",
@@ -69,22 +60,17 @@ __all__ = [
     "gather_pages",
     "gelu_mul",
     "gelu_mul_float8",
-    "largest_logit",
     "linear",
-    "mask_logits",
     "pack_quantized",
     "pack_weight",
     "paged_attention",
-    "penalise",
     "prepare",
     "quantize_float8",
     "rms_norm",
     "rotate_and_write",
-    "sample_tokens",
     "scatter_pages",
     "silu_mul",
     "silu_mul_float8",
-    "without_native_kernels",
     "write_kv",
 ]
 
@@ -96,30 +82,10 @@ _MATRIX_UNITS = "amx_bf16"
 """oneDNN uses them, our kernel doesn't."""
 
 
-class _Choice:
-    """Of the process: steps may run in a thread of their own."""
-
-    is_native = True
-
-
-@contextmanager
-def without_native_kernels() -> Iterator[None]:
-    """Compute as a machine without compiler would: for tests and measurements."""
-    before, _Choice.is_native = _Choice.is_native, False
-    try:
-        yield
-    finally:
-        _Choice.is_native = before
-
-
 def prepare(device: torch.device) -> None:
     """Build and load now what the first operation on the device would have to wait for."""
     if device.type == "cpu":
         load_library()
-
-
-def _native(x: Tensor) -> KernelLibrary | None:
-    return load_library() if takes(x.dtype) and x.device.type == "cpu" and _Choice.is_native else None
 
 
 @replaceable
@@ -128,7 +94,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
         from kvasir_kernels.rms_norm import kernel
 
         return kernel.rms_norm(x, weight, eps)
-    library = _native(x)
+    library = native_library(x)
     if library is None or not x.is_contiguous():
         return plain_norm.rms_norm(x, weight, eps)
     return native_norm.rms_norm(library, x, weight, eps)
@@ -140,7 +106,7 @@ def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tup
         from kvasir_kernels.rms_norm import kernel
 
         return kernel.add_rms_norm(x, residual, weight, eps)
-    library = _native(x)
+    library = native_library(x)
     if library is None:
         return plain_norm.add_rms_norm(x, residual, weight, eps)
     return native_norm.add_rms_norm(library, x, residual, weight, eps)
@@ -178,53 +144,12 @@ def float8_linear(x: Quantized, weight: Quantized, bias: Tensor | None, dtype: t
 
 
 @replaceable
-def sample_tokens(logits: Tensor, rules: SamplingRules) -> tuple[Tensor, Tensor]:
-    if logits.is_cuda:
-        from kvasir_kernels.sample_tokens import kernel
-
-        return kernel.sample_tokens(logits, rules)
-    return plain_sampling.sample_tokens(logits, rules)
-
-
-@replaceable
-def penalise(logits: Tensor, seen: SeenTokens) -> None:
-    if logits.is_cuda:
-        from kvasir_kernels.penalise import kernel
-
-        kernel.penalise(logits, seen)
-    else:
-        plain_penalties.penalise(logits, seen)
-
-
-@replaceable
-def mask_logits(logits: Tensor, rows: tuple[int, ...], bits: Tensor) -> None:
-    if logits.is_cuda:
-        from kvasir_kernels.mask_logits import kernel
-
-        kernel.mask_logits(logits, rows, bits)
-        return
-    library = _native(logits)
-    if library is None or logits.dtype != torch.float32 or not logits.is_contiguous():
-        plain_mask.mask_logits(logits, rows, bits)
-    else:
-        native_mask.mask_logits(library, logits, rows, bits)
-
-
-@replaceable
-def largest_logit(logits: Tensor) -> tuple[Tensor, Tensor]:
-    library = _native(logits)
-    if library is None or logits.dtype != torch.float32 or not logits.is_contiguous():
-        return plain_largest.largest_logit(logits)
-    return native_largest.largest_logit(library, logits)
-
-
-@replaceable
 def silu_mul(gate_up: Tensor) -> Tensor:
     if gate_up.is_cuda:
         from kvasir_kernels.silu_mul import kernel
 
         return kernel.silu_mul(gate_up)
-    library = _native(gate_up)
+    library = native_library(gate_up)
     return plain_gate.silu_mul(gate_up) if library is None else native_gate.silu_mul(library, gate_up)
 
 
@@ -299,7 +224,7 @@ def rotate_and_write(
         from kvasir_kernels.rotate_and_write import kernel
 
         return kernel.rotate_and_write(heads, norms, cos, sin, slots, cache, interleaved=interleaved)
-    library = _native(heads)
+    library = native_library(heads)
     if library is None or interleaved or not native_rotation.can_rotate(heads, cos, cache):
         return plain_rotation.rotate_and_write(heads, norms, cos, sin, slots, cache, interleaved=interleaved)
     return native_rotation.rotate_and_write(library, heads, norms, cos, sin, slots, cache)
@@ -309,7 +234,7 @@ def rotate_and_write(
 def paged_attention(
     query: Tensor,
     cache: LayerCache,
-    batch: AttentionBatch,
+    batch: StepAttention,
     scale: float,
     window: int | None,
     changes: ScoreChanges | None = None,
@@ -319,8 +244,9 @@ def paged_attention(
 
         if kernel.can_attend(query):
             return kernel.paged_attention(query, cache, batch, scale, window, changes)
-    library = _native(query)
-    if library is None or changes is not None or not native_attention.can_attend(query, cache):
+    library = native_library(query)
+    is_plain = changes is None and native_attention.can_attend(query, cache)
+    if library is None or not is_plain or isinstance(batch, PaddedDecodes):
         return plain_attention.paged_attention(query, cache, batch, scale, window, changes)
     return native_attention.paged_attention(library, query, cache, batch, scale, window)
 
@@ -330,7 +256,7 @@ def pack_weight(weight: Tensor, *, has_rows: bool = False) -> PackedWeight | Non
 
     has_rows: `embedding` will be asked for its rows. The caller lets go of `weight`: nothing refers to it.
     """
-    library = _native(weight)
+    library = native_library(weight)
     if library is not None and native_linear.can_pack(weight) and not cpu_has(_MATRIX_UNITS):
         return native_linear.pack(library, weight)
     if weight.device.type == "cpu" and onednn.can_pack(weight) and not has_rows:
@@ -340,7 +266,7 @@ def pack_weight(weight: Tensor, *, has_rows: bool = False) -> PackedWeight | Non
 
 def pack_quantized(matrix: QuantizedMatrix, dtype: torch.dtype) -> QuantizedWeight:
     """The matrix in the order in which it is read fastest, for activations of `dtype`; as it is where there is none."""
-    library = load_library() if takes(dtype) and matrix.codes.device.type == "cpu" and _Choice.is_native else None
+    library = native_library(matrix.codes, dtype)
     if library is None or not native_quantized.can_pack(matrix):
         return matrix
     return native_quantized.pack(library, matrix, dtype)
@@ -379,10 +305,10 @@ def embedding(row_ids: Tensor, weight: Tensor | PackedWeight, dtype: torch.dtype
 
 def fuse_decoder(decoder: PlainDecoder[Tensor | PackedWeight]) -> NativePass | None:
     """What runs a step of the whole decoder in one call; None where it is to go operation by operation."""
-    library = _native(decoder.norm)
+    library = native_library(decoder.norm)
     if is_any_replaced() or library is None or not native_pass.can_pass(decoder):
         return None
     return NativePass(library, cast(PlainDecoder[native_pass.NativeForm], decoder))
 
 
-warn_of_unknown(name for name in __all__ if name.islower())
+warn_of_unknown(name for name in [*__all__, *sampling_dispatch.__all__] if name.islower())

@@ -9,6 +9,9 @@ from torch import Tensor
 
 from kvasir_kernels.paged_attention.work import Cut, Work
 
+MAX_GPU_HEAD_DIM = 256
+"""Of attention on a GPU: beyond it a tile's keys, values and outputs outgrow registers and shared memory."""
+
 
 @dataclass(frozen=True, slots=True)
 class CacheScales:
@@ -92,3 +95,19 @@ class AttentionBatch:
         # Not torch.tensor, which takes three times as long to read tuples.
         lengths = np.array((self.query_lens, self.context_lens), dtype=np.int64)
         object.__setattr__(self, "lengths", torch.from_numpy(lengths))
+
+
+@dataclass(frozen=True, slots=True)
+class PaddedDecodes:
+    """One token for each of S rows, some of them padding, whose lengths only the device knows: what graphs replay.
+
+    context_lens: [S] int32, tokens visible to each row; 0 is padding, which sees nothing and whose result is undefined.
+    page_tables, work: as in AttentionBatch.
+    """
+
+    context_lens: Tensor
+    page_tables: Tensor
+    work: dict[Cut, Work] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+
+StepAttention = AttentionBatch | PaddedDecodes

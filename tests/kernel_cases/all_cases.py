@@ -10,11 +10,13 @@ import traceback
 
 import torch
 
-from tests.kernel_cases import attention, exact, matmul, pages, rows, sampling
+from tests.kernel_cases import attention, decodes, exact, matmul, pages, rows, sampling
 from tests.kernel_cases.checking import Case
 
 CASES: dict[str, Case] = {
-    name: case for module in (rows, pages, attention, matmul, sampling, exact) for name, case in module.cases().items()
+    name: case
+    for module in (rows, pages, attention, decodes, matmul, sampling, exact)
+    for name, case in module.cases().items()
 }
 
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from kvasir_kernels.mask_logits import reference as reference_mask
 from kvasir_kernels.penalise import reference as reference_penalties
-from kvasir_kernels.penalise.reference import SeenTokens
+from kvasir_kernels.penalise.reference import SeenTable, SeenTokens
 from kvasir_kernels.sample_tokens.reference import SamplingRules, sample_tokens
 from tests.kernel_cases.checking import Case, random
 
@@ -103,6 +103,26 @@ def _check_penalties(num_seen: int, device: torch.device) -> None:
     torch.testing.assert_close(actual, expected, atol=1e-6, rtol=1e-6)
 
 
+def _check_table_of_seen(width: int, device: torch.device) -> None:
+    from kvasir_kernels.penalise.kernel import penalise
+
+    generator = torch.Generator().manual_seed(width)
+    seen = SeenTable(
+        table=torch.randint(0, 7, (3, width), dtype=torch.int32, generator=generator).sub(3).clamp(min=0).to(device),
+        places=torch.tensor([2, -1, 0, 1], device=device),
+        repetition=torch.tensor([1.3, 2.0, 0.8, 1.0], device=device),
+        presence=torch.tensor([0.5, 1.0, 0.0, -0.5], device=device),
+        frequency=torch.tensor([0.0, 1.0, 0.2, 0.1], device=device),
+    )
+    logits = random(device, torch.float32, 4, width)
+    logits[0, 0], logits[2, 0] = torch.nan, -torch.inf
+    actual, expected = logits.clone(), logits.clone()
+    penalise(actual, seen)
+    reference_penalties.penalise(expected, seen)
+    torch.testing.assert_close(actual, expected, atol=1e-6, rtol=1e-6, equal_nan=True)
+    assert torch.equal(actual[1], logits[1])
+
+
 def cases() -> dict[str, Case]:
     found: dict[str, Case] = {"sample_tokens odd rows": _check_odd_rows}
     for width in (1, 33, 4096, 9001):
@@ -115,4 +135,6 @@ def cases() -> dict[str, Case]:
         found[f"mask_logits {width} {rows}"] = partial(_check_mask, width, rows)
     for num_seen in (1, 700):
         found[f"penalise {num_seen}"] = partial(_check_penalties, num_seen)
+    for width in (1, 5000):
+        found[f"penalise from a table of {width}"] = partial(_check_table_of_seen, width)
     return found

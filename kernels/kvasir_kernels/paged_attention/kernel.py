@@ -21,6 +21,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from kvasir_kernels.cut_decodes.kernel import cut_step
 from kvasir_kernels.float8.kernel import as_stored, stored_as, widened
 from kvasir_kernels.launch import (
     loads_while_it_multiplies,
@@ -29,11 +30,8 @@ from kvasir_kernels.launch import (
     num_multiprocessors,
     power_of_two,
 )
-from kvasir_kernels.paged_attention.work import Cut, Work, cut_work
-from kvasir_kernels.paged_cache import AttentionBatch, LayerCache, ScoreChanges
-
-MAX_HEAD_DIM = 256
-"""Beyond it a tile's keys, values and outputs outgrow registers and shared memory."""
+from kvasir_kernels.paged_attention.work import Cut, Work
+from kvasir_kernels.paged_cache import MAX_GPU_HEAD_DIM, LayerCache, ScoreChanges, StepAttention
 
 _LOG2_E = tl.constexpr(1.4426950408889634)
 
@@ -50,18 +48,18 @@ class Tile:
 
 def can_attend(query: Tensor) -> bool:
     """Whether the kernels take heads of this size."""
-    return query.shape[-1] <= MAX_HEAD_DIM
+    return query.shape[-1] <= MAX_GPU_HEAD_DIM
 
 
 def paged_attention(
     query: Tensor,
     cache: LayerCache,
-    batch: AttentionBatch,
+    batch: StepAttention,
     scale: float,
     window: int | None,
     changes: ScoreChanges | None = None,
 ) -> Tensor:
-    """See reference.py; a query head's numbers lie side by side. Heads of up to MAX_HEAD_DIM numbers."""
+    """See reference.py; a query head's numbers lie side by side. Heads of up to MAX_GPU_HEAD_DIM numbers."""
     query = query if query.stride()[1:] == (query.shape[2], 1) else query.contiguous()
     changes = changes or ScoreChanges()
     output = torch.empty(query.shape, dtype=query.dtype, device=query.device)
@@ -74,8 +72,7 @@ def paged_attention(
     cut = Cut(window, group_size, chunk_tile.rows, num_pieces, decode_tile.keys)
     work = batch.work.get(cut)
     if work is None:
-        lengths = (batch.query_lens, batch.context_lens, batch.num_decodes)
-        work = batch.work[cut] = cut_work(cut, *lengths, query.device)
+        work = batch.work[cut] = cut_step(cut, batch, query.device)
     scores = _Scores(scale, window, changes)
     if len(work.pieces):
         _attend_decodes(query, cache, batch.page_tables, scores, work, decode_tile, output)
@@ -216,11 +213,12 @@ def _decode(
     """Attend with the query heads of one key head over one piece of a sequence's keys."""
     piece = pieces + tl.program_id(0) * 4
     sequence, first, end, partial = tl.load(piece), tl.load(piece + 1), tl.load(piece + 2), tl.load(piece + 3)
+    if sequence < 0:  # a graph has programs for more pieces than there are
+        return
     kv_head = tl.program_id(1) // ROW_TILES
     members = (tl.program_id(1) % ROW_TILES) * ROWS + tl.arange(0, ROWS)
     is_row = members < GROUP
-    heads = kv_head * GROUP + members
-    dims = tl.arange(0, BLOCK_DIM)
+    heads, dims = kv_head * GROUP + members, tl.arange(0, BLOCK_DIM)
     is_number = is_row[:, None] & (dims < HEAD_DIM)[None, :]
     rows = query + sequence.to(tl.int64) * query_stride + heads[:, None] * HEAD_DIM + dims[None, :]
     queries = tl.load(rows, mask=is_number, other=0.0)
@@ -259,6 +257,8 @@ def _merge(
     """Merge the partial results of one head of one sequence, PARTIALS at a time."""
     entry = merges + tl.program_id(0) * 3
     sequence, first, count = tl.load(entry), tl.load(entry + 1), tl.load(entry + 2)
+    if count == 0:
+        return
     head = tl.program_id(1)
     dims = tl.arange(0, BLOCK_DIM)
     top = tl.full((1,), -1e30, tl.float32)

@@ -8,13 +8,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from kvasir_kernels.paged_cache import AttentionBatch, LayerCache, ScoreChanges
+from kvasir_kernels.paged_cache import AttentionBatch, LayerCache, PaddedDecodes, ScoreChanges, StepAttention
 
 
 def paged_attention(
     query: Tensor,
     cache: LayerCache,
-    batch: AttentionBatch,
+    batch: StepAttention,
     scale: float,
     window: int | None,
     changes: ScoreChanges | None = None,
@@ -24,9 +24,14 @@ def paged_attention(
     query: [T, H, D], rows packed in the order of `batch`; H is a multiple of the cache's K (grouped queries).
     The new tokens' own keys and values must be in the pages already.
     window: a token sees itself and the window - 1 tokens before it; None for all of them.
-    changes: of the scores, for models that have any.
+    changes: of the scores, for models that have any. Of padded decodes the real rows come first.
     """
     output = torch.empty_like(query)
+    if isinstance(batch, PaddedDecodes):
+        lengths = batch.context_lens[batch.context_lens > 0].tolist()
+        real = AttentionBatch((1,) * len(lengths), tuple(lengths), batch.page_tables[: len(lengths)], len(lengths))
+        output[: len(lengths)] = paged_attention(query[: len(lengths)], cache, real, scale, window, changes)
+        return output
     num_decodes = batch.num_decodes if changes is None else 0
     if num_decodes:
         output[:num_decodes] = _attend_decodes(query[:num_decodes], cache, batch, scale, window)

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from kvasir_kernels.dispatch import without_native_kernels
+from kvasir_kernels.native.choice import without_native_kernels
 from kvasir_kernels.native.library import load_library
 
 

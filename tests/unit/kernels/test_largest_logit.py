@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from kvasir_kernels.dispatch import largest_logit
+from kvasir_kernels.sampling_dispatch import largest_logit
 
 WIDTHS = [1, 3, 16, 63, 64, 65, 130, 2048, 5003]
 

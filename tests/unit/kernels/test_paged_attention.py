@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from kvasir_kernels.dispatch import ScoreChanges, paged_attention, write_kv
-from kvasir_kernels.paged_cache import AttentionBatch, CacheScales, LayerCache
+from kvasir_kernels.paged_cache import AttentionBatch, CacheScales, LayerCache, PaddedDecodes
 
 # One sequence of a step: new tokens, and tokens visible at its end.
 Lengths = tuple[int, int]
@@ -202,3 +202,14 @@ def test_a_cache_of_8_bits_gives_about_the_same(dtype: torch.dtype, num_new: int
     attended = paged_attention(query, cache, batch, 0.25, None).double()
     expected = _dense(query, key, value, 0.25, None)
     torch.testing.assert_close(attended, expected, atol=0.1 if dtype != torch.int8 else 0.02, rtol=0)
+
+
+@pytest.mark.parametrize("window", [None, 4])
+def test_real_rows_of_padded_decodes_are_as_without_padding(window: int | None) -> None:
+    contexts = [tuple(torch.randn(2, length, 2, 16).unbind()) for length in (9, 1, 5)]
+    cache, tables = _scatter(contexts, 4, 0)  # type: ignore[arg-type]
+    query = torch.randn(5, 4, 16)
+    alone = paged_attention(query[:3], cache, AttentionBatch((1, 1, 1), (9, 1, 5), tables, 3), 0.3, window)
+    padded_tables = torch.cat([tables, torch.full((2, tables.shape[1]), 10**6)])
+    padded = PaddedDecodes(torch.tensor([9, 1, 5, 0, 0], dtype=torch.int32), padded_tables)
+    torch.testing.assert_close(paged_attention(query, cache, padded, 0.3, window)[:3], alone, atol=1e-6, rtol=1e-6)

@@ -5,8 +5,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from kvasir_kernels.dispatch import SamplingRules, sample_tokens
 from kvasir_kernels.sample_tokens.reference import noise_of
+from kvasir_kernels.sampling_dispatch import SamplingRules, sample_tokens
 from kvasir_workers.runner.noise import noise_at, noise_streams
 
 NO_TOP_K = 2**31 - 1

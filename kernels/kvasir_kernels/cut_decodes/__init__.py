@@ -1,0 +1,1 @@
+"""The cut of decode attention, found on the device."""
