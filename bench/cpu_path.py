@@ -27,7 +27,7 @@ import torch
 
 from bench.figures import spread
 from kvasir.demo import demo_model_path
-from kvasir_kernels.dispatch import without_native_kernels
+from kvasir_kernels.native.choice import without_native_kernels
 from kvasir_protocol.config import EngineConfig
 from kvasir_protocol.ids import RequestId
 from kvasir_protocol.request import GenerationRequest, SamplingParams

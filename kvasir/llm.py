@@ -45,6 +45,7 @@ from kvasir_workers.kv.offload.open_tiers import open_tiers
 from kvasir_workers.load import build_engine, grammar_compiler
 from kvasir_workers.parallel.local_gang import load_gang, share_cores
 from kvasir_workers.parallel.mesh import GangShape
+from kvasir_workers.ready import make_ready
 
 Message = Mapping[str, Any]
 """One chat message, such as {"role": "user", "content": "Hello"}."""
@@ -77,6 +78,7 @@ class LLM:
         disk_cache_path: str | None = None,
         scheduling_policy: SchedulingPolicyName = "fcfs",
         overlap: bool | None = None,
+        enforce_eager: bool = False,
         num_threads: int | None = None,
         tensor_parallel_size: int = 1,
         pipeline_parallel_size: int = 1,
@@ -96,6 +98,7 @@ class LLM:
             disk_cache_path=disk_cache_path,
             scheduling_policy=scheduling_policy,
             overlap=overlap,
+            enforce_eager=enforce_eager,
             max_waiting_requests=None,  # the caller, who is here, may hand over as many prompts as it likes
             num_threads=num_threads,
         )
@@ -107,6 +110,7 @@ class LLM:
             path=str(directory), served_name=name, dtype=dtype, quantization=quantization, max_model_len=max_model_len
         )
         self._gang, loaded = load_gang(source, config, shape)
+        loaded = make_ready(loaded, config)
         self._codec = TextCodec.from_directory(directory)
         self._max_sequence_tokens = loaded.limits.max_sequence_tokens
         self._eos_token_ids = loaded.limits.eos_token_ids

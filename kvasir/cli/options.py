@@ -54,6 +54,7 @@ def add_serve_options(parser: argparse.ArgumentParser) -> None:
     add("--host-cache-memory-bytes", metavar="SIZE", help="each replica's pages in host memory, too")
     add("--enable-prefix-caching", action=argparse.BooleanOptionalAction, default=None)
     add("--overlap", action=argparse.BooleanOptionalAction, default=None, help="plan a step while the last one runs")
+    add("--enforce-eager", action="store_true", default=None, help="no graphs of decode steps on a GPU")
     add("--mixed", nargs="?", type=int, const=1, metavar="N", help="N replicas (default 1) that prefill and decode")
     add("--prefill-replicas", type=int, metavar="N", help="default: 1")
     add("--decode-replicas", type=int, metavar="N", help="default: 1")
@@ -104,6 +105,7 @@ def _flags_tree(options: argparse.Namespace, pools: tuple[PoolConfig, ...]) -> M
             "scheduling_policy": options.scheduling_policy,
             "enable_prefix_caching": options.enable_prefix_caching,
             "overlap": options.overlap,
+            "enforce_eager": options.enforce_eager,
         },
         "handover": {"transport": options.handover_transport},
         "router": {

@@ -20,7 +20,13 @@ from kvasir_workers.model.decoder import Decoder
 from kvasir_workers.model.loader import load_spec, weight_bytes
 from kvasir_workers.model.spec import DecoderSpec
 from kvasir_workers.replica_server import resident_bytes
-from kvasir_workers.resolve import resolve_cache_dtype, resolve_device, resolve_dtype, resolve_quantization
+from kvasir_workers.resolve import (
+    planned_graph_bytes,
+    resolve_cache_dtype,
+    resolve_device,
+    resolve_dtype,
+    resolve_quantization,
+)
 from kvasir_workers.roofline import DeviceRates, ModelWork, decode_s, measure_rates, prefill_s
 
 RAY_BYTES = 68 * 2**20
@@ -44,6 +50,7 @@ class ReplicaPlan:
     page_bytes: int
     host_cache_bytes: int
     step_bytes: int
+    graph_bytes: int
     process_bytes: int
     ray_bytes: int
     max_sequence_tokens: int
@@ -51,8 +58,9 @@ class ReplicaPlan:
 
     @property
     def total_bytes(self) -> int:
-        pages = self.num_pages * self.page_bytes
-        return self.weight_bytes + pages + self.host_cache_bytes + self.step_bytes + self.process_bytes + self.ray_bytes
+        cache = self.num_pages * self.page_bytes + self.host_cache_bytes
+        step = self.step_bytes + self.graph_bytes
+        return self.weight_bytes + cache + step + self.process_bytes + self.ray_bytes
 
     def num_sequences(self, num_tokens: int) -> int:
         """How many of so many tokens the pages hold at once, with nothing in common."""
@@ -99,6 +107,7 @@ def plan_replica(config: ClusterConfig, spec: DecoderSpec, device: torch.device,
         weight_bytes=weight_bytes(path, dtype, resolve_quantization(config.model, spec, device)),
         page_bytes=page_bytes(spec, engine.page_size, resolve_cache_dtype(engine, dtype)),
         max_positions=spec.max_position_embeddings,
+        graph_bytes=planned_graph_bytes(config.model, engine, spec, device),
     )
     plan = plan_memory(footprint, engine, config.model.max_model_len, free_memory(device))
     return ReplicaPlan(
@@ -107,6 +116,7 @@ def plan_replica(config: ClusterConfig, spec: DecoderSpec, device: torch.device,
         page_bytes=footprint.page_bytes,
         host_cache_bytes=engine.host_cache_bytes,
         step_bytes=step_bytes(spec, dtype, engine),
+        graph_bytes=footprint.graph_bytes,
         process_bytes=process_bytes(spec, dtype),
         ray_bytes=RAY_BYTES,
         max_sequence_tokens=plan.max_sequence_tokens,
@@ -144,6 +154,7 @@ def _memory_table(config: ClusterConfig, replica: ReplicaPlan) -> Table:
         f"keys and values, {pages}": replica.num_pages * replica.page_bytes,
         "host memory for evicted pages": replica.host_cache_bytes,
         "tensors of a full step": replica.step_bytes,
+        "graphs of decode steps": replica.graph_bytes,
         "Python and torch": replica.process_bytes,
         "Ray in the same process": replica.ray_bytes,
         "one replica": replica.total_bytes,

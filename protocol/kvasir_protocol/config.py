@@ -93,7 +93,8 @@ class EngineConfig:
     has no room for; disk_cache_bytes: for those that host memory has none for, in a file in disk_cache_path. 0: none.
     overlap: a step is planned while the one before runs; None where the device is not the host's own processor, which
     would have to do both at once (demo model, 2 CPU cores, batch 32: 0.84 of the plain loop's tokens/s).
-    Pipeline stages overlap in any case. rank_deadline_s: of several ranks, how long one waits for another before the
+    Pipeline stages overlap in any case. enforce_eager: without graphs of decode steps, which GPUs else replay; starts
+    sooner and takes less memory. rank_deadline_s: of several ranks, how long one waits for another before the
     gang counts as broken; it must be longer than a full step takes. Bytes are for all ranks of a replica together.
     """
 
@@ -106,6 +107,7 @@ class EngineConfig:
     enable_prefix_caching: bool = True
     publish_kv_events: bool = False
     overlap: bool | None = None
+    enforce_eager: bool = False
     num_threads: int | None = None
     scheduling_policy: SchedulingPolicyName = "fcfs"
     admission_policy: AdmissionPolicyName = "max-utilization"

@@ -184,7 +184,7 @@ class Engine:
             sequence = entry.sequence
             if sequence.started_at is None:
                 sequence.started_at = now
-            if sequence.grammar is not None and entry.samples:
+            if entry.samples and (sequence.grammar is not None or sequence.request.sampling.bad_word_token_ids):
                 is_structured = True
         step = self._runner.launch(plan)
         self._num_launches += 1
@@ -377,7 +377,8 @@ class Engine:
 
 @dataclass(frozen=True, slots=True)
 class _Flight:
-    """What a step computes, and the step. is_structured: it waits for masks before it samples."""
+    """What a step computes, and the step. is_structured: before it samples it waits for the masks of grammars, or until
+    sequences with bad words know all their tokens."""
 
     plan: StepPlan
     step: StepFlight

@@ -47,10 +47,19 @@ from kvasir_workers.parallel.pipeline import Stage
 from kvasir_workers.parallel.shard import cut_model
 from kvasir_workers.quantization.scheme import QuantizationSpec
 from kvasir_workers.request_check import EngineLimits
-from kvasir_workers.resolve import resolve_cache_dtype, resolve_device, resolve_dtype, resolve_quantization
+from kvasir_workers.resolve import (
+    planned_graph_bytes,
+    resolve_cache_dtype,
+    resolve_device,
+    resolve_dtype,
+    resolve_quantization,
+)
+from kvasir_workers.runner.decode_graphs import DecodeGraphs
+from kvasir_workers.runner.device import Runner
 from kvasir_workers.runner.executor import CallersThread, DeviceThread, Steps
 from kvasir_workers.runner.model_runner import ModelRunner
 from kvasir_workers.runner.sampler import SampledToken
+from kvasir_workers.runner.stream_runner import StreamRunner
 
 _log = logging.getLogger(__name__)
 
@@ -62,6 +71,7 @@ _SAMPLE_BYTES = 64
 class LoadedModel:
     """Weights and pages in memory. pages: [L, 2, N, P, K, D]; segment: where they lie, if other processes see them.
 
+    graphs: of decode steps, where the device has any.
     lead: of several ranks this is the one that leads, and decoder and pages are its own part of the model.
     parts: the pages of all ranks of such a gang, as far as this process can reach them; nothing if it can't.
     """
@@ -71,6 +81,7 @@ class LoadedModel:
     segment: SharedSegment | None
     layout: PageLayout
     limits: EngineLimits
+    graphs: DecodeGraphs | None = None
     lead: "Lead | None" = None
     parts: "tuple[RankPages, ...]" = ()
 
@@ -135,6 +146,7 @@ def load_model(model: ModelConfig, engine: EngineConfig, segment_wish: SegmentWi
         weight_bytes=weight_bytes(directory, dtype, quantization),
         page_bytes=page_bytes(spec, engine.page_size, cache_dtype),
         max_positions=spec.max_position_embeddings,
+        graph_bytes=planned_graph_bytes(model, engine, spec, device),
     )
     plan = plan_memory(footprint, engine, model.max_model_len, free_memory(device))
     if device.type == "cuda":
@@ -243,7 +255,7 @@ def build_engine(
     num_stages = loaded.lead.stage.place.shape.pipeline_parallel_size if loaded.lead is not None else 1
     overlaps = num_stages == 1 and (loaded.pages.is_cuda if config.overlap is None else config.overlap)
     thread: Steps[list[SampledToken]] = DeviceThread() if overlaps else CallersThread()
-    runner = _runner(loaded, thread, mover)
+    runner = _runner(loaded, config, thread, mover)
     reuse = Reuse(enabled=config.enable_prefix_caching)
     kv = KvManager(loaded.pages.shape[2], config.page_size, reuse, watcher, tiers)
     config = replace(config, device="cuda" if loaded.pages.is_cuda else "cpu", overlap=overlaps)
@@ -251,11 +263,13 @@ def build_engine(
 
 
 def _runner(
-    loaded: LoadedModel, thread: Steps[list[SampledToken]], mover: PageMover | None
-) -> ModelRunner | GangRunner:
+    loaded: LoadedModel, config: EngineConfig, thread: Steps[list[SampledToken]], mover: PageMover | None
+) -> Runner:
     eos_token_ids = loaded.limits.eos_token_ids
     if loaded.lead is not None:
         return GangRunner(loaded.lead.stage, loaded.lead.followers, eos_token_ids, thread)
+    if loaded.pages.is_cuda or loaded.graphs is not None:
+        return StreamRunner(loaded.decoder, loaded.pages, eos_token_ids, config.max_num_seqs, loaded.graphs, mover)
     return ModelRunner(loaded.decoder, loaded.pages, eos_token_ids, thread, mover)
 
 

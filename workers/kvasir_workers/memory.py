@@ -1,6 +1,6 @@
 """How many pages a replica gets, decided before anything is loaded."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -9,12 +9,17 @@ from kvasir_protocol.config import EngineConfig
 from kvasir_protocol.errors import OutOfMemory
 from kvasir_workers.kv.manager import pages_for
 from kvasir_workers.model.spec import DecoderSpec, check_max_model_len
+from kvasir_workers.runner.decode_graphs import graph_sizes
 
 DEFAULT_FULL_SEQUENCES = 16
 """Room, unless told otherwise, for this many sequences of full length, or for what a quarter of the memory holds."""
 
 DEFAULT_MEMORY_SHARE = {"cpu": 0.25, "cuda": 0.85}
 """Share of the memory left beside the weights that pages may take: a CPU's is everybody's, a GPU's is ours."""
+
+
+_GRAPH_BYTES = 10 * 2**20
+"""Of one graph, beside tensors: TensorRT-LLM tells of 260 MB for 26 more of them. Not yet measured here."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,11 +32,15 @@ class MemoryPlan:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Footprint:
-    """What a model takes: its weights once, page_bytes for each page; max_positions is its longest context."""
+    """What a model takes: its weights once, page_bytes for each page; max_positions is its longest context.
+
+    graph_bytes: of the graphs of its decode steps, if there are any.
+    """
 
     weight_bytes: int
     page_bytes: int
     max_positions: int
+    graph_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,6 +61,19 @@ def step_bytes(spec: DecoderSpec, dtype: torch.dtype, config: EngineConfig) -> i
     row = 3 * spec.hidden_size + max(attention, 3 * spec.intermediate_size)
     logits = 2 * config.max_num_seqs * spec.vocab_size * torch.float32.itemsize
     return config.step_tokens * row * dtype.itemsize + logits
+
+
+def graph_bytes(spec: DecoderSpec, dtype: torch.dtype, config: EngineConfig, max_tokens: int) -> int:
+    """Bytes that the graphs of decode steps take: each its own, and all together those of the largest step.
+
+    max_tokens: of the longest sequence.
+    """
+    max_rows, num_pages = config.max_num_seqs, pages_for(max_tokens, config.page_size)
+    tables = max_rows * num_pages * (torch.int64.itemsize + torch.int32.itemsize)
+    # In the model's dtype, in float32, and where they are kept; and what was seen, of rows with penalties.
+    logits = max_rows * spec.vocab_size * (dtype.itemsize + 3 * torch.float32.itemsize)
+    step = step_bytes(spec, dtype, replace(config, max_num_batched_tokens=max_rows))
+    return len(graph_sizes(max_rows)) * _GRAPH_BYTES + tables + logits + step
 
 
 def free_memory(device: torch.device) -> FreeMemory:
@@ -80,7 +102,7 @@ def _cgroup_available_bytes() -> int:
 
 
 def plan_memory(footprint: Footprint, config: EngineConfig, max_model_len: int | None, free: FreeMemory) -> MemoryPlan:
-    """Divide the free memory between weights and pages.
+    """Divide the free memory between weights, graphs and pages.
 
     Raises OutOfMemory with the numbers if they don't fit, ConfigError if max_model_len is beyond the model.
     """
@@ -89,7 +111,7 @@ def plan_memory(footprint: Footprint, config: EngineConfig, max_model_len: int |
     longest_pages = pages_for(longest, config.page_size)
     # A GPU's pages lie elsewhere than its host tier.
     host_bytes = config.host_cache_bytes if free.device_type == "cpu" else 0
-    room = free.num_bytes - footprint.weight_bytes - host_bytes
+    room = free.num_bytes - footprint.weight_bytes - footprint.graph_bytes - host_bytes
     if config.kv_cache_bytes is None:
         budget = int(max(0, room) * DEFAULT_MEMORY_SHARE[free.device_type])
         num_pages = min(budget // footprint.page_bytes, longest_pages * DEFAULT_FULL_SEQUENCES)
@@ -99,7 +121,8 @@ def plan_memory(footprint: Footprint, config: EngineConfig, max_model_len: int |
     least_pages = longest_pages if max_model_len is not None else 1
     if num_pages < least_pages or num_pages * footprint.page_bytes > room:
         raise OutOfMemory(
-            f"weights of {_mib(footprint.weight_bytes)}{_and_host(host_bytes)} and {max(num_pages, least_pages)} pages "
+            f"weights of {_mib(footprint.weight_bytes)}{_and('a host cache', host_bytes)}"
+            f"{_and('graphs', footprint.graph_bytes)} and {max(num_pages, least_pages)} pages "
             f"of {_mib(footprint.page_bytes)} each do not fit: {_mib(free.num_bytes)} are free, of which pages may "
             f"take {_mib(budget)}; lower max_model_len, set another KV cache size, use a smaller dtype, or free memory"
         )
@@ -115,8 +138,8 @@ def check_host_cache(config: EngineConfig, free: FreeMemory) -> None:
         )
 
 
-def _and_host(num_bytes: int) -> str:
-    return f", a host cache of {_mib(num_bytes)}" if num_bytes else ""
+def _and(what: str, num_bytes: int) -> str:
+    return f", {what} of {_mib(num_bytes)}" if num_bytes else ""
 
 
 def _mib(size: int) -> str:

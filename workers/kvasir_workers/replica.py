@@ -47,6 +47,7 @@ from kvasir_workers.load import (
 )
 from kvasir_workers.parallel.hosted_gang import shape_of
 from kvasir_workers.parallel.local_gang import LocalGang
+from kvasir_workers.ready import make_ready
 from kvasir_workers.replica_server import Binding, ReplicaServer
 
 _CANARY_TOKENS = 2
@@ -73,6 +74,7 @@ class Replica:
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._gatekeeper = start_gatekeeper(self._context, secret)
         try:
+            self._loaded = make_ready(self._loaded, config.engine)
             socket, self.endpoint = bind_server(self._context, secret, config.host, config.port)
             self._page_listener, page_endpoint = listen_for_pages(config.host)
             self._events = _EventsDesk(self._context, config, secret) if config.engine.publish_kv_events else None

@@ -4,8 +4,10 @@ from pathlib import Path
 
 import torch
 
+from kvasir_kernels.paged_cache import MAX_GPU_HEAD_DIM
 from kvasir_protocol.config import EngineConfig, ModelConfig
 from kvasir_protocol.errors import ConfigError
+from kvasir_workers.memory import graph_bytes
 from kvasir_workers.model.spec import DecoderSpec
 from kvasir_workers.model.stored_quantization import stored_quantization
 from kvasir_workers.quantization.scheme import QuantizationSpec, find_scheme
@@ -45,3 +47,16 @@ def resolve_quantization(model: ModelConfig, spec: DecoderSpec, device: torch.de
             "unquantized checkpoint"
         )
     return scheme or stored
+
+
+def planned_graph_bytes(model: ModelConfig, config: EngineConfig, spec: DecoderSpec, device: torch.device) -> int:
+    """What the graphs of decode steps will take; 0 without."""
+    if not uses_graphs(spec, device, config):
+        return 0
+    max_tokens = model.max_model_len or spec.max_position_embeddings
+    return graph_bytes(spec, resolve_dtype(model, spec), config, max_tokens)
+
+
+def uses_graphs(spec: DecoderSpec, device: torch.device, config: EngineConfig) -> bool:
+    """Whether decode steps are recorded: on GPUs, unless that was forbidden, or attention would ask the host."""
+    return device.type == "cuda" and not config.enforce_eager and spec.head_dim <= MAX_GPU_HEAD_DIM

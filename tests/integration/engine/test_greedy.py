@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from kvasir_kernels.dispatch import without_native_kernels
+from kvasir_kernels.native.choice import without_native_kernels
 from kvasir_protocol.ids import RequestId
 from kvasir_protocol.request import GenerationRequest, SamplingParams
 from tests.integration.engine.conftest import DEMO_MODEL, FAMILIES, Answer, MakeModel, Model, run

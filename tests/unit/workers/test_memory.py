@@ -1,5 +1,7 @@
 """How many pages a replica gets, and when it gets none."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -12,10 +14,13 @@ from kvasir_workers.memory import (
     MemoryPlan,
     check_host_cache,
     free_memory,
+    graph_bytes,
     plan_memory,
 )
+from kvasir_workers.model.loader import load_spec
 
 MIB = 2**20
+DEMO_MODEL = Path(__file__).parents[3] / "kvasir" / "demo_model"
 
 
 def plan(
@@ -106,3 +111,23 @@ def test_free_memory_of_this_host_is_known() -> None:
     free = free_memory(torch.device("cpu"))
     assert free.device_type == "cpu"
     assert 0 < free.num_bytes < 2**60
+
+
+def test_graphs_take_their_part_of_the_room() -> None:
+    footprint = Footprint(weight_bytes=10 * MIB, page_bytes=MIB, max_positions=160, graph_bytes=20 * MIB)
+    config, free = EngineConfig(page_size=16), FreeMemory(device_type="cuda", num_bytes=50 * MIB)
+    assert plan_memory(footprint, config, None, free).num_pages == 17
+
+
+def test_graphs_that_leave_no_room_are_named() -> None:
+    footprint = Footprint(weight_bytes=10 * MIB, page_bytes=MIB, max_positions=160, graph_bytes=40 * MIB)
+    free = FreeMemory(device_type="cuda", num_bytes=50 * MIB)
+    with pytest.raises(OutOfMemory, match=r"weights of 10\.0 MiB, graphs of 40\.0 MiB and 1 pages"):
+        plan_memory(footprint, EngineConfig(page_size=16), None, free)
+
+
+def test_more_sequences_and_longer_ones_make_larger_graphs() -> None:
+    spec, dtype = load_spec(DEMO_MODEL), torch.bfloat16
+    few, many = EngineConfig(max_num_seqs=8), EngineConfig(max_num_seqs=256)
+    assert graph_bytes(spec, dtype, few, 100) < graph_bytes(spec, dtype, many, 100)
+    assert graph_bytes(spec, dtype, few, 100) < graph_bytes(spec, dtype, few, 10_000)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from kvasir_kernels.dispatch import HeadNorms, Quantized, paged_attention, rotate_and_write
-from kvasir_kernels.paged_cache import AttentionBatch, CacheScales, LayerCache
+from kvasir_kernels.paged_cache import CacheScales, LayerCache, StepAttention
 from kvasir_workers.model.linear import Linear
 from kvasir_workers.model.norm import RMSNorm
 from kvasir_workers.model.spec import DecoderSpec
@@ -21,7 +21,7 @@ class StepContext:
     cos: Tensor
     sin: Tensor
     slots: Tensor
-    batch: AttentionBatch
+    batch: StepAttention
 
 
 class Attention(nn.Module):

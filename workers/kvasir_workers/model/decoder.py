@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from kvasir_kernels.decoder_pass.reference import StepTokens
 from kvasir_kernels.dispatch import NativePass, Quantized, silu_mul, silu_mul_float8
-from kvasir_kernels.paged_cache import AttentionBatch, CacheScales, LayerCache
+from kvasir_kernels.paged_cache import AttentionBatch, CacheScales, LayerCache, StepAttention
 from kvasir_workers.model.attention import Attention, StepContext
 from kvasir_workers.model.linear import Linear, LogitHead, Matrix, TokenEmbedding
 from kvasir_workers.model.norm import RMSNorm
@@ -107,20 +107,20 @@ class Decoder(nn.Module):
         positions: Tensor,
         slots: Tensor,
         caches: Sequence[LayerCache],
-        batch: AttentionBatch,
+        batch: StepAttention,
     ) -> Tensor:
         """Return the last hidden state of each of the step's tokens, [T, E]; writes their keys and values to `caches`.
 
         token_ids, positions, slots: [T] int64, packed in the order of `batch`; a slot of -1 is padding.
         caches: one per layer.
         """
-        if self.fused is not None:
+        if self.fused is not None and isinstance(batch, AttentionBatch):
             return self.fused.run(StepTokens(token_ids, positions, slots, batch), caches)
         update, residual = self.run_layers(self.embedding(token_ids), positions, slots, caches, batch)
         return self.normalise(update, residual)
 
     def run_layers(
-        self, hidden: Tensor, positions: Tensor, slots: Tensor, caches: Sequence[LayerCache], batch: AttentionBatch
+        self, hidden: Tensor, positions: Tensor, slots: Tensor, caches: Sequence[LayerCache], batch: StepAttention
     ) -> tuple[Tensor, Tensor]:
         """Return the last update and residual, [T, E] each, of the hidden states [T, E] that come in."""
         cos, sin = self.rotary.at(positions)

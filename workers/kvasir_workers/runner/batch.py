@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from kvasir_kernels.paged_cache import AttentionBatch
+from kvasir_workers.runner.device_copies import upload
 from kvasir_workers.runner.sampling_rows import SampledRows
 from kvasir_workers.sequence import Sequence
 from kvasir_workers.step_plan import ScheduledSequence, StepPlan
@@ -74,7 +75,7 @@ class BatchBuilder:
         starts = np.array([entry.start for entry in entries])
         counts = np.array([entry.num_new for entry in entries])
         token_ids, coming = self._token_ids(entries)
-        self._rows_before = {sequence: row for row, sequence in enumerate(_sampled_sequences(plan))}
+        self._rows_before = {sequence: row for row, sequence in enumerate(sampled_sequences(plan))}
         return StepArrays(
             token_ids=token_ids,
             coming=coming,
@@ -114,22 +115,22 @@ def lay_out(step: StepArrays, page_size: int, device: torch.device) -> StepBatch
         rows, sample_rows = np.repeat(np.arange(num_sequences), counts), ends[step.samples] - 1
     in_page = positions % page_size
     pages = step.tables[rows, (positions - in_page) // page_size]
-
-    def tensor(values: Numbers) -> Tensor:
-        return torch.from_numpy(values).to(device)
-
+    slots = pages * page_size + in_page
+    token_ids, positions_there, slots_there, tables, rows_there, *coming = upload(
+        [step.token_ids, positions, slots, step.tables, sample_rows, *(step.coming if step.coming.size else ())], device
+    )
     return StepBatch(
-        token_ids=tensor(step.token_ids),
-        coming=ComingTokens(tensor(step.coming[0]), tensor(step.coming[1])) if step.coming.size else None,
-        positions=tensor(positions),
-        slots=tensor(pages * page_size + in_page),
+        token_ids=token_ids,
+        coming=ComingTokens(*coming) if coming else None,
+        positions=positions_there,
+        slots=slots_there,
         attention=AttentionBatch(
             query_lens=tuple(counts.tolist()),
             context_lens=tuple(lengths.tolist()),
-            page_tables=tensor(step.tables),
+            page_tables=tables,
             num_decodes=int((counts == 1).sum()),
         ),
-        sample_rows=tensor(sample_rows),
+        sample_rows=rows_there,
     )
 
 
@@ -138,10 +139,11 @@ def sampled_rows(plan: StepPlan) -> SampledRows:
     num_generated = [
         entry.start + entry.num_new - entry.sequence.num_prompt_tokens for entry in plan.entries if entry.samples
     ]
-    return SampledRows(_sampled_sequences(plan), np.array(num_generated, dtype=np.int64))
+    return SampledRows(sampled_sequences(plan), np.array(num_generated, dtype=np.int64))
 
 
-def _sampled_sequences(plan: StepPlan) -> tuple[Sequence, ...]:
+def sampled_sequences(plan: StepPlan) -> tuple[Sequence, ...]:
+    """Those whose next tokens the plan's step samples, row by row."""
     return tuple([entry.sequence for entry in plan.entries if entry.samples])
 
 

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from kvasir_kernels.dispatch import mask_logits
+from kvasir_kernels.sampling_dispatch import mask_logits
 from kvasir_protocol.request import SamplingParams
 from kvasir_workers.grammar.state import GrammarState, mask_threads, packed_masks
 

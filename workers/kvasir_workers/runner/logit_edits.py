@@ -7,7 +7,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from kvasir_kernels.dispatch import SeenTokens, penalise
+from kvasir_kernels.sampling_dispatch import SeenTokens, penalise
 from kvasir_workers.runner.sampling_rows import Edits, SamplingRows
 
 

@@ -1,4 +1,4 @@
-"""Runs plans through the decoder."""
+"""Runs plans through the decoder where the host itself computes."""
 
 from functools import partial
 
@@ -8,12 +8,13 @@ from torch import Tensor
 from kvasir_kernels.paged_cache import LayerCache
 from kvasir_workers.kv.offload.page_mover import PageMover
 from kvasir_workers.model.decoder import Decoder
+from kvasir_workers.prompt_reader import LogitsOf
 from kvasir_workers.runner.batch import BatchBuilder, StepBatch, sampled_rows
 from kvasir_workers.runner.executor import Masks, StepInPlace, StepInThread, Steps
 from kvasir_workers.runner.page_copies import copy_tokens
 from kvasir_workers.runner.sampler import SampledToken, Sampler
 from kvasir_workers.runner.sampling_rows import SampledRows
-from kvasir_workers.step_plan import StepPlan
+from kvasir_workers.step_plan import ScheduledSequence, StepPlan
 
 Flight = StepInThread[list[SampledToken]] | StepInPlace[list[SampledToken]]
 
@@ -57,10 +58,8 @@ class ModelRunner:
         if batch.coming is not None:
             batch.token_ids[batch.coming.places] = self._sampled_before[batch.coming.rows]
         hidden = self._decoder(batch.token_ids, batch.positions, batch.slots, self._caches, batch.attention)
-        self._read_prompts(plan, hidden)
+        show_prompts(plan, hidden, self._decoder.logits)
         if not sampled.sequences:
-            if plan.moves is not None and self._pages.is_cuda:
-                torch.cuda.current_stream().synchronize()  # who lands the step takes the moves for done
             return []
         is_all = len(batch.sample_rows) == len(hidden)
         logits = self._decoder.logits(hidden if is_all else hidden[batch.sample_rows])
@@ -68,12 +67,23 @@ class ModelRunner:
         self._sampled_before = sample.token_ids
         return sample.tokens()
 
-    def _read_prompts(self, plan: StepPlan, hidden: Tensor) -> None:
-        """Show the step's hidden states of prompt tokens to those who want to know of them."""
-        first_row = 0
-        for entry in plan.entries:
-            reader = entry.sequence.prompt_reader
-            num_prompt = min(entry.num_new, entry.sequence.num_prompt_tokens - entry.start)
-            if reader is not None and num_prompt > 0:
-                reader.read(hidden[first_row : first_row + num_prompt], entry.start, self._decoder.logits)
-            first_row += entry.num_new
+
+def shows_prompts(plan: StepPlan) -> bool:
+    """Whether somebody wants to know of the hidden states of the step's prompt tokens."""
+    return any(_num_shown(entry) > 0 for entry in plan.entries)
+
+
+def show_prompts(plan: StepPlan, hidden: Tensor, logits_of: LogitsOf) -> None:
+    """Show the step's hidden states of prompt tokens to those who want to know of them."""
+    first_row = 0
+    for entry in plan.entries:
+        reader, num_shown = entry.sequence.prompt_reader, _num_shown(entry)
+        if reader is not None and num_shown > 0:
+            reader.read(hidden[first_row : first_row + num_shown], entry.start, logits_of)
+        first_row += entry.num_new
+
+
+def _num_shown(entry: ScheduledSequence) -> int:
+    if entry.sequence.prompt_reader is None:
+        return 0
+    return min(entry.num_new, entry.sequence.num_prompt_tokens - entry.start)

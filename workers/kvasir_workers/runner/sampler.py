@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from kvasir_kernels.dispatch import largest_logit
+from kvasir_kernels.sampling_dispatch import largest_logit
 from kvasir_protocol.events import TokenLogprobs
 from kvasir_workers.runner.choice import draw, draw_filtered
 from kvasir_workers.runner.grammar_mask import GrammarMasks, apply_masks

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -130,7 +131,7 @@ class SamplingRows:
         cls, sequences: tuple[TokenSequence, ...], device: torch.device, before: "SamplingRows | None" = None
     ) -> "SamplingRows":
         """What is known of the sequences that stayed is taken over from before."""
-        table = _table(sequences, before)
+        table = row_table(sequences, before)
         penalised = tuple(np.flatnonzero(table["is_penalised"]).tolist())
         edited = np.flatnonzero(table["is_edited"]).tolist()
         return cls(
@@ -153,7 +154,18 @@ class SamplingRows:
                 history.add(said[row])
 
 
-def _table(sequences: tuple[TokenSequence, ...], before: SamplingRows | None) -> NDArray[np.void]:
+class KnownRows(Protocol):
+    """Rows whose wishes were read already."""
+
+    @property
+    def sequences(self) -> tuple[TokenSequence, ...]: ...
+
+    @property
+    def table(self) -> NDArray[np.void]: ...
+
+
+def row_table(sequences: tuple[TokenSequence, ...], before: KnownRows | None) -> NDArray[np.void]:
+    """What each sequence asks for; of those that were there before it is taken over."""
     known = {id(sequence): row for row, sequence in enumerate(before.sequences)} if before is not None else {}
     places = [known.get(id(sequence), -1) for sequence in sequences]
     new = [row for row, place in enumerate(places) if place < 0]

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from kvasir_kernels.dispatch import without_native_kernels
+from kvasir_kernels.native.choice import without_native_kernels
 from kvasir_kernels.native.library import load_library
 from kvasir_workers.model.decoder import Decoder
 from kvasir_workers.model.fusion import fuse, plain_form

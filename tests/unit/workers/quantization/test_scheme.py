@@ -7,9 +7,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from kvasir_kernels.dispatch import PackedWeight, QuantizedMatrix, without_native_kernels
+from kvasir_kernels.dispatch import PackedWeight, QuantizedMatrix
 from kvasir_kernels.linear.native import NativeWeight
 from kvasir_kernels.linear.onednn import OneDnnWeight
+from kvasir_kernels.native.choice import without_native_kernels
 from kvasir_kernels.quantized_linear.native import NativeQuantizedWeight
 from kvasir_protocol.config import EngineConfig, ModelConfig, QuantizationName
 from kvasir_protocol.errors import ConfigError

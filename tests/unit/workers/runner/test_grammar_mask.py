@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from kvasir_kernels.dispatch import without_native_kernels
+from kvasir_kernels.native.choice import without_native_kernels
 from kvasir_protocol.request import SamplingParams
 from kvasir_workers.grammar.state import GrammarState
 from kvasir_workers.grammar.token_table import TokenTable

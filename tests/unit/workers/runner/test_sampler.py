@@ -8,38 +8,21 @@ import pytest
 import torch
 from torch import Tensor
 
-from kvasir_protocol.request import MAX_SEED, GenerationRequest, SamplingParams
+from kvasir_protocol.request import MAX_SEED, SamplingParams
 from kvasir_workers.runner.choice import filter_sorted
 from kvasir_workers.runner.noise import uniform_noise
 from kvasir_workers.runner.sampler import Sampler
 from kvasir_workers.runner.sampling_rows import SampledRows
 from kvasir_workers.sequence import Sequence
 from tests.unit.workers.fakes import make_request
+from tests.unit.workers.runner.any_row import V, random_logits, random_row, sequence_of
 from tests.unit.workers.runner.fresh_sampler import sample
 
-V = 12
 NO_EOS: frozenset[int] = frozenset()
-
-
-def sequence_of(
-    prompt: tuple[int, ...] = (1, 2), answer: tuple[int, ...] = (), choice_index: int = 0, **sampling: object
-) -> Sequence:
-    params = SamplingParams(**{"max_tokens": 99, "seed": 7, **sampling})  # type: ignore[arg-type]
-    plain = make_request("r", prompt, sampling=params)
-    request = GenerationRequest(
-        request_id=plain.request_id, prompt_token_ids=prompt, sampling=params, choice_index=choice_index
-    )
-    sequence = Sequence(request)
-    sequence.token_ids += answer
-    return sequence
 
 
 def one(logits: Tensor, sequence: Sequence, eos: frozenset[int] = NO_EOS) -> int:
     return sample(logits.clone()[None], [sequence], eos)[0].token_id
-
-
-def random_logits(seed: int, size: int = V) -> Tensor:
-    return torch.randn(size, generator=torch.Generator().manual_seed(seed)) * 2
 
 
 def support(logits: Tensor, num_draws: int = 400, **sampling: object) -> set[int]:
@@ -242,26 +225,6 @@ def test_neighbouring_positions_are_not_alike() -> None:
 
 
 # The batch
-
-
-def random_row(draw: random.Random) -> Sequence:
-    answer = tuple(draw.choices(range(V), k=draw.randint(0, 6)))
-    return sequence_of(
-        answer=answer,
-        seed=draw.randint(0, 10**6),
-        temperature=draw.choice([0, 0.5, 1.0, 1.7]),
-        top_p=draw.choice([1.0, 0.7]),
-        top_k=draw.choice([0, 4]),
-        min_p=draw.choice([0.0, 0.1]),
-        repetition_penalty=draw.choice([1.0, 1.3]),
-        presence_penalty=draw.choice([0.0, 0.5]),
-        frequency_penalty=draw.choice([0.0, -0.4]),
-        min_tokens=draw.choice([0, 4]),
-        logprobs=draw.choice([None, 0, 3]),
-        logit_bias=draw.choice([{}, {}, {1: 2.0, 8: -3.0}]),
-        allowed_token_ids=draw.choice([(), (), (1, 2, 5, 6, 9)]),
-        bad_word_token_ids=draw.choice([(), ((4,), (1, 5))]),
-    )
 
 
 @pytest.mark.parametrize("seed", range(10))

@@ -1,0 +1,72 @@
+"""A warm-up reaches every chunk and every way to sample, and leaves an engine as it was."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from kvasir_protocol.config import EngineConfig, ModelConfig
+from kvasir_workers.load import LoadedModel, load_model
+from kvasir_workers.ready import make_ready, record_graphs, warm_up, waves
+from kvasir_workers.request_check import EngineLimits
+from kvasir_workers.runner.recorder import Rerun, Work
+
+DEMO_MODEL = Path(__file__).parents[3] / "kvasir" / "demo_model"
+CONFIG = EngineConfig(device="cpu", max_num_seqs=9, max_num_batched_tokens=100, kv_cache_bytes=2**24)
+
+
+@pytest.fixture(scope="module")
+def loaded() -> LoadedModel:
+    return load_model(ModelConfig(path=str(DEMO_MODEL), served_name="m"), CONFIG)
+
+
+def limits(max_sequence_tokens: int) -> EngineLimits:
+    return EngineLimits(max_sequence_tokens=max_sequence_tokens, vocab_size=10, eos_token_ids=frozenset({2}))
+
+
+def chunk_sizes(max_sequence_tokens: int) -> list[int]:
+    *chunks, _ = waves(limits(max_sequence_tokens), CONFIG)
+    return [len(request.prompt_token_ids) for (request,) in chunks]
+
+
+def test_chunks_are_of_every_power_of_two_up_to_a_full_step() -> None:
+    assert chunk_sizes(1000) == [1, 2, 4, 8, 16, 32, 64, 100]
+
+
+def test_chunks_are_no_longer_than_a_sequence_may_be() -> None:
+    assert chunk_sizes(20) == [1, 2, 4, 8, 16, 18]
+
+
+def test_every_way_to_sample_is_tried() -> None:
+    *_, ways = waves(limits(100), CONFIG)
+    found = [request.sampling for request in ways]
+    assert any(sampling.temperature == 0 for sampling in found)
+    assert any(sampling.temperature > 0 and sampling.top_k == 0 and sampling.top_p == 1 for sampling in found)
+    assert any(sampling.top_k and sampling.top_p < 1 and sampling.min_p for sampling in found)
+    assert any(sampling.repetition_penalty != 1 and sampling.frequency_penalty for sampling in found)
+    assert {sampling.logprobs for sampling in found} == {None, 1, 21}
+    assert any(sampling.bad_word_token_ids for sampling in found)
+    assert any(sampling.logit_bias and sampling.min_tokens for sampling in found)
+
+
+def test_graphs_are_as_many_as_the_grid_has_and_recorded_before_warming_up(loaded: LoadedModel) -> None:
+    class Names(Rerun):
+        names: list[str] = []  # noqa: RUF012
+
+        def record(self, name: str, work: Work) -> Work:
+            self.names.append(name)
+            return super().record(name, work)
+
+    recorder = Names()
+    with_graphs = record_graphs(loaded, CONFIG, recorder)
+    assert recorder.names == ["9 decodes", "8 decodes", "4 decodes", "2 decodes", "1 decodes"]
+    warm_up(with_graphs, CONFIG)
+    assert len(recorder.names) == 5
+
+
+def test_warming_up_takes_a_sequence_as_short_as_may_be(loaded: LoadedModel) -> None:
+    warm_up(replace(loaded, limits=replace(loaded.limits, max_sequence_tokens=3)), CONFIG)
+
+
+def test_a_cpu_is_ready_as_it_is(loaded: LoadedModel) -> None:
+    assert make_ready(loaded, CONFIG) is loaded
