@@ -112,8 +112,7 @@ class LLM:
         self._gang, loaded = load_gang(source, config, shape)
         loaded = make_ready(loaded, config)
         self._codec = TextCodec.from_directory(directory)
-        self._max_sequence_tokens = loaded.limits.max_sequence_tokens
-        self._eos_token_ids = loaded.limits.eos_token_ids
+        self._limits = loaded.limits
         self._num_pages = loaded.pages.shape[2]
         self._tiers = open_tiers(loaded.pages, config)
         engine = build_engine(loaded, config, opened=self._tiers)
@@ -240,7 +239,7 @@ class LLM:
         token_prompts = read_prompts(prompts, self._codec)
         for prompt in token_prompts:
             self._check_room(prompt, params.max_tokens)
-        eos_token_ids = frozenset() if params.ignore_eos else self._eos_token_ids
+        eos_token_ids = frozenset() if params.ignore_eos else self._limits.eos_token_ids
         searches = [BeamSearch(params, eos_token_ids) for _ in token_prompts]
         if searches and searches[0].num_candidates > MAX_LOGPROBS:
             most = MAX_LOGPROBS - len(eos_token_ids)
@@ -289,10 +288,11 @@ class LLM:
 
     def _check_room(self, prompt: TokenPrompt, max_tokens: int) -> None:
         num_tokens = len(prompt.token_ids) + max_tokens
-        if num_tokens > self._max_sequence_tokens:
+        if num_tokens > self._limits.max_sequence_tokens:
             raise ContextTooLong(
                 f"prompt of {len(prompt.token_ids)} tokens and max_tokens of {max_tokens} make {num_tokens}; "
-                f"this model serves up to {self._max_sequence_tokens} in all: shorten the prompt or lower max_tokens",
+                f"this model serves up to {self._limits.max_sequence_tokens} in all: shorten the prompt or lower "
+                "max_tokens",
                 "max_tokens",
             )
 
@@ -326,11 +326,11 @@ class LLM:
 
     def _requests(self, prompt: TokenPrompt, params: SamplingParams, priority: int = 0) -> list[GenerationRequest]:
         """The prompt's n streams, with all settled that was left open."""
-        room = self._max_sequence_tokens - len(prompt.token_ids)
+        room = self._limits.max_sequence_tokens - len(prompt.token_ids)
         if room < 1:
             raise ContextTooLong(
                 f"the prompt has {len(prompt.token_ids)} tokens, prompt and answer together may have "
-                f"{self._max_sequence_tokens}: shorten it",
+                f"{self._limits.max_sequence_tokens}: shorten it",
                 "prompt",
             )
         sampling = replace(

@@ -535,9 +535,11 @@ def test_each_batch_moves_the_deadline(prefill: PrefillSide, decode_side: Decode
     sequence = begun(prefill, decode_side)
     decode_side.grants()
     decode_side.expect_pages()
+    prefill.expect_released()
     prefill.clock.now = 4.0
     prefill.pusher.export(sequence, 2, pages(3))
     decode_side.expect_pages()
+    prefill.expect_released()  # the pusher, too, knows that they went
     prefill.clock.now = 8.9
     assert decode_side.hears_nothing()
     prefill.clock.now = 9.0
