@@ -17,8 +17,8 @@ from kvasir_kernels.dispatch import (
 from kvasir_kernels.float8.reference import BLOCK, FLOAT8, quantize_weight
 from kvasir_workers.quantization.scheme import Float8Format, QuantizationSpec, WeightFormat
 
-_WEIGHTS_AT_ONCE = 2**22
-"""Quantized together, so that what lies in between takes some 50 MB."""
+_WEIGHTS_AT_ONCE = 2**20
+"""Quantized together, so that what lies in between takes some 12 MB."""
 
 
 class Matrix(nn.Module):
