@@ -216,3 +216,13 @@ def test_text_is_the_same_with_pages_from_host_memory_and_disk(make_llm: MakeLLM
         counters = llm.get_stats().counters
         assert min(counters.host_saved_pages, counters.disk_saved_pages) > 0
         llm.close()
+
+
+def test_weights_and_cache_of_float8_answer_at_any_number_of_ranks(make_llm: MakeLLM) -> None:
+    with make_llm(quantization="fp8", kv_cache_dtype="fp8") as llm:
+        expected = [output.outputs[0].text for output in llm.generate([PROMPT] * 2, GREEDY, use_tqdm=False)]
+    assert expected[0]
+    assert expected[0] == expected[1]
+    with make_llm(quantization="fp8", kv_cache_dtype="fp8", pipeline_parallel_size=3) as llm:
+        texts = [output.outputs[0].text for output in llm.generate([PROMPT] * 2, GREEDY, use_tqdm=False)]
+    assert texts == expected

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
+from kvasir_kernels.dispatch import without_native_kernels
 from kvasir_protocol.wire import encode
 from kvasir_workers.parallel.mesh import GangShape
 from kvasir_workers.parallel.planned_step import PlannedStep, to_message
@@ -75,4 +76,6 @@ def test_logits_of_float8_are_those_of_the_dequantized_weights(shape: GangShape,
     """With scales that the ranks share; each finds those of its own tokens' parts, which rounds elsewhere."""
     kind = KINDS["compressed, static"]
     path = make_float8_checkpoint(tmp_path, kind)
-    assert_same_but_for_rounding(all_logits(path, shape), expected_logits(path, kind, PROMPTS[0].tolist()))
+    with without_native_kernels():  # whose sums differ in their last bits
+        logits = all_logits(path, shape)
+    assert_same_but_for_rounding(logits, expected_logits(path, kind, PROMPTS[0].tolist()))

@@ -149,11 +149,11 @@ class Decoder(nn.Module):
             if quantization.float8 is not None and isinstance(matrix, Linear) and name not in quantization.unquantized:
                 matrix.become_float8(quantization.float8)
 
-    def scale_cache(self, scales: Sequence[CacheScales]) -> None:
-        """From now on caches are of 8 bits: each layer's keys and values are stored and read by these scales."""
-        for layer, scale in zip(self.layers, scales, strict=True):
+    def scale_cache(self, scales: Sequence[CacheScales] | None) -> None:
+        """From now on caches are of 8 bits, and each layer's keys and values are stored by these scales; None: wide."""
+        for index, layer in enumerate(self.layers):
             assert isinstance(layer, DecoderLayer)
-            layer.attention.cache_scales = scale
+            layer.attention.cache_scales = None if scales is None else scales[index]
 
     @property
     def scales_cache(self) -> bool:

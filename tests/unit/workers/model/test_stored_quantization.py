@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from kvasir_kernels.dispatch import Grain
+from kvasir_kernels.dispatch import Grain, without_native_kernels
 from kvasir_protocol.config import ModelConfig
 from kvasir_protocol.errors import CheckpointError, ConfigError
 from kvasir_workers.model.decoder import Decoder
@@ -45,7 +45,8 @@ def load(path: Path) -> Decoder:
 @pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
 def test_logits_are_those_of_the_dequantized_weights(kind: Float8Kind, tmp_path: Path) -> None:
     path = make_float8_checkpoint(tmp_path, kind)
-    ours = PagedPrompts(load(path), 1).step({0: TOKENS})[0]
+    with without_native_kernels():  # whose sums differ in their last bits
+        ours = PagedPrompts(load(path), 1).step({0: TOKENS})[0]
     assert_same_but_for_rounding(ours, expected_logits(path, kind, TOKENS))
 
 
@@ -53,7 +54,8 @@ def test_logits_are_those_of_the_dequantized_weights(kind: Float8Kind, tmp_path:
 def test_families_with_biases_and_head_norms_can_be_float8(family: str, tmp_path: Path) -> None:
     kind = KINDS["fp8, blocks"]
     path = make_float8_checkpoint(tmp_path, kind, family)
-    ours = PagedPrompts(load(path), 1).step({0: TOKENS})[0]
+    with without_native_kernels():  # whose sums differ in their last bits
+        ours = PagedPrompts(load(path), 1).step({0: TOKENS})[0]
     assert_same_but_for_rounding(ours, expected_logits(path, kind, TOKENS))
 
 
