@@ -9,11 +9,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
 from bench.gpu.bench import Bench
-from bench.gpu.clock import Work
 from bench.gpu.figures import OURS
 from bench.gpu.sizes import Lengths
 from kvasir_kernels.float8.reference import FLOAT8
 from kvasir_kernels.paged_cache import AttentionBatch, CacheScales, LayerCache
+from kvasir_kernels.tuning.clock import Work
 
 _PAGE_SIZE = 16
 _BACKENDS = {"SDPA flash": SDPBackend.FLASH_ATTENTION, "SDPA cuDNN": SDPBackend.CUDNN_ATTENTION}

@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from bench.gpu.clock import Clock, Work
 from bench.gpu.figures import OURS, Figure
 from bench.gpu.sizes import Sizes
+from kvasir_kernels.tuning.clock import Clock, Work
 
 
 @dataclass(slots=True)

@@ -28,10 +28,11 @@ from kvasir_kernels.write_kv.kernel import write_kv
 Case = Callable[[], None]
 
 KERNEL_MODULES = tuple(
-    f"kvasir_kernels.{operation}.kernel"
-    for operation in (
-        "rms_norm", "silu_mul", "float8", "rotate_and_write", "write_kv", "paged_attention", "float8_linear",
-        "move_pages", "mask_logits", "penalise", "sample_tokens", "unpack_decodes", "cut_decodes",
+    f"kvasir_kernels.{module}"
+    for module in (
+        "rms_norm.kernel", "silu_mul.kernel", "float8.kernel", "rotate_and_write.kernel", "write_kv.kernel",
+        "paged_attention.decode_kernel", "paged_attention.extend_kernel", "float8_linear.kernel", "move_pages.kernel",
+        "mask_logits.kernel", "penalise.kernel", "sample_tokens.kernel", "unpack_decodes.kernel", "cut_decodes.kernel",
     )
 )  # fmt: skip
 

@@ -5,8 +5,6 @@ transposed. Float8 products are added in fewer bits than float32 has: after 128 
 (DeepSeek-V3, 2024). Where tensor cores take no float8, both sides become float16, which holds each number exactly.
 """
 
-from dataclasses import dataclass
-
 import torch
 import triton
 import triton.language as tl
@@ -15,30 +13,8 @@ from torch import Tensor
 from kvasir_kernels.float8.kernel import as_stored, stored_as, widened
 from kvasir_kernels.float8.reference import BLOCK, FLOAT8, Quantized
 from kvasir_kernels.float8_linear.reference import has_blocks
-from kvasir_kernels.launch import INTERPRETED, power_of_two
-
-
-@dataclass(frozen=True, slots=True)
-class Tile:
-    """Outputs and tokens of a program, and the options that it is compiled with; it takes BLOCK inputs at a time."""
-
-    outputs: int
-    tokens: int
-    num_warps: int
-    num_stages: int
-
-
-def tile_of(num_tokens: int, *, blocks: bool) -> Tile:
-    """Many weights in flight where they are what is waited for; else large tiles. Not yet measured.
-
-    With blocks the product of each is held beside the sum: there is room for half of a square tile.
-    """
-    if INTERPRETED or stored_as(FLOAT8) != "float8":
-        return Tile(64, min(64, max(16, power_of_two(num_tokens))), num_warps=4, num_stages=2)
-    if num_tokens <= 64:
-        return Tile(64, max(16, power_of_two(num_tokens)), num_warps=8 if blocks else 4, num_stages=4)
-    return Tile(128, 64 if blocks else 128, num_warps=8, num_stages=3)
-
+from kvasir_kernels.float8_linear.tiles import tile_of
+from kvasir_kernels.launch import INTERPRETED
 
 _OUTPUT_TILES_OF_A_GROUP = 8
 """Programs that run side by side share weights and tokens: squares of tiles, not rows of them."""
@@ -50,7 +26,7 @@ def float8_linear(x: Quantized, weight: Quantized, bias: Tensor | None, dtype: t
     num_outputs = len(weight.values)
     out = torch.empty(num_tokens, num_outputs, dtype=dtype, device=x.values.device)
     blocks = has_blocks(x, weight)
-    tile = tile_of(num_tokens, blocks=blocks)
+    tile = tile_of(x, weight)
     grid = (triton.cdiv(num_outputs, tile.outputs) * triton.cdiv(num_tokens, tile.tokens),)
     _multiply[grid](
         as_stored(x.values), x.scale, as_stored(weight.values), weight.scale, bias, out, num_tokens,

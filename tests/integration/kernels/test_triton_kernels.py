@@ -63,7 +63,7 @@ def test_steps_of_any_lengths_compile_each_attention_kernel_once(tmp_path: Path)
     code = """
 import torch
 from kvasir_kernels.compile_check import GPUS, compile_case
-from kvasir_kernels.paged_attention import kernel
+from kvasir_kernels.paged_attention import decode_kernel, extend_kernel, kernel
 from kvasir_kernels.paged_cache import AttentionBatch, LayerCache
 
 def steps():
@@ -74,7 +74,7 @@ def steps():
         kernel.paged_attention(query, cache, AttentionBatch(new, contexts, tables, new.count(1)), 0.1, None)
 
 compile_case(steps, GPUS["sm_90"])
-functions = (kernel._decode, kernel._merge, kernel._extend)
+functions = (decode_kernel.decode, decode_kernel.merge, extend_kernel.extend)
 print([sum(len(cache[0]) for cache in function.device_caches.values()) for function in functions])
 """
     run = subprocess.run(

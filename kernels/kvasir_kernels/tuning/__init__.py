@@ -1,0 +1,1 @@
+"""Which tiles the kernels take: measured on the device, written down, looked up at launch."""

@@ -1,0 +1,120 @@
+"""What is computed to choose a tile: each tunable operation on random numbers, at the shapes of a model."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from kvasir_kernels.float8.reference import FLOAT8, Grain, quantize, quantize_weight
+from kvasir_kernels.float8_linear import reference as plain_linear
+from kvasir_kernels.float8_linear.kernel import float8_linear
+from kvasir_kernels.float8_linear.tiles import TOKENS, candidates, key_of
+from kvasir_kernels.paged_attention import reference as plain_attention
+from kvasir_kernels.paged_attention.kernel import paged_attention
+from kvasir_kernels.paged_attention.tiles import Tile, chunk_candidates, chunk_key, decode_candidates, decode_key
+from kvasir_kernels.paged_cache import AttentionBatch, CacheScales, LayerCache
+from kvasir_kernels.tuning.search import Problem
+from kvasir_kernels.tuning.table import TileKey
+
+# New tokens, and tokens visible at their end, of each sequence of a step.
+Lengths = tuple[tuple[int, int], ...]
+
+_ATTENTION_ERROR = {torch.float32: 2e-4, torch.bfloat16: 2e-2, torch.float16: 3e-3}
+_PRODUCT_ERROR = 2e-2
+"""Of bfloat16 results; sums of 128 products keep some 14 bits."""
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionShape:
+    """Of one rank. stored: the cache's dtype."""
+
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    page_size: int
+    dtype: torch.dtype
+    stored: torch.dtype
+
+
+@dataclass(frozen=True, slots=True)
+class Loads:
+    """What attention is measured on: steps of decodes, all of which count, and steps of chunks."""
+
+    decodes: tuple[Lengths, ...]
+    chunks: tuple[Lengths, ...]
+
+
+SERVED = Loads(
+    decodes=(((1, 8192),) * 8, ((1, 2048),) * 64, ((1, 32768), *((1, 1024),) * 31)),
+    chunks=(((2048, 2048),) * 2, ((1024, 8192),)),
+)
+"""Few long contexts, many of middle length, one very long one among short ones; whole prompts and a late chunk."""
+
+
+def attention_problems(shape: AttentionShape, loads: Loads, device: torch.device) -> Iterator[Problem]:
+    decodes = [_AttentionStep(shape, lengths, device) for lengths in loads.decodes]
+    query, cache = decodes[0].query, decodes[0].cache
+    yield _attention(decode_key(query, cache), decode_candidates(query, cache), decodes)
+    chunks = [_AttentionStep(shape, lengths, device) for lengths in loads.chunks]
+    yield _attention(chunk_key(query, cache), chunk_candidates(query, cache), chunks)
+
+
+class _AttentionStep:
+    """Random queries, and random pages in random order."""
+
+    def __init__(self, shape: AttentionShape, lengths: Lengths, device: torch.device) -> None:
+        dice = torch.Generator().manual_seed(0)
+        query_lens, context_lens = (tuple(column) for column in zip(*lengths, strict=True))
+        counts = [-(-context // shape.page_size) for context in context_lens]
+        tables = torch.zeros(len(lengths), max(counts), dtype=torch.int64)
+        for row, pages in enumerate(torch.randperm(sum(counts), generator=dice).split(counts)):
+            tables[row, : len(pages)] = pages
+        self.query = torch.randn(sum(query_lens), shape.num_heads, shape.head_dim, generator=dice).to(
+            device, shape.dtype
+        )
+        self.cache = _cache(shape, sum(counts), device)
+        self.batch = AttentionBatch(query_lens, context_lens, tables.to(device), query_lens.count(1))
+        self.scale = shape.head_dim**-0.5
+
+    def compute(self) -> Tensor:
+        return paged_attention(self.query, self.cache, self.batch, self.scale, None)
+
+    def expected(self) -> Tensor:
+        return plain_attention.paged_attention(self.query, self.cache, self.batch, self.scale, None)
+
+
+def _cache(shape: AttentionShape, num_pages: int, device: torch.device) -> LayerCache:
+    """A stored dtype of 8 bits has a scale for each head, or (int8) one for each head of each token."""
+    pages = torch.randn(2, num_pages, shape.page_size, shape.num_kv_heads, shape.head_dim, device=device)
+    if shape.stored == shape.dtype:
+        return LayerCache(*pages.to(shape.dtype))
+    if shape.stored == FLOAT8:
+        return LayerCache(*pages.to(FLOAT8), CacheScales(*torch.ones(2, shape.num_kv_heads, device=device)))
+    codes = (pages * 40).clamp(-127, 127).to(shape.stored)
+    return LayerCache(*codes, CacheScales(*torch.full(pages.shape[:-1], 1 / 40, device=device)))
+
+
+def _attention(key: TileKey, tried: tuple[Tile, ...], steps: list[_AttentionStep]) -> Problem:
+    return Problem(
+        key=key,
+        candidates=tried,
+        compute=lambda: torch.cat([step.compute() for step in steps]),
+        reference=lambda: torch.cat([step.expected() for step in steps]),
+        tolerance=_ATTENTION_ERROR[steps[0].query.dtype],
+    )
+
+
+def float8_problems(num_inputs: int, num_outputs: int, grain: Grain, device: torch.device) -> Iterator[Problem]:
+    """The product with one weight for each number of tokens that has tiles of its own."""
+    dice = torch.Generator().manual_seed(0)
+    weight = quantize_weight(torch.randn(num_outputs, num_inputs, generator=dice).to(device), grain)
+    for num_tokens in TOKENS:
+        x = quantize(torch.randn(num_tokens, num_inputs, generator=dice).to(device) / num_inputs**0.5, grain)
+        yield Problem(
+            key=key_of(x, weight),
+            candidates=candidates(num_tokens, blocks=grain is Grain.BLOCK),
+            compute=lambda x=x: float8_linear(x, weight, None, torch.bfloat16),
+            reference=lambda x=x: plain_linear.float8_linear(x, weight, None, torch.bfloat16),
+            tolerance=_PRODUCT_ERROR,
+        )

@@ -1,0 +1,48 @@
+"""`kvasir tune`: which tiles the kernels should take for a model on the GPU of this host."""
+
+import argparse
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from kvasir.cli.host import check_model
+from kvasir_protocol.config import EngineConfig, ModelConfig, PoolConfig
+from kvasir_protocol.errors import ConfigError
+from kvasir_workers.model.loader import load_spec
+from kvasir_workers.parallel.mesh import GangShape, RankPlace
+from kvasir_workers.parallel.shard import cut_model
+from kvasir_workers.resolve import resolve_dtype
+
+
+def show_tuning(options: argparse.Namespace) -> int:
+    """Measure, and write what was found problem by problem. Raises KvasirError where there is nothing to measure on."""
+    if not torch.cuda.is_available():
+        raise ConfigError(
+            "kvasir tune measures kernels on a GPU, and torch finds none on this host; run it where the model is to be "
+            "served (CPUs have no tiles to choose)"
+        )
+    # Triton is no part of an installation for CPUs.
+    from kvasir_kernels.tuning.choices import place_of
+    from kvasir_kernels.tuning.clock import Clock
+    from kvasir_kernels.tuning.search import tune
+    from kvasir_kernels.tuning.table import user_table, write_table
+    from kvasir_workers.tuning import problems_of
+
+    model = ModelConfig(path=str(options.model), served_name="", dtype=options.dtype)
+    check_model(model, (PoolConfig(role="mixed", tensor_parallel_size=options.tensor_parallel_size),))
+    spec = load_spec(Path(options.model))
+    shape = GangShape(tensor_parallel_size=options.tensor_parallel_size, pipeline_parallel_size=1)
+    shard, device = cut_model(spec, RankPlace(shape, 0)), torch.device("cuda", torch.cuda.current_device())
+    place, file, clock = place_of(device), options.output or user_table(), Clock(device)
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(f"{place.device}, Triton {place.triton}; choices go to {file}", markup=False)
+    for problem in problems_of(shard, resolve_dtype(model, spec), EngineConfig().page_size, device):
+        choice, search = tune(problem, clock, place)
+        write_table(file, [choice])
+        console.print(
+            f"  {choice.key}: {1e6 * choice.seconds:,.1f} us, untuned {1e6 * choice.default_seconds:,.1f} us; "
+            f"{len(search.seconds)} tiles measured, {len(search.refused)} refused",
+            markup=False,
+        )
+    return 0

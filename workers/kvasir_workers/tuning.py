@@ -1,0 +1,25 @@
+"""What of a model there is to tune: the operations with tiles, at the shapes that one rank computes."""
+
+from collections.abc import Iterator
+
+import torch
+
+from kvasir_kernels.tuning.problems import SERVED, AttentionShape, Loads, attention_problems
+from kvasir_kernels.tuning.search import Problem
+from kvasir_workers.parallel.shard import ModelShard
+
+
+def problems_of(
+    shard: ModelShard, dtype: torch.dtype, page_size: int, device: torch.device, loads: Loads = SERVED
+) -> Iterator[Problem]:
+    """One after the other, so that no two have their numbers in memory at once."""
+    local = shard.local
+    shape = AttentionShape(
+        num_heads=local.num_heads,
+        num_kv_heads=local.num_kv_heads,
+        head_dim=local.head_dim,
+        page_size=page_size,
+        dtype=dtype,
+        stored=dtype,
+    )
+    yield from attention_problems(shape, loads, device)
