@@ -41,10 +41,10 @@ from kvasir_protocol.errors import ContextTooLong, InvalidRequest
 from kvasir_protocol.ids import RequestId
 from kvasir_protocol.request import MAX_LOGPROBS, MAX_SEED, GenerationRequest, Pooling, SamplingParams
 from kvasir_router.tokenise import TextCodec
+from kvasir_workers.engine_directory.manifest import shape_for
 from kvasir_workers.kv.offload.open_tiers import open_tiers
 from kvasir_workers.load import build_engine, grammar_compiler
 from kvasir_workers.parallel.local_gang import load_gang, share_cores
-from kvasir_workers.parallel.mesh import GangShape
 from kvasir_workers.ready import make_ready
 
 Message = Mapping[str, Any]
@@ -54,7 +54,8 @@ Message = Mapping[str, Any]
 class LLM:
     """A model in this process; vLLM's shape. model None is the embedded demo model.
 
-    With tensor_parallel_size x pipeline_parallel_size above 1 this process leads, and has the others as children.
+    With tensor_parallel_size x pipeline_parallel_size above 1 this process leads, and has the others as children; both
+    None: 1, or what an engine directory was built for.
     Not thread-safe. `with LLM() as llm:` gives its memory back at the end.
     Raises CheckpointError, ConfigError, OutOfMemory or RankLost if the model can't be had.
     """
@@ -80,8 +81,8 @@ class LLM:
         overlap: bool | None = None,
         enforce_eager: bool = False,
         num_threads: int | None = None,
-        tensor_parallel_size: int = 1,
-        pipeline_parallel_size: int = 1,
+        tensor_parallel_size: int | None = None,
+        pipeline_parallel_size: int | None = None,
     ) -> None:
         directory = Path(model) if model is not None else demo_model_path()
         name = directory.name if model is not None else DEMO_MODEL_NAME
@@ -102,7 +103,7 @@ class LLM:
             max_waiting_requests=None,  # the caller, who is here, may hand over as many prompts as it likes
             num_threads=num_threads,
         )
-        shape = GangShape(tensor_parallel_size=tensor_parallel_size, pipeline_parallel_size=pipeline_parallel_size)
+        shape = shape_for(directory, tensor_parallel_size, pipeline_parallel_size)
         config = share_cores(config, shape)
         if config.num_threads is not None:
             torch.set_num_threads(config.num_threads)

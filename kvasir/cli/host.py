@@ -8,6 +8,7 @@ from pathlib import Path
 from kvasir_cluster.pools import Hardware
 from kvasir_protocol.config import ModelConfig, PoolConfig
 from kvasir_protocol.errors import CheckpointError
+from kvasir_workers.engine_directory.manifest import is_engine_directory, settle
 from kvasir_workers.model.spec import check_max_model_len, read_spec
 from kvasir_workers.parallel.mesh import GangShape, check_shape
 
@@ -37,6 +38,7 @@ def check_model(model: ModelConfig, pools: tuple[PoolConfig, ...] = ()) -> None:
             tensor_parallel_size=pool.tensor_parallel_size, pipeline_parallel_size=pool.pipeline_parallel_size
         )
         check_shape(spec, shape)
+        settle(model, shape)
 
 
 def _read_config(file: Path) -> dict[str, object]:
@@ -56,7 +58,7 @@ def _check_folder(path: Path) -> None:
             "such as `hf download NAME --local-dir FOLDER` makes"
         )
     missing = [name for name in ("config.json", "tokenizer.json") if not (path / name).is_file()]
-    if not any(path.glob("*.safetensors")):
+    if not is_engine_directory(path) and not any(path.glob("*.safetensors")):
         missing.append("*.safetensors")
     if missing:
         raise CheckpointError(f"{path} is not a complete model folder: {', '.join(missing)} missing")

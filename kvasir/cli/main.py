@@ -12,7 +12,7 @@ from kvasir.cli.cluster_options import (
     add_down_options,
     add_up_options,
 )
-from kvasir.cli.offline_options import add_tune_options
+from kvasir.cli.offline_options import add_build_options, add_tune_options
 from kvasir.cli.options import add_serve_options
 from kvasir_protocol.errors import KvasirError
 
@@ -52,13 +52,8 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add_serve_options(plan)
     plan.add_argument("--json", action="store_true", help="print the figures as JSON")
-    add_tune_options(
-        commands.add_parser(
-            "tune",
-            help="measure which tiles the GPU's kernels should take",
-            description="Measure the kernels' tiles for a model's shapes on this host's GPU, and write them down.",
-        )
-    )
+    add_build_options(commands.add_parser("build", help="make a model ready to start at once"))
+    add_tune_options(commands.add_parser("tune", help="measure which tiles the GPU's kernels should take"))
     up = commands.add_parser(
         "up",
         help="make a cluster, or change it, on a Ray that runs",
@@ -120,6 +115,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 from kvasir.cli.plan import show_plan
 
                 return show_plan(options)
+            case "build":
+                from kvasir.cli.build import build
+
+                return build(options)
             case "tune":
                 from kvasir.cli.tune import show_tuning
 

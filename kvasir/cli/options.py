@@ -71,7 +71,7 @@ def make_config(options: argparse.Namespace, *, default_is_mixed: bool) -> Clust
     if options.served_model_name is not None and not options.served_model_name.strip():
         raise ConfigError("--served-model-name must not be empty; leave it out to use the folder's name")
     defaults: dict[str, Any] = {"model": DEMO_MODEL}
-    if default_is_mixed or prod(_said_sizes(options).values()) > 1:  # who has cards for one gang seldom has for two
+    if default_is_mixed or prod(_sizes(options).values()) > 1:  # who has cards for one gang seldom has for two
         defaults["pools"] = [{"role": "mixed"}]
     below = load_config(options.config, defaults) if options.config else build(ClusterConfig, defaults)
     return settle_model(build(ClusterConfig, merge(to_plain(below), _flags_tree(options, below.pools))))
@@ -129,9 +129,16 @@ def _pools_tree(options: argparse.Namespace, pools: tuple[PoolConfig, ...]) -> l
         for role, replicas in (("prefill", options.prefill_replicas), ("decode", options.decode_replicas)):
             if replicas is not None:
                 tree[role] |= {"replicas": replicas}
-    return [pool | _said_sizes(options) for pool in tree.values()]
+    return [pool | _sizes(options) for pool in tree.values()]
 
 
-def _said_sizes(options: argparse.Namespace) -> dict[str, int]:
-    sizes = {name: getattr(options, name) for name in ("tensor_parallel_size", "pipeline_parallel_size")}
-    return {name: size for name, size in sizes.items() if size is not None}
+def _sizes(options: argparse.Namespace) -> dict[str, int]:
+    """What was said; nothing said, what an engine directory on the command line was built for."""
+    names = ("tensor_parallel_size", "pipeline_parallel_size")
+    said = {name: size for name in names if (size := getattr(options, name)) is not None}
+    if said or options.model is None:
+        return said
+    from kvasir_workers.engine_directory.manifest import read_manifest
+
+    manifest = read_manifest(Path(options.model).expanduser())
+    return {} if manifest is None else {name: getattr(manifest, name) for name in names}

@@ -13,12 +13,14 @@ from rich.table import Table
 from kvasir.cli.host import check_model, find_hardware
 from kvasir.cli.options import make_config
 from kvasir_cluster.pools import num_replicas, resolve
-from kvasir_protocol.config import ClusterConfig
+from kvasir_protocol.config import ClusterConfig, PoolConfig
+from kvasir_workers.engine_directory.manifest import settle
 from kvasir_workers.kv.manager import pages_for
 from kvasir_workers.memory import Footprint, free_memory, page_bytes, plan_memory, step_bytes
 from kvasir_workers.model.decoder import Decoder
 from kvasir_workers.model.loader import load_spec, weight_bytes
 from kvasir_workers.model.spec import DecoderSpec
+from kvasir_workers.parallel.mesh import GangShape
 from kvasir_workers.replica_server import resident_bytes
 from kvasir_workers.resolve import (
     planned_graph_bytes,
@@ -80,6 +82,7 @@ def show_plan(options: argparse.Namespace) -> int:
     """Print it. Raises KvasirError where the model can't be served like this."""
     config = resolve(make_config(options, default_is_mixed=False), find_hardware())
     check_model(config.model, config.pools)
+    config = replace(config, model=settle(config.model, _shape_of(config.pools[0])))
     device = resolve_device(config.engine)
     spec = load_spec(Path(config.model.path))
     dtype = resolve_dtype(config.model, spec)
@@ -98,6 +101,10 @@ def show_plan(options: argparse.Namespace) -> int:
     console.print(_memory_table(config, replica))
     console.print(_speed_table(replica, speed))
     return 0
+
+
+def _shape_of(pool: PoolConfig) -> GangShape:
+    return GangShape(tensor_parallel_size=pool.tensor_parallel_size, pipeline_parallel_size=pool.pipeline_parallel_size)
 
 
 def plan_replica(config: ClusterConfig, spec: DecoderSpec, device: torch.device, dtype: torch.dtype) -> ReplicaPlan:

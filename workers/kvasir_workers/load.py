@@ -1,7 +1,5 @@
 """From a checkpoint directory to an engine that is ready to step."""
 
-import hashlib
-import json
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -15,6 +13,7 @@ from kvasir_protocol.config import EngineConfig, ModelConfig
 from kvasir_protocol.errors import CheckpointError, OutOfMemory
 from kvasir_protocol.messages import LAYOUT_VERSION, PageCut, PageDoor, PageLayout
 from kvasir_workers.engine import Engine
+from kvasir_workers.engine_directory.manifest import settle
 from kvasir_workers.grammar.compiler import GrammarCompiler
 from kvasir_workers.grammar.token_table import TokenSource
 from kvasir_workers.kv.exports import PageExporter
@@ -35,6 +34,7 @@ from kvasir_workers.memory import (
 from kvasir_workers.model.cache_scales import read_cache_scales
 from kvasir_workers.model.checkpoint import read_eos_token_ids
 from kvasir_workers.model.decoder import Decoder
+from kvasir_workers.model.fingerprint import fingerprint
 from kvasir_workers.model.fusion import fuse
 from kvasir_workers.model.loader import load_decoder, load_spec, weight_bytes
 from kvasir_workers.model.spec import DecoderSpec
@@ -45,7 +45,6 @@ from kvasir_workers.parallel.load_rank import LoadedRank, RankPlan, load_rank, p
 from kvasir_workers.parallel.mesh import LEADER, GangShape, RankPlace
 from kvasir_workers.parallel.pipeline import Stage
 from kvasir_workers.parallel.shard import cut_model
-from kvasir_workers.quantization.scheme import QuantizationSpec
 from kvasir_workers.request_check import EngineLimits
 from kvasir_workers.resolve import (
     planned_graph_bytes,
@@ -62,9 +61,6 @@ from kvasir_workers.runner.sampler import SampledToken
 from kvasir_workers.runner.stream_runner import StreamRunner
 
 _log = logging.getLogger(__name__)
-
-_SAMPLE_BYTES = 64
-"""Of each tensor, for the fingerprint: training changes nearly all weights of a tensor that it changes at all."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -138,6 +134,7 @@ def load_model(model: ModelConfig, engine: EngineConfig, segment_wish: SegmentWi
     directory = Path(model.path)
     if not directory.is_dir():
         raise CheckpointError(f"no model directory {directory}; give a directory in Hugging Face format")
+    model = settle(model, GangShape())
     spec = load_spec(directory)
     device = resolve_device(engine)
     dtype = resolve_dtype(model, spec)
@@ -290,28 +287,3 @@ def page_layout(spec: DecoderSpec, page_size: int, dtype: torch.dtype, model_fin
         head_dim=spec.head_dim,
         model_fingerprint=model_fingerprint,
     )
-
-
-def fingerprint(directory: Path, quantization: QuantizationSpec | None = None) -> str:
-    """Names a checkpoint by its config, its weight files' headers and a few bytes of each tensor, and its quantization.
-
-    Headers alone would give a model and its fine-tuned child one name. The rest of the weights is not read.
-    """
-    digest = hashlib.sha256((directory / "config.json").read_bytes())
-    if quantization is not None:
-        digest.update(repr(quantization).encode())
-    for file in sorted(directory.glob("*.safetensors")):
-        with file.open("rb") as stream:
-            size_field = stream.read(8)
-            header = stream.read(int.from_bytes(size_field, "little"))
-            digest.update(size_field + header)
-            for start in _sample_offsets(header):
-                stream.seek(len(size_field) + len(header) + start)
-                digest.update(stream.read(_SAMPLE_BYTES))
-    return digest.hexdigest()[:16]
-
-
-def _sample_offsets(header: bytes) -> list[int]:
-    """The middle of each tensor, in bytes after the header."""
-    tensors = (tensor for name, tensor in json.loads(header).items() if name != "__metadata__")
-    return [sum(tensor["data_offsets"]) // 2 for tensor in tensors]

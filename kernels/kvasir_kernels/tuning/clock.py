@@ -33,19 +33,19 @@ class Clock:
         replay = _captured(work)
         times = []
         for _ in range(_NUM_RUNS):
-            start, end = (torch.cuda.Event(enable_timing=True) for _ in "se")
+            start, end = _event(), _event()
             self._flushed.zero_()
             start.record()
             replay()
             end.record()
             end.synchronize()
-            times.append(start.elapsed_time(end) / 1e3)
+            times.append(float(start.elapsed_time(end)) / 1e3)
         return median(times)
 
 
 def _captured(work: Work) -> Work:
     """Replays what was captured after warming up on a stream of its own, as capturing wants it."""
-    stream = torch.cuda.Stream()
+    stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         for _ in range(2):
@@ -55,3 +55,7 @@ def _captured(work: Work) -> Work:
     with torch.cuda.graph(graph):
         work()
     return graph.replay
+
+
+def _event() -> torch.cuda.Event:
+    return torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]

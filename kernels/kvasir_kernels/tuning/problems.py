@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -68,7 +69,8 @@ class _AttentionStep:
         query_lens, context_lens = (tuple(column) for column in zip(*lengths, strict=True))
         counts = [-(-context // shape.page_size) for context in context_lens]
         tables = torch.zeros(len(lengths), max(counts), dtype=torch.int64)
-        for row, pages in enumerate(torch.randperm(sum(counts), generator=dice).split(counts)):
+        order = torch.randperm(sum(counts), generator=dice)
+        for row, pages in enumerate(torch.split(order, counts)):
             tables[row, : len(pages)] = pages
         self.query = torch.randn(sum(query_lens), shape.num_heads, shape.head_dim, generator=dice).to(
             device, shape.dtype
@@ -86,13 +88,17 @@ class _AttentionStep:
 
 def _cache(shape: AttentionShape, num_pages: int, device: torch.device) -> LayerCache:
     """A stored dtype of 8 bits has a scale for each head, or (int8) one for each head of each token."""
-    pages = torch.randn(2, num_pages, shape.page_size, shape.num_kv_heads, shape.head_dim, device=device)
-    if shape.stored == shape.dtype:
-        return LayerCache(*pages.to(shape.dtype))
+    numbers = torch.randn(2, num_pages, shape.page_size, shape.num_kv_heads, shape.head_dim, device=device)
+    scales = None
     if shape.stored == FLOAT8:
-        return LayerCache(*pages.to(FLOAT8), CacheScales(*torch.ones(2, shape.num_kv_heads, device=device)))
-    codes = (pages * 40).clamp(-127, 127).to(shape.stored)
-    return LayerCache(*codes, CacheScales(*torch.full(pages.shape[:-1], 1 / 40, device=device)))
+        heads = torch.ones(shape.num_kv_heads, device=device)
+        scales = CacheScales(heads, heads)
+    elif shape.stored == torch.int8:
+        numbers = (numbers * 40).clamp(-127, 127)
+        tokens = torch.full(numbers.shape[1:-1], 1 / 40, device=device)
+        scales = CacheScales(tokens, tokens)
+    key, value = numbers.to(shape.stored).unbind()
+    return LayerCache(key, value, scales)
 
 
 def _attention(key: TileKey, tried: tuple[Tile, ...], steps: list[_AttentionStep]) -> Problem:
@@ -114,7 +120,7 @@ def float8_problems(num_inputs: int, num_outputs: int, grain: Grain, device: tor
         yield Problem(
             key=key_of(x, weight),
             candidates=candidates(num_tokens, blocks=grain is Grain.BLOCK),
-            compute=lambda x=x: float8_linear(x, weight, None, torch.bfloat16),
-            reference=lambda x=x: plain_linear.float8_linear(x, weight, None, torch.bfloat16),
+            compute=partial(float8_linear, x, weight, None, torch.bfloat16),
+            reference=partial(plain_linear.float8_linear, x, weight, None, torch.bfloat16),
             tolerance=_PRODUCT_ERROR,
         )

@@ -53,7 +53,7 @@ def tune(problem: Problem, clock: Clock, place: Place) -> tuple[Choice, Search]:
     """Try all candidates. Raises TuningError if the default is none that can be taken."""
     expected, search = problem.reference(), Search()
     for candidate in problem.candidates:
-        tile = asdict(candidate)
+        tile: Tile = asdict(candidate)
         with forced({problem.key: tile}):
             reason = _fault(problem, expected)
             if reason is None:
@@ -63,8 +63,8 @@ def tune(problem: Problem, clock: Clock, place: Place) -> tuple[Choice, Search]:
     default = asdict(problem.candidates[0])
     if not search.seconds or search.seconds[0][0] != default:
         raise TuningError(f"{problem.key}: the default tile {_named(default)} is refused: {search.refused[0][1]}")
-    tile, seconds = min(search.seconds, key=lambda measured: measured[1])
-    return Choice(problem.key, place, tile, seconds, search.seconds[0][1]), search
+    fastest, seconds = min(search.seconds, key=lambda measured: measured[1])
+    return Choice(problem.key, place, fastest, seconds, search.seconds[0][1]), search
 
 
 def _fault(problem: Problem, expected: Tensor) -> str | None:
@@ -85,7 +85,6 @@ def _new_memory_is_nan() -> Iterator[None]:
     """Else what the candidate before it has left there might pass for a result."""
     before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     torch.use_deterministic_algorithms(True, warn_only=True)
-    assert torch.utils.deterministic.fill_uninitialized_memory
     try:
         yield
     finally:

@@ -7,6 +7,7 @@ from kvasir_kernels.dispatch import (
     Grain,
     PackedWeight,
     Quantized,
+    QuantizedMatrix,
     embedding,
     float8_linear,
     linear,
@@ -15,6 +16,7 @@ from kvasir_kernels.dispatch import (
     quantize_float8,
 )
 from kvasir_kernels.float8.reference import BLOCK, FLOAT8, quantize_weight
+from kvasir_workers.model.tensor_size import TensorSize
 from kvasir_workers.quantization.scheme import Float8Format, QuantizationSpec, WeightFormat
 
 _WEIGHTS_AT_ONCE = 2**20
@@ -33,8 +35,29 @@ class Matrix(nn.Module):
         """Put the weights in the order in which the device reads them fastest, if it has one; once they are final."""
         if self._packed is not None:
             return
-        self._packed = self._quantized(quantization) or pack_weight(self.weight, has_rows=self._has_rows)
-        if self._packed is not None:
+        self._hold(self._quantized(quantization) or pack_weight(self.weight, has_rows=self._has_rows))
+
+    def adopt(self, quantization: QuantizationSpec, codes: Tensor, scales: Tensor) -> None:
+        """Take what `quantized` gave at another time, in place of the weights."""
+        form = self._format(quantization)
+        assert form is not None, f"{quantization.name} has no codes for this matrix"
+        matrix = form.restored(codes, scales, self.weight.shape[1])
+        self._hold(pack_quantized(matrix, self.weight.dtype))
+
+    def quantized(self, quantization: QuantizationSpec) -> QuantizedMatrix | None:
+        """The weights in the scheme's form; None for a matrix that it leaves as it is."""
+        form = self._format(quantization)
+        return form.quantize(self.weight) if form is not None and form.takes(self.weight.shape) else None
+
+    def quantized_sizes(self, quantization: QuantizationSpec) -> tuple[TensorSize, TensorSize] | None:
+        """Of what `quantized` gives."""
+        form = self._format(quantization)
+        return form.sizes(self.weight.shape) if form is not None and form.takes(self.weight.shape) else None
+
+    def _hold(self, packed: PackedWeight | None) -> None:
+        """Nothing but what is packed, if it is."""
+        self._packed = packed
+        if packed is not None:
             self._dtype = self.weight.dtype
             del self.weight
 
@@ -44,10 +67,8 @@ class Matrix(nn.Module):
         return self.weight.nbytes - form.num_bytes(shape) if form is not None and form.takes(shape) else 0
 
     def _quantized(self, quantization: QuantizationSpec | None) -> PackedWeight | None:
-        form = self._format(quantization) if quantization is not None else None
-        if form is None or not form.takes(self.weight.shape):
-            return None
-        return pack_quantized(form.quantize(self.weight), self.weight.dtype)
+        matrix = None if quantization is None else self.quantized(quantization)
+        return None if matrix is None else pack_quantized(matrix, self.weight.dtype)
 
     def _format(self, quantization: QuantizationSpec) -> WeightFormat | None:
         """Of the weights once they are packed."""

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from kvasir_workers.engine_directory.weights import open_engine_directory
 from kvasir_workers.model.checkpoint import StoredTensor, open_tensors, read_config, read_stored_tensors
 from kvasir_workers.model.decoder import Decoder
 from kvasir_workers.model.filling import Filling, Parts, part_of
@@ -14,6 +15,7 @@ from kvasir_workers.model.spec import DecoderSpec, read_spec
 from kvasir_workers.model.stored_quantization import stored_places
 from kvasir_workers.model.tensor_check import check_tensors
 from kvasir_workers.model.weight_map import is_ignored
+from kvasir_workers.parallel.mesh import LEADER
 from kvasir_workers.quantization.scheme import QuantizationSpec
 
 
@@ -37,6 +39,10 @@ def load_decoder(
     Everything is checked against the files' headers before memory is taken. Raises CheckpointError.
     """
     spec = load_spec(path)
+    if (built := open_engine_directory(path)) is not None:
+        decoder = Decoder(spec, dtype, device, quantization=quantization)
+        built.fill(decoder, LEADER, quantization)
+        return decoder
     stored = checked_tensors(path, spec, quantization)
     places = stored_places(spec, quantization)
     parts = {name: [part_of(place)] for name, place in places.items()}
@@ -60,6 +66,8 @@ def num_parameters(path: Path) -> int:
 
 def weight_bytes(path: Path, dtype: torch.dtype, quantization: QuantizationSpec | None = None) -> int:
     """Return the bytes that the weights of the checkpoint at `path` take in `dtype`; raises CheckpointError."""
+    if (built := open_engine_directory(path)) is not None:
+        return sum(rank.weight_bytes for rank in built.manifest.ranks)
     spec = load_spec(path)
     checked_tensors(path, spec, quantization)
     decoder = Decoder(spec, dtype, torch.device("meta"), quantization=quantization)

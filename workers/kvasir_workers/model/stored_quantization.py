@@ -16,6 +16,7 @@ from pathlib import Path
 from kvasir_kernels.dispatch import Grain
 from kvasir_kernels.float8.reference import BLOCK
 from kvasir_protocol.errors import CheckpointError
+from kvasir_workers.engine_directory.manifest import read_manifest
 from kvasir_workers.model.checkpoint import StoredTensor, read_config, read_stored_tensors
 from kvasir_workers.model.config_fields import ConfigFields
 from kvasir_workers.model.spec import DecoderSpec
@@ -40,7 +41,9 @@ def stored_quantization(directory: Path, spec: DecoderSpec) -> QuantizationSpec 
     if not fields.has("quantization_config"):
         return None
     found = _read(fields.section("quantization_config"))
-    return replace(found, unquantized=_wide_matrices(read_stored_tensors(directory), spec))
+    manifest = read_manifest(directory)
+    wide = _wide_matrices(read_stored_tensors(directory), spec) if manifest is None else manifest.unquantized
+    return replace(found, unquantized=wide)
 
 
 def stored_places(spec: DecoderSpec, quantization: QuantizationSpec | None) -> dict[str, Place]:

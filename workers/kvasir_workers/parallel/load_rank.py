@@ -10,6 +10,7 @@ from kvasir_kernels.dispatch import prepare
 from kvasir_kernels.paged_cache import CacheScales
 from kvasir_protocol.config import EngineConfig, ModelConfig
 from kvasir_protocol.errors import ConfigError, OutOfMemory
+from kvasir_workers.engine_directory.manifest import settle
 from kvasir_workers.kv.page_memory import SUFFIX, PageShape, SharedSegment
 from kvasir_workers.memory import Footprint, MemoryPlan, free_memory, page_bytes, plan_memory
 from kvasir_workers.model.cache_scales import read_cache_scales
@@ -57,7 +58,7 @@ def plan_rank(model: ModelConfig, engine: EngineConfig, place: RankPlace) -> Ran
         raise ConfigError(
             f"engine.host_cache_bytes is not supported with several ranks ({place.shape}) yet; leave it out"
         )
-    directory = Path(model.path)
+    model, directory = settle(model, place.shape), Path(model.path)
     spec = load_spec(directory)
     shard = cut_model(spec, place)
     dtype, device = resolve_dtype(model, spec), _device_of(engine, place)

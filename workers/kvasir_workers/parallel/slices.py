@@ -8,6 +8,7 @@ from typing import assert_never
 
 import torch
 
+from kvasir_workers.engine_directory.weights import open_engine_directory
 from kvasir_workers.model.decoder import Decoder
 from kvasir_workers.model.filling import Filling, TensorPart, part_of
 from kvasir_workers.model.loader import checked_tensors, read_parts
@@ -100,9 +101,13 @@ def load_shard(
     What is quantized while loading is quantized as the rank has it: where a row of weights is cut, each part has a
     scale of its own. Raises CheckpointError, before memory is taken.
     """
+    own = own_quantization(quantization, shard)
+    if (built := open_engine_directory(path)) is not None:
+        decoder = Decoder(shard.local, dtype, device, shard.part, own)
+        built.fill(decoder, shard.place.rank, own)
+        return decoder
     stored = checked_tensors(path, shard.whole, quantization)
     parts = {name: parts_of(place, shard) for name, place in stored_places(shard.whole, quantization).items()}
-    own = own_quantization(quantization, shard)
     decoder = Decoder(shard.local, dtype, device, shard.part, own)
     for name, parameter in decoder.named_parameters():
         if name.endswith((".output.bias", ".down.bias")):
@@ -121,6 +126,8 @@ def own_quantization(quantization: QuantizationSpec | None, shard: ModelShard) -
 
 def shard_bytes(path: Path, dtype: torch.dtype, shard: ModelShard, quantization: QuantizationSpec | None = None) -> int:
     """Bytes of the rank's weights, from headers alone. Raises CheckpointError, too if blocks would be cut."""
+    if (built := open_engine_directory(path)) is not None:
+        return built.weight_bytes(shard.place.rank)
     checked_tensors(path, shard.whole, quantization)
     for place in stored_places(shard.whole, quantization).values():
         parts_of(place, shard)

@@ -5,12 +5,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from kvasir_kernels.dispatch import Grain, QuantizedMatrix
 from kvasir_kernels.float8.reference import BLOCK
 from kvasir_kernels.quantized_linear.reference import quantize
 from kvasir_protocol.errors import ConfigError
+from kvasir_workers.model.tensor_size import TensorSize
 
 _SCALE_BYTES = 2
 """bfloat16."""
@@ -31,6 +33,18 @@ class WeightFormat:
 
     def quantize(self, weight: Tensor) -> QuantizedMatrix:
         return quantize(weight, self.num_bits, self._group_size(weight.shape[1]))
+
+    def restored(self, codes: Tensor, scales: Tensor, num_inputs: int) -> QuantizedMatrix:
+        """What was quantized before, from its parts."""
+        return QuantizedMatrix(codes, scales, self.num_bits, self._group_size(num_inputs))
+
+    def sizes(self, shape: tuple[int, ...]) -> tuple[TensorSize, TensorSize]:
+        """Of the codes and of the scales of a matrix [O, E]."""
+        num_outputs, num_inputs = shape
+        num_groups = -(-num_inputs // self._group_size(num_inputs))
+        is_paired = self.num_bits == _NIBBLE_BITS
+        codes = TensorSize(torch.uint8 if is_paired else torch.int8, (num_outputs, num_inputs // (1 + is_paired)))
+        return codes, TensorSize(torch.bfloat16, (num_outputs, num_groups))
 
     def num_bytes(self, shape: tuple[int, ...]) -> int:
         """What a matrix [O, E] takes."""

@@ -64,9 +64,7 @@ def test_a_tile_that_is_wrong_or_does_not_fit_is_not_even_timed() -> None:
 
 
 def test_a_default_that_is_wrong_is_an_error_and_no_choice() -> None:
-    with pytest.raises(
-        search.TuningError, match="doubling 4 float32: the default tile rows 256 is refused"
-    ):
+    with pytest.raises(search.TuningError, match="doubling 4 float32: the default tile rows 256 is refused"):
         search.tune(problem(256, 16), CountedClock(1.0), HERE)
 
 

@@ -1,0 +1,213 @@
+"""Engine directories from checkpoints: the same tokens, from one rank or several, and what is refused."""
+
+import fcntl
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from kvasir_protocol.config import EngineConfig, ModelConfig, QuantizationName
+from kvasir_protocol.errors import CheckpointError, ConfigError
+from kvasir_workers.engine_directory.build import BuildOrder, build_engine_directory
+from kvasir_workers.engine_directory.weights import open_engine_directory
+from kvasir_workers.load import build_engine, load_model
+from kvasir_workers.model.fingerprint import fingerprint
+from kvasir_workers.model.loader import load_decoder, weight_bytes
+from kvasir_workers.parallel.mesh import GangShape, RankPlace
+from kvasir_workers.parallel.shard import cut_model
+from kvasir_workers.parallel.slices import load_shard
+from kvasir_workers.quantization.scheme import find_scheme
+from tests.checkpoints import MODEL_TYPES, make_checkpoint
+from tests.gangs import ThreadGang, gang_config
+from tests.integration.engine.conftest import DEMO_MODEL, run
+from tests.integration.parallel.test_gang_answers import requests
+
+CPU = torch.device("cpu")
+ONE, TWO, STAGES = GangShape(), GangShape(tensor_parallel_size=2), GangShape(pipeline_parallel_size=2)
+
+
+def order(
+    source: Path, target: Path, shape: GangShape = ONE, quantization: QuantizationName | None = None
+) -> BuildOrder:
+    return BuildOrder(source=source, target=target, dtype=torch.float32, quantization=quantization, shape=shape)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_checkpoint(tmp_path_factory.mktemp("checkpoint"), "Qwen2ForCausalLM")
+
+
+@pytest.fixture(scope="module")
+def built(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("built") / "engine"
+    build_engine_directory(order(checkpoint, directory))
+    return directory
+
+
+@pytest.fixture
+def copy(built: Path, tmp_path: Path) -> Path:
+    """A copy to break."""
+    return Path(shutil.copytree(built, tmp_path / "copy"))
+
+
+def answers(path: Path, quantization: QuantizationName | None = None) -> list[tuple[int, ...]]:
+    model = ModelConfig(path=str(path), served_name="m", quantization=quantization)
+    loaded = load_model(model, EngineConfig(device="cpu", page_size=16, kv_cache_bytes=32 * 2**20))
+    engine = build_engine(loaded, EngineConfig(device="cpu", page_size=16))
+    return [answer.token_ids for answer in run(engine, requests())]
+
+
+@pytest.mark.parametrize("quantization", [None, "int8", "int4"])
+def test_tokens_are_those_of_the_checkpoint(quantization: QuantizationName | None, tmp_path: Path) -> None:
+    build_engine_directory(order(DEMO_MODEL, tmp_path / "engine", quantization=quantization))
+    assert answers(tmp_path / "engine") == answers(DEMO_MODEL, quantization)
+
+
+@pytest.mark.parametrize("shape", [TWO, STAGES], ids=str)
+def test_tokens_of_several_ranks_are_those_of_the_checkpoint(shape: GangShape, tmp_path: Path) -> None:
+    build_engine_directory(order(DEMO_MODEL, tmp_path / "engine", shape))
+    config = gang_config(DEMO_MODEL, shape, 300, max_num_batched_tokens=64, max_num_seqs=8)
+    with ThreadGang(tmp_path / "engine", shape, config) as gang:
+        found = [answer.token_ids for answer in run(gang.engine(), requests())]
+    assert found == answers(DEMO_MODEL)
+
+
+@pytest.mark.parametrize("family", MODEL_TYPES)
+@pytest.mark.parametrize("shape", [ONE, TWO, GangShape(tensor_parallel_size=2, pipeline_parallel_size=3)], ids=str)
+def test_each_rank_gets_what_it_would_cut_from_the_checkpoint(family: str, shape: GangShape, tmp_path: Path) -> None:
+    source = make_checkpoint(tmp_path / "checkpoint", family, tie_word_embeddings=shape is ONE)
+    build_engine_directory(order(source, tmp_path / "engine", shape))
+    spec = load_decoder(source, torch.float32, CPU).spec
+    for rank in range(shape.num_ranks):
+        shard = cut_model(spec, RankPlace(shape, rank))
+        expected = dict(load_shard(source, torch.float32, CPU, shard).named_parameters())
+        found = dict(load_shard(tmp_path / "engine", torch.float32, CPU, shard).named_parameters())
+        assert expected.keys() == found.keys()
+        assert all(torch.equal(expected[name], found[name]) for name in expected)
+
+
+def test_weights_are_read_in_the_order_in_which_they_lie(built: Path) -> None:
+    file = built / "weights" / "rank-0.safetensors"
+    header = file.read_bytes()[8:].split(b"}}")[0].decode()
+    names = list(dict(load_decoder(built, torch.float32, CPU).named_parameters()))
+    places = [header.index(f'"{name}"') for name in names]
+    assert places == sorted(places)
+
+
+def test_it_has_the_checkpoints_name_and_size(checkpoint: Path, built: Path) -> None:
+    assert fingerprint(built) == fingerprint(checkpoint)
+    assert weight_bytes(built, torch.float32) == weight_bytes(checkpoint, torch.float32)
+
+
+def test_a_quantized_one_has_the_name_and_size_of_what_the_checkpoint_becomes(checkpoint: Path, tmp_path: Path) -> None:
+    build_engine_directory(order(checkpoint, tmp_path / "engine", quantization="int4"))
+    scheme = find_scheme("int4")
+    assert fingerprint(tmp_path / "engine") == fingerprint(checkpoint, scheme)
+    assert weight_bytes(tmp_path / "engine", torch.float32) == weight_bytes(checkpoint, torch.float32, scheme)
+
+
+def test_tokenizer_and_config_are_copied_and_weights_are_not(tmp_path: Path) -> None:
+    build_engine_directory(order(DEMO_MODEL, tmp_path / "engine"))
+    names = {path.name for path in (tmp_path / "engine").iterdir()}
+    texts = {"config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"}
+    assert names == {*texts, "engine.json", "weights"}
+    assert all((tmp_path / "engine" / name).read_bytes() == (DEMO_MODEL / name).read_bytes() for name in texts)
+
+
+def test_a_list_of_weight_files_stays_behind(tmp_path: Path) -> None:
+    source = make_checkpoint(tmp_path / "checkpoint", "LlamaForCausalLM", max_shard_size="100KB")
+    assert (source / "model.safetensors.index.json").is_file()
+    build_engine_directory(order(source, tmp_path / "engine"))
+    assert not (tmp_path / "engine" / "model.safetensors.index.json").exists()
+
+
+def flip(file: Path, place: int) -> None:
+    with file.open("r+b") as stream:
+        stream.seek(place)
+        (byte,) = stream.read(1)
+        stream.seek(place)
+        stream.write(bytes([byte ^ 1]))
+
+
+def test_weights_that_were_exchanged_are_refused_at_start(copy: Path, checkpoint: Path, tmp_path: Path) -> None:
+    other = make_checkpoint(tmp_path / "other", "Qwen2ForCausalLM", seed=1)
+    build_engine_directory(order(other, tmp_path / "second"))
+    shutil.copyfile(tmp_path / "second" / "weights" / "rank-0.safetensors", copy / "weights" / "rank-0.safetensors")
+    with pytest.raises(
+        CheckpointError, match=rf"is not the file that was built; .*`kvasir build {checkpoint} -o {copy}"
+    ):
+        load_decoder(copy, torch.float32, CPU)
+
+
+@pytest.mark.parametrize("size", [0, 5, 3000, 4097])
+def test_weights_that_were_cut_off_are_refused_at_start(copy: Path, size: int) -> None:
+    os.truncate(copy / "weights" / "rank-0.safetensors", size)
+    with pytest.raises(CheckpointError, match="is not the file that was built"):
+        load_decoder(copy, torch.float32, CPU)
+
+
+def test_a_missing_rank_is_refused_at_start(copy: Path) -> None:
+    (copy / "weights" / "rank-0.safetensors").unlink()
+    with pytest.raises(CheckpointError, match="is not the file that was built"):
+        load_decoder(copy, torch.float32, CPU)
+
+
+def test_a_config_of_other_sizes_is_refused_at_start(copy: Path) -> None:
+    text = (copy / "config.json").read_text()
+    (copy / "config.json").write_text(text.replace('"intermediate_size": 96', '"intermediate_size": 48'))
+    with pytest.raises(CheckpointError, match=r"layers\.0\.feed_forward\.gate_up\.weight has another shape"):
+        load_decoder(copy, torch.float32, CPU)
+
+
+def test_reading_it_through_finds_a_single_bit(copy: Path) -> None:
+    directory = open_engine_directory(copy)
+    assert directory is not None
+    directory.check()
+    flip(copy / "weights" / "rank-0.safetensors", 5001)
+    with pytest.raises(CheckpointError, match="is not the file that was built"):
+        directory.check()
+
+
+def test_nothing_that_is_there_is_overwritten(checkpoint: Path, built: Path) -> None:
+    with pytest.raises(ConfigError, match="is there already"):
+        build_engine_directory(order(checkpoint, built))
+
+
+def test_an_engine_directory_is_not_built_from_another(built: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="is an engine directory; build from the checkpoint"):
+        build_engine_directory(order(built, tmp_path / "engine"))
+
+
+def test_a_build_that_fails_leaves_nothing(checkpoint: Path, tmp_path: Path) -> None:
+    source = Path(shutil.copytree(checkpoint, tmp_path / "source"))
+    os.truncate(source / "model.safetensors", 50_000)
+    with pytest.raises(CheckpointError):
+        build_engine_directory(order(source, tmp_path / "engine"))
+    assert [path.name for path in tmp_path.iterdir()] == ["source"]
+
+
+def test_what_a_build_that_was_killed_has_left_is_no_engine_directory_and_goes(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    left = tmp_path / ".engine.building"
+    (left / "weights").mkdir(parents=True)
+    (left / "weights" / "rank-7.safetensors").touch()
+    (left / "rubbish").touch()
+    build_engine_directory(order(checkpoint, tmp_path / "engine"))
+    assert [path.name for path in tmp_path.iterdir()] == ["engine"]
+    assert [path.name for path in (tmp_path / "engine" / "weights").iterdir()] == ["rank-0.safetensors"]
+    assert not (tmp_path / "engine" / "rubbish").exists()
+
+
+def test_what_another_process_builds_is_left_to_it(checkpoint: Path, tmp_path: Path) -> None:
+    theirs = tmp_path / ".engine.building"
+    theirs.mkdir()
+    (theirs / "half").touch()
+    descriptor = os.open(theirs, os.O_RDONLY)
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    with pytest.raises(ConfigError, match="is being built by another process"):
+        build_engine_directory(order(checkpoint, tmp_path / "engine"))
+    os.close(descriptor)
+    assert (theirs / "half").exists()

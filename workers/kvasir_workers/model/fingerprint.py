@@ -1,0 +1,55 @@
+"""Names for weights, from headers and a few bytes of each tensor: to read all would take as long as to load them."""
+
+import hashlib
+import json
+from pathlib import Path
+
+from kvasir_workers.engine_directory.manifest import read_manifest
+from kvasir_workers.quantization.scheme import QuantizationSpec
+
+_SAMPLE_BYTES = 64
+"""Of each tensor: training changes nearly all weights of a tensor that it changes at all."""
+
+
+def fingerprint(directory: Path, quantization: QuantizationSpec | None = None) -> str:
+    """Names a checkpoint by its config, its weight files' headers and a few bytes of each tensor, and its quantization.
+
+    Headers alone would give a model and its fine-tuned child one name. The rest of the weights is not read.
+    An engine directory has the name of what it was built from.
+    """
+    manifest = read_manifest(directory)
+    if manifest is not None:
+        return manifest.fingerprint
+    digest = hashlib.sha256((directory / "config.json").read_bytes())
+    if quantization is not None:
+        digest.update(repr(quantization).encode())
+    for file in sorted(directory.glob("*.safetensors")):
+        for sample in _samples(file):
+            digest.update(sample)
+    return digest.hexdigest()[:16]
+
+
+def samples_of(file: Path) -> str:
+    """Names one file of weights in the same way."""
+    digest = hashlib.sha256()
+    for sample in _samples(file):
+        digest.update(sample)
+    return digest.hexdigest()
+
+
+def _samples(file: Path) -> list[bytes]:
+    """A safetensors file's header, and of each tensor what lies in its middle."""
+    with file.open("rb") as stream:
+        size_field = stream.read(8)
+        header = stream.read(int.from_bytes(size_field, "little"))
+        samples = [size_field + header]
+        for start in _sample_offsets(header):
+            stream.seek(len(size_field) + len(header) + start)
+            samples.append(stream.read(_SAMPLE_BYTES))
+    return samples
+
+
+def _sample_offsets(header: bytes) -> list[int]:
+    """The middle of each tensor, in bytes after the header."""
+    tensors = (tensor for name, tensor in json.loads(header).items() if name != "__metadata__")
+    return [sum(tensor["data_offsets"]) // 2 for tensor in tensors]
