@@ -14,10 +14,12 @@ def give_back_freed() -> None:
 
 
 def give_back_read(tensor: Tensor) -> None:
-    """Return the memory of a tensor that lies in a mapped file and was read for the last time.
+    """Return the memory of a tensor that lies in a mapped file and was read for the last time; nothing on a GPU.
 
     Whoever reads its numbers once more has them from the file; of memory that is no file's they are lost.
     """
+    if tensor.device.type != "cpu":
+        return
     page = mmap.PAGESIZE
     start, end = tensor.data_ptr(), tensor.data_ptr() + tensor.nbytes
     first_whole, after_whole = -(-start // page) * page, end // page * page

@@ -39,7 +39,8 @@ class Compiled:
 class Manifest:
     """source: the checkpoint's path when this was built. fingerprint: the checkpoint's, with that quantization.
 
-    ranks: by number. unquantized: of a checkpoint that was quantized already, the matrices that are not. compiled: None, if there are no kernels for a GPU.
+    ranks: by number. unquantized: the matrices that are wide in a checkpoint which was quantized already. compiled:
+    None, if there are no kernels for a GPU.
     """
 
     format: int

@@ -19,6 +19,7 @@ from kvasir_workers.model.decoder import Decoder
 from kvasir_workers.model.fingerprint import samples_of
 from kvasir_workers.model.tensor_size import TensorSize
 from kvasir_workers.quantization.scheme import QuantizationSpec
+from kvasir_workers.reclaim import give_back_read
 
 _CODES, _SCALES = ".codes", ".scales"
 
@@ -34,22 +35,25 @@ class EngineDirectory:
         """Of the rank's weights, in memory as in the file."""
         return self.manifest.ranks[rank].weight_bytes
 
-    def fill(self, decoder: Decoder, rank: int, scheme: QuantizationSpec | None = None) -> None:
+    def fill(self, decoder: Decoder, rank: int, scheme: QuantizationSpec | None = None, *, packs: bool = False) -> None:
         """Put the rank's weights into its decoder, and those that are quantized into its matrices.
 
+        What packs is packed from where the file is mapped: there is no plain copy of it at any time.
         Raises CheckpointError where a file isn't the one that was built.
         """
         file = self._checked_file(rank)
         parameters, matrices = dict(decoder.named_parameters()), decoder.matrices()
-        with open_tensors(file) as stored:
+        with open_tensors(file, decoder.device) as stored:
             for name, stored_names in _expected(decoder, scheme).items():
                 self._check_shapes(file, stored, stored_names)
-                tensors = [stored.get_tensor(stored_name) for stored_name in stored_names]
-                if len(tensors) == 1:
-                    parameters[name].copy_(tensors[0])
-                else:
+                contents = [stored.get_tensor(stored_name) for stored_name in stored_names]
+                if len(contents) > 1:
                     assert scheme is not None, f"{name} is quantized by no scheme"
-                    matrices[name].adopt(scheme, *tensors)
+                    matrices[name].adopt(scheme, *contents)
+                elif not (packs and name in matrices and matrices[name].pack_from(contents[0])):
+                    parameters[name].copy_(contents[0])
+                for content in contents:
+                    give_back_read(content)
 
     def check(self) -> None:
         """Read everything. Raises CheckpointError where a file isn't the one that was built."""

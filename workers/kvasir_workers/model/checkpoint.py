@@ -10,11 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from kvasir_protocol.errors import CheckpointError
 from kvasir_workers.model.config_fields import ConfigFields
+from kvasir_workers.model.staged_file import open_staged
 
 _CONFIG = "config.json"
 _GENERATION_CONFIG = "generation_config.json"
@@ -84,11 +86,13 @@ def read_stored_tensors(directory: Path) -> dict[str, StoredTensor]:
     return _read_shards(directory, _read_index(directory))
 
 
-def open_tensors(file: Path) -> AbstractContextManager[TensorFile]:
-    """Return a memory-mapped safetensors file.
+def open_tensors(file: Path, device: torch.device | None = None) -> AbstractContextManager[TensorFile]:
+    """Return a memory-mapped safetensors file; for a GPU, one whose tensors come there without a copy in host memory.
 
     Raises CheckpointError where it is missing, truncated or not safetensors at all.
     """
+    if device is not None and device.type == "cuda":
+        return open_staged(file, device)
     try:
         opened: AbstractContextManager[TensorFile] = safe_open(file, framework="pt", device="cpu")
         return opened

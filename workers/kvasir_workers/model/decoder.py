@@ -140,6 +140,11 @@ class Decoder(nn.Module):
         head: LogitHead = self.embedding if self.spec.tie_word_embeddings else self.lm_head
         return head.logits(hidden)
 
+    @property
+    def device(self) -> torch.device:
+        """Of everything in it."""
+        return self.rotary.rows.device
+
     def _take_memory(self, dtype: torch.dtype | None, device: torch.device) -> None:
         """As to_empty does, which on the meta device imports torch's decompositions and sympy (0.9 s, 43 MiB)."""
         self._apply(lambda old: torch.empty(old.shape, dtype=dtype or old.dtype, device=device))  # type: ignore[no-untyped-call]

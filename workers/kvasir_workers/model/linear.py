@@ -37,6 +37,11 @@ class Matrix(nn.Module):
             return
         self._hold(self._quantized(quantization) or pack_weight(self.weight, has_rows=self._has_rows))
 
+    def pack_from(self, weight: Tensor) -> bool:
+        """Pack weights from where they lie, a mapped file say, in place of those that are here; if they are packed."""
+        self._hold(pack_weight(weight, has_rows=self._has_rows) if weight.device == self.weight.device else None)
+        return self._packed is not None
+
     def adopt(self, quantization: QuantizationSpec, codes: Tensor, scales: Tensor) -> None:
         """Take what `quantized` gave at another time, in place of the weights."""
         form = self._format(quantization)

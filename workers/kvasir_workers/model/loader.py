@@ -41,21 +41,21 @@ def load_decoder(
     spec = load_spec(path)
     if (built := open_engine_directory(path)) is not None:
         decoder = Decoder(spec, dtype, device, quantization=quantization)
-        built.fill(decoder, LEADER, quantization)
+        built.fill(decoder, LEADER, quantization, packs=packs)
         return decoder
     stored = checked_tensors(path, spec, quantization)
     places = stored_places(spec, quantization)
     parts = {name: [part_of(place)] for name, place in places.items()}
     decoder = Decoder(spec, dtype, device, quantization=quantization)
-    read_parts(Filling(decoder, quantization, parts, packs=packs), stored, parts)
+    read_parts(Filling(decoder, quantization, parts, packs=packs), stored, parts, device)
     return decoder
 
 
-def read_parts(filling: Filling, stored: Mapping[str, StoredTensor], parts: Parts) -> None:
+def read_parts(filling: Filling, stored: Mapping[str, StoredTensor], parts: Parts, device: torch.device) -> None:
     """Fill in what is wanted of the stored tensors, file by file."""
     for file, names in _by_file(stored):
         if wanted := {name: parts[name] for name in names if parts[name]}:
-            with open_tensors(file) as tensors:
+            with open_tensors(file, device) as tensors:
                 filling.read(tensors, wanted)
 
 

@@ -112,7 +112,7 @@ def load_shard(
     for name, parameter in decoder.named_parameters():
         if name.endswith((".output.bias", ".down.bias")):
             parameter.zero_()  # what the first rank of the stage adds is enough
-    read_parts(Filling(decoder, own, parts), stored, parts)
+    read_parts(Filling(decoder, own, parts), stored, parts, device)
     return decoder
 
 
