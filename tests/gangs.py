@@ -7,7 +7,7 @@ from typing import Self
 
 import torch
 
-from kvasir_protocol.config import EngineConfig, ModelConfig
+from kvasir_protocol.config import EngineConfig, ModelConfig, QuantizationName
 from kvasir_protocol.messages import FinishStep
 from kvasir_protocol.wire import encode
 from kvasir_workers.engine import Engine
@@ -56,10 +56,15 @@ class ThreadGang:
     """A leader's model, loaded here, and a thread for each follower. Pages are NaN until they are written."""
 
     def __init__(
-        self, path: Path, shape: GangShape, config: EngineConfig, followers_config: EngineConfig | None = None
+        self,
+        path: Path,
+        shape: GangShape,
+        config: EngineConfig,
+        followers_config: EngineConfig | None = None,
+        quantization: QuantizationName | None = None,
     ) -> None:
         """followers_config: if theirs is another one."""
-        self._model = ModelConfig(path=str(path), served_name="m", dtype="float32")
+        self._model = ModelConfig(path=str(path), served_name="m", dtype="float32", quantization=quantization)
         self._config = config
         self._followers_config = followers_config or config
         self._meeting = Meeting(store=memory_store(), deadline_s=DEADLINE_S)

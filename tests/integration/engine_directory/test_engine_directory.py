@@ -14,12 +14,14 @@ from kvasir_workers.engine_directory.build import BuildOrder, build_engine_direc
 from kvasir_workers.engine_directory.weights import open_engine_directory
 from kvasir_workers.load import build_engine, load_model
 from kvasir_workers.model.fingerprint import fingerprint
-from kvasir_workers.model.loader import load_decoder, weight_bytes
+from kvasir_workers.model.loader import load_decoder, load_spec, weight_bytes
+from kvasir_workers.model.stored_quantization import stored_quantization
 from kvasir_workers.parallel.mesh import GangShape, RankPlace
 from kvasir_workers.parallel.shard import cut_model
 from kvasir_workers.parallel.slices import load_shard
 from kvasir_workers.quantization.scheme import find_scheme
 from tests.checkpoints import MODEL_TYPES, make_checkpoint
+from tests.float8_checkpoints import KINDS, make_float8_checkpoint
 from tests.gangs import ThreadGang, gang_config
 from tests.integration.engine.conftest import DEMO_MODEL, run
 from tests.integration.parallel.test_gang_answers import requests
@@ -59,19 +61,25 @@ def answers(path: Path, quantization: QuantizationName | None = None) -> list[tu
     return [answer.token_ids for answer in run(engine, requests())]
 
 
-@pytest.mark.parametrize("quantization", [None, "int8", "int4"])
+@pytest.mark.parametrize("quantization", [None, "int8", "int4", "fp8", "fp8-block"])
 def test_tokens_are_those_of_the_checkpoint(quantization: QuantizationName | None, tmp_path: Path) -> None:
     build_engine_directory(order(DEMO_MODEL, tmp_path / "engine", quantization=quantization))
     assert answers(tmp_path / "engine") == answers(DEMO_MODEL, quantization)
 
 
-@pytest.mark.parametrize("shape", [TWO, STAGES], ids=str)
-def test_tokens_of_several_ranks_are_those_of_the_checkpoint(shape: GangShape, tmp_path: Path) -> None:
-    build_engine_directory(order(DEMO_MODEL, tmp_path / "engine", shape))
+def gang_answers(path: Path, shape: GangShape, quantization: QuantizationName | None) -> list[tuple[int, ...]]:
     config = gang_config(DEMO_MODEL, shape, 300, max_num_batched_tokens=64, max_num_seqs=8)
-    with ThreadGang(tmp_path / "engine", shape, config) as gang:
-        found = [answer.token_ids for answer in run(gang.engine(), requests())]
-    assert found == answers(DEMO_MODEL)
+    with ThreadGang(path, shape, config, quantization=quantization) as gang:
+        return [answer.token_ids for answer in run(gang.engine(), requests())]
+
+
+@pytest.mark.parametrize("quantization", [None, "fp8"])
+@pytest.mark.parametrize("shape", [TWO, STAGES], ids=str)
+def test_tokens_of_several_ranks_are_those_of_the_checkpoint(
+    shape: GangShape, quantization: QuantizationName | None, tmp_path: Path
+) -> None:
+    build_engine_directory(order(DEMO_MODEL, tmp_path / "engine", shape, quantization))
+    assert gang_answers(tmp_path / "engine", shape, None) == gang_answers(DEMO_MODEL, shape, quantization)
 
 
 @pytest.mark.parametrize("family", MODEL_TYPES)
@@ -86,6 +94,23 @@ def test_each_rank_gets_what_it_would_cut_from_the_checkpoint(family: str, shape
         found = dict(load_shard(tmp_path / "engine", torch.float32, CPU, shard).named_parameters())
         assert expected.keys() == found.keys()
         assert all(torch.equal(expected[name], found[name]) for name in expected)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("shape", [ONE, TWO], ids=str)
+def test_a_checkpoint_that_is_float8_already_stays_what_it_is(kind: str, shape: GangShape, tmp_path: Path) -> None:
+    source = make_float8_checkpoint(tmp_path / "checkpoint", KINDS[kind])
+    build_engine_directory(order(source, tmp_path / "engine", shape))
+    spec = load_spec(source)
+    schemes = [stored_quantization(path, spec) for path in (source, tmp_path / "engine")]
+    assert schemes[0] == schemes[1] is not None
+    assert fingerprint(tmp_path / "engine") == fingerprint(source, schemes[0])
+    for rank in range(shape.num_ranks):
+        shard = cut_model(spec, RankPlace(shape, rank))
+        expected = dict(load_shard(source, torch.float32, CPU, shard, schemes[0]).named_parameters())
+        found = dict(load_shard(tmp_path / "engine", torch.float32, CPU, shard, schemes[1]).named_parameters())
+        assert list(expected) == list(found)
+        assert all(torch.equal(expected[name].view(torch.uint8), found[name].view(torch.uint8)) for name in expected)
 
 
 def test_weights_are_read_in_the_order_in_which_they_lie(built: Path) -> None:
