@@ -9,18 +9,16 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib import import_module
-from itertools import count
 from pathlib import Path
-from types import SimpleNamespace
 
 import triton
-from triton.backends.compiler import GPUTarget
 from triton.runtime.jit import JITFunction
 
 from kvasir_kernels.compile_cases import CASES, KERNEL_MODULES, Case
+from kvasir_kernels.compile_targets import GPUS, CompilingDriver, Gpu
 
 TABLE = Path(__file__).with_name("compiled.md")
 
@@ -28,21 +26,6 @@ TABLE = Path(__file__).with_name("compiled.md")
 class CompileProblem(Exception):
     """A kernel that would be slow or could not be launched at all."""
 
-
-@dataclass(frozen=True, slots=True)
-class Gpu:
-    """max_shared: bytes of shared memory that a program may have."""
-
-    target: GPUTarget
-    max_shared: int
-
-
-GPUS: Mapping[str, Gpu] = {
-    "sm_80": Gpu(GPUTarget("cuda", 80, 32), 163 * 1024),
-    "sm_90": Gpu(GPUTarget("cuda", 90, 32), 227 * 1024),
-    "sm_100": Gpu(GPUTarget("cuda", 100, 32), 227 * 1024),
-    "gfx942": Gpu(GPUTarget("hip", "gfx942", 64), 64 * 1024),
-}
 
 _MATRIX_INSTRUCTIONS = r"\b(?:mma\.sync|wgmma\.mma_async|tcgen05\.mma|v_mfma)"
 
@@ -61,38 +44,12 @@ class Compiled:
         return f"{self.registers} · {shared} · {self.matrix_instructions or '–'}"
 
 
-class _CompilingDriver:
-    """What Triton asks of a driver, where kernels are compiled and not run. A number stands for each device."""
-
-    _devices = count()
-
-    def __init__(self, gpu: Gpu) -> None:
-        self._gpu = gpu
-        self.device = next(self._devices)
-        self.utils = SimpleNamespace(
-            get_device_properties=lambda _device: {"max_shared_mem": gpu.max_shared},
-            load_binary=lambda *_binary: (None, None, 0, 0, 1024),
-        )
-
-    def get_current_device(self) -> int:
-        return self.device
-
-    def get_current_stream(self, _device: int) -> int:
-        return 0
-
-    def get_current_target(self) -> GPUTarget:
-        return self._gpu.target
-
-    def launcher_cls(self, _source: object, _metadata: object) -> object:
-        return lambda *_arguments: None
-
-
 def compile_case(case: Case, gpu: Gpu) -> dict[str, Compiled]:
     """What each kernel takes that the case launches, by name.
 
     Raises CompileProblem for a kernel that spills, and Triton's OutOfResources for one that can't be launched.
     """
-    driver = _CompilingDriver(gpu)
+    driver = CompilingDriver(gpu)
     triton.runtime.driver.set_active(driver)
     case()
     functions = [

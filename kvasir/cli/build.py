@@ -10,6 +10,7 @@ from kvasir.cli.host import check_model
 from kvasir_protocol.config import ModelConfig, PoolConfig
 from kvasir_protocol.errors import ConfigError
 from kvasir_workers.engine_directory.build import BuildOrder, build_engine_directory
+from kvasir_workers.engine_directory.kernels import target_here
 from kvasir_workers.engine_directory.weights import open_engine_directory
 from kvasir_workers.model.loader import load_spec
 from kvasir_workers.parallel.mesh import GangShape
@@ -54,6 +55,7 @@ def _order(options: argparse.Namespace) -> BuildOrder:
         dtype=resolve_dtype(model, load_spec(source)),
         quantization=options.quantization,
         shape=shape,
+        device=options.target or target_here(),
     )
 
 

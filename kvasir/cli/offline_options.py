@@ -18,6 +18,7 @@ def add_build_options(parser: argparse.ArgumentParser) -> None:
     add("--quantization", choices=get_args(QuantizationName), help="weights of fewer bits")
     add("--tensor-parallel-size", type=int, metavar="N", default=1, help="ranks that share each layer")
     add("--pipeline-parallel-size", type=int, metavar="N", default=1, help="stages that share the layers")
+    add("--target", metavar="NAME", help="compile for cpu, sm_80, sm_90, gfx942, … (default: this host's GPU, or cpu)")
     add("--check", action="store_true", help="read an engine directory through: is it what was built?")
 
 

@@ -13,6 +13,7 @@ from kvasir_protocol.config import EngineConfig, ModelConfig
 from kvasir_protocol.errors import CheckpointError, OutOfMemory
 from kvasir_protocol.messages import LAYOUT_VERSION, PageCut, PageDoor, PageLayout
 from kvasir_workers.engine import Engine
+from kvasir_workers.engine_directory.kernels import bring_kernels
 from kvasir_workers.engine_directory.manifest import settle
 from kvasir_workers.grammar.compiler import GrammarCompiler
 from kvasir_workers.grammar.token_table import TokenSource
@@ -150,6 +151,7 @@ def load_model(model: ModelConfig, engine: EngineConfig, segment_wish: SegmentWi
         check_host_cache(engine, free_memory(torch.device("cpu")))
     layout = page_layout(spec, engine.page_size, cache_dtype, fingerprint(directory, quantization))
     limits = _limits(directory, spec, plan)
+    bring_kernels(directory, device)
     prepare(device)
     decoder = load_decoder(directory, dtype, device, quantization, packs=True)
     if cache_dtype != dtype:

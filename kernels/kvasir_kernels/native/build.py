@@ -49,6 +49,21 @@ def built_library() -> Path:
     return target
 
 
+def install_library(folder: Path) -> None:
+    """Take the library of these sources for this CPU from a folder, if it is there and not in the cache yet."""
+    offered = folder / f"{_key()}.so"
+    try:
+        target = _cache_directory() / offered.name
+        if not offered.is_file() or target.is_file():
+            return
+        target.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with tempfile.NamedTemporaryFile(dir=target.parent, delete=False) as scratch:
+            scratch.write(offered.read_bytes())
+        Path(scratch.name).replace(target)
+    except (BuildError, OSError) as error:
+        _log.warning("the CPU kernels in %s can't be used (%s)", folder, error)
+
+
 def _cache_directory() -> Path:
     try:
         return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "kvasir" / "kernels"

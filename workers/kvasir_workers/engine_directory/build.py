@@ -13,6 +13,7 @@ import torch
 
 from kvasir_protocol.config import ModelConfig, QuantizationName
 from kvasir_protocol.errors import ConfigError
+from kvasir_workers.engine_directory.kernels import CPU, compile_kernels, write_library
 from kvasir_workers.engine_directory.manifest import (
     FORMAT,
     Manifest,
@@ -46,13 +47,14 @@ _DTYPE_NAMES: Mapping[torch.dtype, StoredDType] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BuildOrder:
-    """What to make of a checkpoint."""
+    """What to make of a checkpoint. device: "cpu", or the GPU to compile kernels for."""
 
     source: Path
     target: Path
     dtype: torch.dtype
     quantization: QuantizationName | None
     shape: GangShape
+    device: str = CPU
 
     def scheme(self) -> QuantizationSpec | None:
         """The one asked for, or the checkpoint's. Raises ConfigError where both are, or several ranks can't have it."""
@@ -76,6 +78,12 @@ def build_engine_directory(order: BuildOrder) -> Manifest:
     with _new_directory(order.target) as directory:
         _copy_texts(order.source, directory)
         (directory / "weights").mkdir()
+        compiled = None
+        if order.device == CPU:
+            write_library(directory)
+        else:
+            first = cut_model(spec, RankPlace(order.shape, 0))
+            compiled = compile_kernels(directory, order.device, first, scheme, order.dtype)
         manifest = Manifest(
             format=FORMAT,
             kvasir=version("kvasir"),
@@ -87,6 +95,7 @@ def build_engine_directory(order: BuildOrder) -> Manifest:
             tensor_parallel_size=order.shape.tensor_parallel_size,
             pipeline_parallel_size=order.shape.pipeline_parallel_size,
             ranks=tuple(_write_rank(order, scheme, rank, directory) for rank in range(order.shape.num_ranks)),
+            compiled=compiled,
         )
         write_manifest(directory, manifest)
     return manifest

@@ -34,6 +34,9 @@ class Compiled:
     target: str
     triton: str
 
+    def __str__(self) -> str:
+        return f"{self.target} and Triton {self.triton}"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Manifest:
@@ -124,14 +127,14 @@ def shape_for(
     return GangShape(tensor_parallel_size=tensor_parallel_size or 1, pipeline_parallel_size=pipeline_parallel_size or 1)
 
 
-def build_command(wanted: Manifest, directory: str = "DIR") -> str:
+def build_command(wanted: Manifest, directory: str = "DIR", target: str | None = None) -> str:
     """What makes a directory like this one."""
     flags = {
         "--dtype": wanted.dtype,
         "--quantization": wanted.quantization,
         "--tensor-parallel-size": wanted.tensor_parallel_size if wanted.tensor_parallel_size > 1 else None,
         "--pipeline-parallel-size": wanted.pipeline_parallel_size if wanted.pipeline_parallel_size > 1 else None,
-        "--target": wanted.compiled.target if wanted.compiled else None,
+        "--target": target or (wanted.compiled.target if wanted.compiled else None),
     }
     said = "".join(f" {flag} {value}" for flag, value in flags.items() if value is not None)
     return f"kvasir build {wanted.source} -o {directory}{said}"

@@ -10,6 +10,7 @@ from kvasir_kernels.dispatch import prepare
 from kvasir_kernels.paged_cache import CacheScales
 from kvasir_protocol.config import EngineConfig, ModelConfig
 from kvasir_protocol.errors import ConfigError, OutOfMemory
+from kvasir_workers.engine_directory.kernels import bring_kernels
 from kvasir_workers.engine_directory.manifest import settle
 from kvasir_workers.kv.page_memory import SUFFIX, PageShape, SharedSegment
 from kvasir_workers.memory import Footprint, MemoryPlan, free_memory, page_bytes, plan_memory
@@ -124,6 +125,7 @@ def load_rank(plan: RankPlan, meeting: Meeting, segment_name: str = "") -> Loade
 
     Raises RankLost if another one does not come, CheckpointError for what headers do not tell.
     """
+    bring_kernels(plan.directory, plan.device)
     prepare(plan.device)
     collectives = Collectives(plan.shard.place, meeting, plan.device)
     segment = None
