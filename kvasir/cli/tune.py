@@ -12,7 +12,7 @@ from kvasir_protocol.errors import ConfigError
 from kvasir_workers.model.loader import load_spec
 from kvasir_workers.parallel.mesh import GangShape, RankPlace
 from kvasir_workers.parallel.shard import cut_model
-from kvasir_workers.resolve import resolve_dtype
+from kvasir_workers.resolve import resolve_dtype, resolve_quantization
 
 
 def show_tuning(options: argparse.Namespace) -> int:
@@ -25,21 +25,26 @@ def show_tuning(options: argparse.Namespace) -> int:
     # Triton is no part of an installation for CPUs.
     from kvasir_kernels.tuning.choices import place_of
     from kvasir_kernels.tuning.clock import Clock
-    from kvasir_kernels.tuning.search import tune
-    from kvasir_kernels.tuning.table import user_table, write_table
+    from kvasir_kernels.tuning.search import TuningError, tune
+    from kvasir_kernels.tuning.table import TableError, user_table, write_table
     from kvasir_workers.tuning import problems_of
 
-    model = ModelConfig(path=str(options.model), served_name="", dtype=options.dtype)
+    path = str(Path(options.model).expanduser().absolute())
+    model = ModelConfig(path=path, served_name="", dtype=options.dtype, quantization=options.quantization)
     check_model(model, (PoolConfig(role="mixed", tensor_parallel_size=options.tensor_parallel_size),))
-    spec = load_spec(Path(options.model))
+    spec = load_spec(Path(path))
     shape = GangShape(tensor_parallel_size=options.tensor_parallel_size, pipeline_parallel_size=1)
     shard, device = cut_model(spec, RankPlace(shape, 0)), torch.device("cuda", torch.cuda.current_device())
     place, file, clock = place_of(device), options.output or user_table(), Clock(device)
     console = Console(highlight=False, soft_wrap=True)
     console.print(f"{place.device}, Triton {place.triton}; choices go to {file}", markup=False)
-    for problem in problems_of(shard, resolve_dtype(model, spec), EngineConfig().page_size, device):
-        choice, search = tune(problem, clock, place)
-        write_table(file, [choice])
+    dtype, scheme = resolve_dtype(model, spec), resolve_quantization(model, spec, device)
+    for problem in problems_of(shard, dtype, EngineConfig().page_size, device, scheme):
+        try:
+            choice, search = tune(problem, clock, place)
+            write_table(file, [choice])
+        except (TuningError, TableError, OSError) as error:
+            raise ConfigError(str(error)) from error
         console.print(
             f"  {choice.key}: {1e6 * choice.seconds:,.1f} us, untuned {1e6 * choice.default_seconds:,.1f} us; "
             f"{len(search.seconds)} tiles measured, {len(search.refused)} refused",

@@ -4,13 +4,19 @@ from collections.abc import Iterator
 
 import torch
 
-from kvasir_kernels.tuning.problems import SERVED, AttentionShape, Loads, attention_problems
+from kvasir_kernels.tuning.problems import SERVED, AttentionShape, Loads, attention_problems, float8_problems
 from kvasir_kernels.tuning.search import Problem
-from kvasir_workers.parallel.shard import ModelShard
+from kvasir_workers.parallel.shard import ModelShard, layer_matrices
+from kvasir_workers.quantization.scheme import QuantizationSpec
 
 
 def problems_of(
-    shard: ModelShard, dtype: torch.dtype, page_size: int, device: torch.device, loads: Loads = SERVED
+    shard: ModelShard,
+    dtype: torch.dtype,
+    page_size: int,
+    device: torch.device,
+    scheme: QuantizationSpec | None = None,
+    loads: Loads = SERVED,
 ) -> Iterator[Problem]:
     """One after the other, so that no two have their numbers in memory at once."""
     local = shard.local
@@ -23,3 +29,6 @@ def problems_of(
         stored=dtype,
     )
     yield from attention_problems(shape, loads, device)
+    if scheme is not None and scheme.float8 is not None:
+        for num_inputs, num_outputs in layer_matrices(shard, dtype):
+            yield from float8_problems(num_inputs, num_outputs, scheme.float8.grain, device)

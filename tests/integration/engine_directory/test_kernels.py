@@ -1,4 +1,4 @@
-"""The kernels in an engine directory: compiled for a GPU that is not here, found again, refused where they don't fit."""
+"""The kernels in an engine directory: compiled for a GPU that is not here, found again, refused where they misfit."""
 
 import importlib.util
 import json

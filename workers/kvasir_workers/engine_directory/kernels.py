@@ -22,8 +22,7 @@ from kvasir_kernels.native.build import BuildError, built_library, install_libra
 from kvasir_protocol.config import EngineConfig
 from kvasir_protocol.errors import CheckpointError, ConfigError
 from kvasir_workers.engine_directory.manifest import Compiled, Manifest, build_command, read_manifest
-from kvasir_workers.model.decoder import Decoder
-from kvasir_workers.parallel.shard import ModelShard
+from kvasir_workers.parallel.shard import ModelShard, layer_matrices
 from kvasir_workers.quantization.scheme import QuantizationSpec
 
 if TYPE_CHECKING:
@@ -112,15 +111,8 @@ def _shape(shard: ModelShard, scheme: QuantizationSpec | None, dtype: torch.dtyp
         has_head_norms=local.qk_norm,
         grain=None if float8 is None else "row" if float8.grain is Grain.ROW else "block",
         has_input_scale=float8 is not None and float8.has_input_scale,
-        matrices=_matrices(shard, dtype) if float8 is not None else (),
+        matrices=layer_matrices(shard, dtype) if float8 is not None else (),
     )
-
-
-def _matrices(shard: ModelShard, dtype: torch.dtype) -> tuple[tuple[int, int], ...]:
-    """Inputs and outputs of those in layers, each once."""
-    decoder = Decoder(shard.local, dtype, torch.device("meta"), shard.part)
-    shapes = {matrix.weight.shape for name, matrix in decoder.matrices().items() if name.startswith("layers.")}
-    return tuple(sorted((shape[1], shape[0]) for shape in shapes))
 
 
 def _write_tiles(file: Path, target: str) -> None:

@@ -10,7 +10,9 @@ kv heads      0   | 0   | 1   | 1
 from dataclasses import dataclass, replace
 from math import gcd
 
-from kvasir_workers.model.decoder import DecoderPart
+import torch
+
+from kvasir_workers.model.decoder import Decoder, DecoderPart
 from kvasir_workers.model.spec import DecoderSpec
 from kvasir_workers.parallel.mesh import RankPlace, check_shape
 
@@ -71,6 +73,13 @@ def cut_model(spec: DecoderSpec, place: RankPlace) -> ModelShard:
         gate=gate,
         vocabulary=vocabulary,
     )
+
+
+def layer_matrices(shard: ModelShard, dtype: torch.dtype) -> tuple[tuple[int, int], ...]:
+    """Inputs and outputs of the matrices in a rank's layers, each once."""
+    decoder = Decoder(shard.local, dtype, torch.device("meta"), shard.part)
+    shapes = {matrix.weight.shape for name, matrix in decoder.matrices().items() if name.startswith("layers.")}
+    return tuple(sorted((shape[1], shape[0]) for shape in shapes))
 
 
 def share(number: int, num_parts: int, index: int) -> range:
