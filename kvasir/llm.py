@@ -104,8 +104,7 @@ class LLM:
             num_threads=num_threads,
         )
         shape = shape_for(directory, tensor_parallel_size, pipeline_parallel_size)
-        config = share_cores(config, shape)
-        if config.num_threads is not None:
+        if (config := share_cores(config, shape)).num_threads is not None:
             torch.set_num_threads(config.num_threads)
         source = ModelConfig(
             path=str(directory), served_name=name, dtype=dtype, quantization=quantization, max_model_len=max_model_len

@@ -135,11 +135,18 @@ def sample(vocabulary: int) -> None:
     sample_tokens(logits, SamplingRules(places, places, numbers, places.int(), numbers, numbers))
 
 
-def decodes(num_rows: int, num_heads: int, num_kv_heads: int, head_dim: int, dtype: torch.dtype) -> None:
+def decodes(
+    num_rows: int,
+    num_heads: int,
+    num_kv_heads: int,
+    head_dim: int,
+    dtype: torch.dtype,
+    stored: torch.dtype | None = None,
+) -> None:
     """What a graph replays beside the model's layers."""
     inputs = DecodeInputs.empty(num_rows, 8192, torch.device("cpu"))
     packed = torch.zeros(packed_size(num_rows, 8192), dtype=torch.int32)
     unpack_decodes(packed, inputs.token_ids, num_rows, PAGE_SIZE, inputs)
     batch = PaddedDecodes(inputs.context_lens, inputs.page_tables)
     query = torch.zeros(num_rows, num_heads, head_dim, dtype=dtype)
-    paged_attention(query, _cache(num_kv_heads, head_dim, dtype), batch, head_dim**-0.5, None)
+    paged_attention(query, _cache(num_kv_heads, head_dim, stored or dtype), batch, head_dim**-0.5, None)

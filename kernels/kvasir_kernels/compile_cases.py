@@ -8,6 +8,7 @@ import torch
 from kvasir_kernels.compile_calls import (
     HALF,
     attention,
+    decodes,
     gate,
     gate_float8,
     gelu_gate,
@@ -73,6 +74,7 @@ def _cases() -> dict[str, Case]:
     cases["gelu_mul 14336 bfloat16"] = partial(gelu_gate, 14336)
     cases["move_pages 4 of 8x128"] = partial(move, PagePart(0, 2, 4, 4))
     cases[f"sample of {_VOCABULARY}"] = partial(sample, _VOCABULARY)
+    cases["256 decodes of a graph"] = partial(decodes, 256, 32, 8, 128, HALF)
     return cases
 
 

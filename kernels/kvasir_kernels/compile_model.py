@@ -31,9 +31,13 @@ _GRAPH_ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelShape:
-    """What one rank's kernels are compiled for. grain: of float8, None without; matrices: inputs and outputs."""
+    """What one rank's kernels are compiled for.
+
+    stored: the cache's dtype. grain: of float8, None without; matrices: inputs and outputs of what has it.
+    """
 
     dtype: str
+    stored: str
     hidden_size: int
     intermediate_size: int
     num_layers: int
@@ -59,15 +63,16 @@ class ModelShape:
 
 def cases_of(shape: ModelShape) -> Iterator[Case]:
     """What a step launches, with arguments of the kinds that a step has."""
-    dtype, heads = getattr(torch, shape.dtype), (shape.num_heads, shape.num_kv_heads, shape.head_dim)
+    dtype, stored = getattr(torch, shape.dtype), getattr(torch, shape.stored)
+    heads = (shape.num_heads, shape.num_kv_heads, shape.head_dim)
     yield partial(calls.norm, shape.hidden_size, dtype)
     yield partial(calls.gate, shape.intermediate_size, dtype)
-    yield partial(calls.rotate, *heads, dtype, has_norms=shape.has_head_norms, page_size=shape.page_size)
+    yield partial(calls.rotate, *heads, dtype, stored=stored, has_norms=shape.has_head_norms, page_size=shape.page_size)
     for window in {window is None: window for window in shape.windows}.values():
-        yield partial(calls.attention, *heads, window, dtype, page_size=shape.page_size)
+        yield partial(calls.attention, *heads, window, dtype, stored=stored, page_size=shape.page_size)
     for num_rows in _GRAPH_ROWS:
-        yield partial(calls.decodes, num_rows, *heads, dtype)
-    yield partial(calls.move, PagePart(0, shape.num_layers, 0, shape.num_kv_heads), *heads[1:], dtype)
+        yield partial(calls.decodes, num_rows, *heads, dtype, stored)
+    yield partial(calls.move, PagePart(0, shape.num_layers, 0, shape.num_kv_heads), *heads[1:], stored)
     yield partial(calls.sample, shape.vocab_size)
     if shape.grain is not None:
         yield from _float8_cases(shape, Grain(shape.grain), dtype)

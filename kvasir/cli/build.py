@@ -56,6 +56,7 @@ def _order(options: argparse.Namespace) -> BuildOrder:
         quantization=options.quantization,
         shape=shape,
         device=options.target or target_here(),
+        cache_dtype=options.kv_cache_dtype,
     )
 
 

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import get_args
 
-from kvasir_protocol.config import DType, QuantizationName
+from kvasir_protocol.config import DType, KvCacheDType, QuantizationName
 
 
 def add_build_options(parser: argparse.ArgumentParser) -> None:
@@ -18,6 +18,7 @@ def add_build_options(parser: argparse.ArgumentParser) -> None:
     add("--quantization", choices=get_args(QuantizationName), help="weights of fewer bits")
     add("--tensor-parallel-size", type=int, metavar="N", default=1, help="ranks that share each layer")
     add("--pipeline-parallel-size", type=int, metavar="N", default=1, help="stages that share the layers")
+    add("--kv-cache-dtype", choices=get_args(KvCacheDType), default="auto", help="for kernels of a GPU")
     add("--target", metavar="NAME", help="compile for cpu, sm_80, sm_90, gfx942, … (default: this host's GPU, or cpu)")
     add("--check", action="store_true", help="read an engine directory through: is it what was built?")
 
@@ -28,6 +29,7 @@ def add_tune_options(parser: argparse.ArgumentParser) -> None:
     add("model", metavar="MODEL", help="a folder in Hugging Face format")
     add("--dtype", choices=get_args(DType), default="auto")
     add("--quantization", choices=get_args(QuantizationName), help="products of float8 have tiles, too")
+    add("--kv-cache-dtype", choices=get_args(KvCacheDType), default="auto", help="what keys and values are stored in")
     add("--device", choices=("cuda",), default="cuda", help="only GPUs have tiles (default: %(default)s)")
     add("--tensor-parallel-size", type=int, metavar="N", default=1, help="ranks that share each layer")
     add("-o", "--output", type=Path, metavar="FILE", help="where to write (default: what this user's servers look up)")

@@ -38,8 +38,9 @@ def show_tuning(options: argparse.Namespace) -> int:
     place, file, clock = place_of(device), options.output or user_table(), Clock(device)
     console = Console(highlight=False, soft_wrap=True)
     console.print(f"{place.device}, Triton {place.triton}; choices go to {file}", markup=False)
+    engine = EngineConfig(kv_cache_dtype=options.kv_cache_dtype)
     dtype, scheme = resolve_dtype(model, spec), resolve_quantization(model, spec, device)
-    for problem in problems_of(shard, dtype, EngineConfig().page_size, device, scheme):
+    for problem in problems_of(shard, dtype, engine, device, scheme):
         try:
             choice, search = tune(problem, clock, place)
             write_table(file, [choice])

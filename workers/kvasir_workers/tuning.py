@@ -6,14 +6,16 @@ import torch
 
 from kvasir_kernels.tuning.problems import SERVED, AttentionShape, Loads, attention_problems, float8_problems
 from kvasir_kernels.tuning.search import Problem
+from kvasir_protocol.config import EngineConfig
 from kvasir_workers.parallel.shard import ModelShard, layer_matrices
 from kvasir_workers.quantization.scheme import QuantizationSpec
+from kvasir_workers.resolve import resolve_cache_dtype
 
 
 def problems_of(
     shard: ModelShard,
     dtype: torch.dtype,
-    page_size: int,
+    engine: EngineConfig,
     device: torch.device,
     scheme: QuantizationSpec | None = None,
     loads: Loads = SERVED,
@@ -24,9 +26,9 @@ def problems_of(
         num_heads=local.num_heads,
         num_kv_heads=local.num_kv_heads,
         head_dim=local.head_dim,
-        page_size=page_size,
+        page_size=engine.page_size,
         dtype=dtype,
-        stored=dtype,
+        stored=resolve_cache_dtype(engine, dtype),
     )
     yield from attention_problems(shape, loads, device)
     if scheme is not None and scheme.float8 is not None:

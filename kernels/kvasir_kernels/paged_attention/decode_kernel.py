@@ -45,8 +45,7 @@ def decode(
     kv_head = tl.program_id(1) // ROW_TILES
     members = (tl.program_id(1) % ROW_TILES) * ROWS + tl.arange(0, ROWS)
     is_row = members < GROUP
-    heads = kv_head * GROUP + members
-    dims = tl.arange(0, BLOCK_DIM)
+    heads, dims = kv_head * GROUP + members, tl.arange(0, BLOCK_DIM)
     is_number = is_row[:, None] & (dims < HEAD_DIM)[None, :]
     rows = query + sequence.to(tl.int64) * query_stride + heads[:, None] * HEAD_DIM + dims[None, :]
     queries = tl.load(rows, mask=is_number, other=0.0)

@@ -7,12 +7,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from kvasir_protocol.config import EngineConfig, ModelConfig, QuantizationName
 from kvasir_protocol.errors import CheckpointError, ConfigError
 from kvasir_workers.engine_directory.build import BuildOrder, build_engine_directory
 from kvasir_workers.engine_directory.weights import open_engine_directory
 from kvasir_workers.load import build_engine, load_model
+from kvasir_workers.model.cache_scales import read_cache_scales
 from kvasir_workers.model.fingerprint import fingerprint
 from kvasir_workers.model.loader import load_decoder, load_spec, weight_bytes
 from kvasir_workers.model.stored_quantization import stored_quantization
@@ -236,3 +238,17 @@ def test_what_another_process_builds_is_left_to_it(checkpoint: Path, tmp_path: P
         build_engine_directory(order(checkpoint, tmp_path / "engine"))
     os.close(descriptor)
     assert (theirs / "half").exists()
+
+
+def test_scales_of_a_float8_cache_come_with_it(checkpoint: Path, tmp_path: Path) -> None:
+    source = Path(shutil.copytree(checkpoint, tmp_path / "checkpoint"))
+    tensors = load_file(source / "model.safetensors")
+    tensors["model.layers.1.self_attn.k_scale"] = torch.tensor([0.25, 0.5])
+    save_file(tensors, source / "model.safetensors", metadata={"format": "pt"})
+    for path in (source, checkpoint):
+        build_engine_directory(order(path, tmp_path / path.parent.name))
+        spec = load_spec(path)
+        found = read_cache_scales(tmp_path / path.parent.name, spec, CPU)
+        for ours, theirs in zip(found, read_cache_scales(path, spec, CPU), strict=True):
+            assert torch.equal(ours.key, theirs.key) and torch.equal(ours.value, theirs.value)
+    assert (tmp_path / source.parent.name / "weights" / "cache-scales.safetensors").is_file()

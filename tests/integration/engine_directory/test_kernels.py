@@ -40,8 +40,9 @@ print(len(found), all(found))
 """
 
 SHAPE = {
-    "dtype": "bfloat16", "hidden_size": 64, "intermediate_size": 96, "num_layers": 3, "num_heads": 4, "num_kv_heads": 2,
-    "head_dim": 16, "vocab_size": 256, "page_size": 16, "windows": [None] * 3, "has_head_norms": False, "matrices": [],
+    "dtype": "bfloat16", "stored": "bfloat16", "hidden_size": 64, "intermediate_size": 96, "num_layers": 3,
+    "num_heads": 4, "num_kv_heads": 2, "head_dim": 16, "vocab_size": 256, "page_size": 16, "windows": [None] * 3,
+    "has_head_norms": False, "matrices": [],
 }  # fmt: skip
 
 

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import torch
 
-from kvasir_protocol.config import ModelConfig, QuantizationName
+from kvasir_protocol.config import KvCacheDType, ModelConfig, QuantizationName
 from kvasir_protocol.errors import ConfigError
-from kvasir_workers.engine_directory.kernels import CPU, compile_kernels, write_library
+from kvasir_workers.engine_directory.kernels import CPU, KernelTypes, compile_kernels, write_library
 from kvasir_workers.engine_directory.manifest import (
     FORMAT,
     Manifest,
@@ -24,6 +24,7 @@ from kvasir_workers.engine_directory.manifest import (
 )
 from kvasir_workers.engine_directory.tensor_file import write_tensors
 from kvasir_workers.engine_directory.weights import expected_tensors, stored_tensors
+from kvasir_workers.model.cache_scales import copy_cache_scales
 from kvasir_workers.model.fingerprint import fingerprint, samples_of
 from kvasir_workers.model.loader import load_spec
 from kvasir_workers.parallel.mesh import GangShape, RankPlace
@@ -47,7 +48,7 @@ _DTYPE_NAMES: Mapping[torch.dtype, StoredDType] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BuildOrder:
-    """What to make of a checkpoint. device: "cpu", or the GPU to compile kernels for."""
+    """What to make of a checkpoint. device: "cpu", or the GPU to compile kernels for, with such a cache."""
 
     source: Path
     target: Path
@@ -55,6 +56,7 @@ class BuildOrder:
     quantization: QuantizationName | None
     shape: GangShape
     device: str = CPU
+    cache_dtype: KvCacheDType = "auto"
 
     def scheme(self) -> QuantizationSpec | None:
         """The one asked for, or the checkpoint's. Raises ConfigError where both are, or several ranks can't have it."""
@@ -78,12 +80,15 @@ def build_engine_directory(order: BuildOrder) -> Manifest:
     with _new_directory(order.target) as directory:
         _copy_texts(order.source, directory)
         (directory / "weights").mkdir()
+        copy_cache_scales(order.source, spec, directory)
         compiled = None
         if order.device == CPU:
             write_library(directory)
         else:
             first = cut_model(spec, RankPlace(order.shape, 0))
-            compiled = compile_kernels(directory, order.device, first, scheme, order.dtype)
+            compiled = compile_kernels(
+                directory, order.device, first, KernelTypes(order.dtype, scheme, order.cache_dtype)
+            )
         manifest = Manifest(
             format=FORMAT,
             kvasir=version("kvasir"),

@@ -12,6 +12,7 @@ import os
 import stat
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,11 +20,12 @@ import torch
 
 from kvasir_kernels.dispatch import Grain
 from kvasir_kernels.native.build import BuildError, built_library, install_library
-from kvasir_protocol.config import EngineConfig
+from kvasir_protocol.config import EngineConfig, KvCacheDType
 from kvasir_protocol.errors import CheckpointError, ConfigError
 from kvasir_workers.engine_directory.manifest import Compiled, Manifest, build_command, read_manifest
 from kvasir_workers.parallel.shard import ModelShard, layer_matrices
 from kvasir_workers.quantization.scheme import QuantizationSpec
+from kvasir_workers.resolve import resolve_cache_dtype
 
 if TYPE_CHECKING:
     from kvasir_kernels.compile_model import ModelShape
@@ -56,9 +58,16 @@ def write_library(directory: Path) -> None:
     (directory / KERNELS / library.name).write_bytes(library.read_bytes())
 
 
-def compile_kernels(
-    directory: Path, target: str, shard: ModelShard, scheme: QuantizationSpec | None, dtype: torch.dtype
-) -> Compiled:
+@dataclass(frozen=True, slots=True)
+class KernelTypes:
+    """What kernels are compiled for beside sizes: the model's dtype, its quantization, what the cache holds."""
+
+    dtype: torch.dtype
+    scheme: QuantizationSpec | None
+    cache_dtype: KvCacheDType
+
+
+def compile_kernels(directory: Path, target: str, shard: ModelShard, types: KernelTypes) -> Compiled:
     """Triton's, for all that a rank computes. Raises ConfigError for an unknown target, or where there is no Triton."""
     try:
         import triton
@@ -67,9 +76,7 @@ def compile_kernels(
 
         gpu_of(target)
     except ImportError as error:
-        raise ConfigError(
-            f"kernels for {target} need Triton, which is not installed: pip install kvasir[gpu]"
-        ) from error
+        raise ConfigError(f"kernels for {target} need Triton; install it: pip install kvasir[gpu]") from error
     except ValueError as error:
         raise ConfigError(f"--target: {error}") from error
     _write_tiles(directory / TILES, target)
@@ -79,26 +86,22 @@ def compile_kernels(
         "TRITON_STORE_BINARY_ONLY": "1",
         "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
     }
-    command = [
-        sys.executable,
-        "-m",
-        "kvasir_kernels.compile_model",
-        target,
-        _shape(shard, scheme, dtype).to_json(),
-        *tiles,
-    ]
+    shape = _shape(shard, types).to_json()
+    command = [sys.executable, "-m", "kvasir_kernels.compile_model", target, shape, *tiles]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     if done.returncode:
         raise ConfigError(f"the kernels for {target} can't be compiled: {done.stderr.strip().rpartition(chr(10))[2]}")
     return Compiled(target=target, triton=triton.__version__)
 
 
-def _shape(shard: ModelShard, scheme: QuantizationSpec | None, dtype: torch.dtype) -> "ModelShape":
+def _shape(shard: ModelShard, types: KernelTypes) -> "ModelShape":
     from kvasir_kernels.compile_model import ModelShape
 
-    local, float8 = shard.local, scheme.float8 if scheme is not None else None
+    engine = EngineConfig(kv_cache_dtype=types.cache_dtype)
+    local, float8 = shard.local, types.scheme.float8 if types.scheme is not None else None
     return ModelShape(
-        dtype=str(dtype).removeprefix("torch."),
+        dtype=_named(types.dtype),
+        stored=_named(resolve_cache_dtype(engine, types.dtype)),
         hidden_size=local.hidden_size,
         intermediate_size=local.intermediate_size,
         num_layers=local.num_layers,
@@ -106,13 +109,17 @@ def _shape(shard: ModelShard, scheme: QuantizationSpec | None, dtype: torch.dtyp
         num_kv_heads=local.num_kv_heads,
         head_dim=local.head_dim,
         vocab_size=shard.whole.vocab_size,
-        page_size=EngineConfig().page_size,
+        page_size=engine.page_size,
         windows=local.windows,
         has_head_norms=local.qk_norm,
         grain=None if float8 is None else "row" if float8.grain is Grain.ROW else "block",
         has_input_scale=float8 is not None and float8.has_input_scale,
-        matrices=layer_matrices(shard, dtype) if float8 is not None else (),
+        matrices=layer_matrices(shard, types.dtype) if float8 is not None else (),
     )
+
+
+def _named(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _write_tiles(file: Path, target: str) -> None:

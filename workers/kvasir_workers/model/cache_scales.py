@@ -8,11 +8,13 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
 from kvasir_kernels.paged_cache import CacheScales
 from kvasir_protocol.errors import CheckpointError
-from kvasir_workers.model.checkpoint import StoredTensor, open_tensors, read_stored_tensors
+from kvasir_workers.engine_directory.manifest import is_engine_directory
+from kvasir_workers.model.checkpoint import StoredTensor, open_tensors, read_header, read_stored_tensors
 from kvasir_workers.model.spec import DecoderSpec
 
 _NAMES = {
@@ -21,16 +23,39 @@ _NAMES = {
 }
 """As compressed-tensors writes them, and as it and others did before."""
 
+_ENGINE_FILE = "weights/cache-scales.safetensors"
+"""The same tensors in an engine directory, for all ranks."""
+
 
 def read_cache_scales(directory: Path, spec: DecoderSpec, device: torch.device) -> list[CacheScales]:
     """Each layer's, [K] float32 for keys and for values. Raises CheckpointError for scales that can't be used."""
-    stored = read_stored_tensors(directory)
+    stored = _stored_tensors(directory)
     return [
         CacheScales(
             *(_read(stored, f"model.layers.{layer}", _NAMES[side], spec).to(device) for side in ("key", "value"))
         )
         for layer in range(spec.num_layers)
     ]
+
+
+def copy_cache_scales(checkpoint: Path, spec: DecoderSpec, directory: Path) -> None:
+    """Put a checkpoint's scales, if it has any, into an engine directory. Raises CheckpointError."""
+    stored, copied = read_stored_tensors(checkpoint), {}
+    for layer in range(spec.num_layers):
+        for name in (f"model.layers.{layer}.{name}" for names in _NAMES.values() for name in names):
+            if name in stored:
+                with open_tensors(stored[name].file) as tensors:
+                    copied[name] = tensors.get_tensor(name)
+    if copied:
+        save_file(copied, directory / _ENGINE_FILE)
+
+
+def _stored_tensors(directory: Path) -> Mapping[str, StoredTensor]:
+    """Where scales may be among."""
+    if not is_engine_directory(directory):
+        return read_stored_tensors(directory)
+    file = directory / _ENGINE_FILE
+    return read_header(file) if file.is_file() else {}
 
 
 def _read(stored: Mapping[str, StoredTensor], layer: str, names: tuple[str, ...], spec: DecoderSpec) -> Tensor:

@@ -77,7 +77,7 @@ def read_stored_tensors(directory: Path) -> dict[str, StoredTensor]:
     Raises CheckpointError for missing, truncated or inconsistent files.
     """
     if (directory / _SINGLE_FILE).is_file():
-        return _read_header(directory / _SINGLE_FILE)
+        return read_header(directory / _SINGLE_FILE)
     if not (directory / _INDEX).is_file():
         raise CheckpointError(
             f"{directory} has neither {_SINGLE_FILE} nor {_INDEX}; "
@@ -129,14 +129,15 @@ def _read_index(directory: Path) -> Mapping[str, str]:
 def _read_shards(directory: Path, files: Mapping[str, str]) -> dict[str, StoredTensor]:
     tensors: dict[str, StoredTensor] = {}
     for file in sorted(set(files.values())):
-        tensors.update(_read_header(directory / file))
+        tensors.update(read_header(directory / file))
     for name, file in files.items():
         if name not in tensors or tensors[name].file.name != file:
             raise CheckpointError(f"{directory / file} lacks {name}, which {_INDEX} places there; download it again")
     return tensors
 
 
-def _read_header(file: Path) -> dict[str, StoredTensor]:
+def read_header(file: Path) -> dict[str, StoredTensor]:
+    """Return the tensors of one file by name. Raises CheckpointError."""
     with open_tensors(file) as stored:
         slices = {name: stored.get_slice(name) for name in stored.keys()}  # noqa: SIM118 (not a dict)
         return {name: StoredTensor(file, s.get_dtype(), tuple(s.get_shape())) for name, s in slices.items()}
