@@ -69,6 +69,7 @@ class ThreadGang:
         self._followers_config = followers_config or config
         self._meeting = Meeting(store=memory_store(), deadline_s=DEADLINE_S)
         self.failures: dict[int, BaseException] = {}
+        self._pages_of_followers: dict[int, torch.Tensor] = {}
         self.sender = QueueSender(range(1, shape.num_ranks))
         self._threads = [Thread(target=self._follow, args=(RankPlace(shape, rank),)) for rank in self.sender.queues]
         for thread in self._threads:
@@ -80,6 +81,7 @@ class ThreadGang:
         try:
             rank = load_rank(plan_rank(self._model, self._followers_config, place), self._meeting)
             rank.stage.pages.fill_(torch.nan)
+            self._pages_of_followers[place.rank] = rank.stage.pages
             Follower(rank.stage).serve(QueueReceiver(self.sender.queues[place.rank]))
             rank.stage.close()
         except BaseException as error:
@@ -91,6 +93,10 @@ class ThreadGang:
         if shape.pipeline_parallel_size > 1:
             assert self.loaded.lead is not None
             self.sender.send(encode(FinishStep(number=self.loaded.lead.stage.next_plan())))
+
+    def pages(self) -> list[torch.Tensor]:
+        """Of all ranks, once a step has begun."""
+        return [self.loaded.pages, *self._pages_of_followers.values()]
 
     def engine(self) -> Engine:
         return build_engine(self.loaded, self._config)

@@ -133,12 +133,6 @@ def test_pages_go_from_any_gang_to_any_wherever_its_ranks_are(
     assert target.client.stats().stats.engine.computed_prompt_tokens == 0
 
 
-def test_pages_of_a_pipeline_leave_while_its_prompt_is_computed(start: Start) -> None:
-    source, target = start("prefill", 1, 2, is_far=True), start("decode")
-    hand_over(asked(), source.client, target.client)
-    assert source.client.stats().stats.handover.hidden_bytes > 0
-
-
 @pytest.fixture
 def plans() -> Iterator[tuple[object, str]]:
     """A leader's socket, and where followers connect to it."""
