@@ -39,7 +39,7 @@ from kvasir_protocol.view import ClusterView, ReplicaAddress, Role
 from kvasir_router.dispatch import Dispatcher
 from kvasir_router.fleet import Fleet
 from kvasir_router.links import LinkSettings, ReplicaLink
-from kvasir_router.metrics import FrontDoorMetrics
+from kvasir_router.metrics import FrontDoorMetrics, MetricFamilies
 from kvasir_router.patience import Patience
 from kvasir_router.routing.load import ReplicaLoad
 from kvasir_router.routing.policy import RequestShape, Route, RoutingPolicy, make_policy
@@ -166,7 +166,7 @@ async def dispatcher_over(
         yield Dispatcher(
             fleet=fleet,
             policy=policy,
-            metrics=FrontDoorMetrics(CollectorRegistry(), "demo"),
+            metrics=FrontDoorMetrics(MetricFamilies(CollectorRegistry()), "demo"),
             patience=Patience(),
         )
     finally:

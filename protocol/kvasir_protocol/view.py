@@ -1,6 +1,6 @@
 """What a router knows of the cluster: which replicas there are and how to reach them."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from kvasir_protocol.ids import ReplicaId
@@ -10,11 +10,15 @@ Role = Literal["prefill", "decode", "mixed"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReplicaAddress:
-    """Where one replica listens and what it is for. endpoint is a ZeroMQ address, such as tcp://10.0.0.7:5601."""
+    """Where one replica listens and what it is for. endpoint is a ZeroMQ address, such as tcp://10.0.0.7:5601.
+
+    model: its served name; "" where there is only one.
+    """
 
     replica_id: ReplicaId
     role: Role
     endpoint: str
+    model: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,6 +28,10 @@ class ClusterView:
     version: int
     replicas: tuple[ReplicaAddress, ...]
     phase: str = "ready"
+
+    def of_model(self, name: str) -> "ClusterView":
+        """The same with only those that serve the model."""
+        return replace(self, replicas=tuple(each for each in self.replicas if each.model in ("", name)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

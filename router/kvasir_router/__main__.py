@@ -9,6 +9,7 @@ import os
 import socket
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import get_args
 
@@ -19,7 +20,7 @@ from kvasir_protocol.errors import ConfigError, KvasirError
 from kvasir_protocol.sockets import load_secret
 from kvasir_router.app import create_app
 from kvasir_router.patience import Patience
-from kvasir_router.settings import RouterSettings, parse_replicas, read_api_keys
+from kvasir_router.settings import RouterSettings, ServedModel, parse_replicas, read_api_keys
 
 GRACE_S = 4
 """For running answers after SIGTERM; together with the closing of the links it stays below 5 s."""
@@ -31,8 +32,9 @@ BACKLOG = 2048
 
 def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m kvasir_router", description="Serve OpenAI's API over replicas.")
-    parser.add_argument("--model", type=Path, required=True, help="directory with tokenizer.json and config.json")
-    parser.add_argument("--served-model-name", required=True, help="the name that clients use")
+    add_model = partial(parser.add_argument, action="append", required=True)
+    add_model("--model", type=Path, help="directory with tokenizer.json and config.json; again for each model more")
+    add_model("--served-model-name", help="the name that clients use, for each --model in its turn")
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--replicas", help="ROLE@tcp://HOST:PORT,… with role prefill, decode or mixed")
     source.add_argument("--controller", help="tcp://HOST:PORT of the controller, which tells the replicas")
@@ -56,9 +58,10 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
 
 def read_settings(options: argparse.Namespace) -> RouterSettings:
     """Raises ConfigError for a file that can't be read or a value that can't be."""
+    if len(options.model) != len(options.served_model_name):
+        raise ConfigError(f"{len(options.model)} times --model, {len(options.served_model_name)} times its name")
     return RouterSettings(
-        model_directory=options.model,
-        served_name=options.served_model_name,
+        models=tuple(map(ServedModel, options.model, options.served_model_name)),
         secret=load_secret(options.secret_file),
         replicas=parse_replicas(options.replicas) if options.replicas else (),
         controller_endpoint=options.controller,

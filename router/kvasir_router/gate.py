@@ -11,7 +11,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from kvasir_router.http_errors import invalid
-from kvasir_router.metrics import FrontDoorMetrics
+from kvasir_router.metrics import MetricFamilies
 
 OPEN_PATHS = frozenset({"/health"})
 """Load balancers ask without a key."""
@@ -57,7 +57,7 @@ class Gate:
     scope["state"]["tenant"] a name for the owner of the API key.
     """
 
-    def __init__(self, app: ASGIApp, keys: ApiKeys, max_body_bytes: int, metrics: FrontDoorMetrics) -> None:
+    def __init__(self, app: ASGIApp, keys: ApiKeys, max_body_bytes: int, metrics: MetricFamilies) -> None:
         self._app = app
         self._keys = keys
         self._max_body_bytes = max_body_bytes

@@ -1,6 +1,6 @@
 """The router's own Prometheus series, and those of every replica as it last told them."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -10,19 +10,17 @@ from kvasir_protocol import metrics as names
 from kvasir_protocol.events import ReplicaStats
 from kvasir_protocol.request import FinishReason
 from kvasir_router.fleet import Fleet
-from kvasir_router.links import ReplicaLink
 
 
-class FrontDoorMetrics:
-    """What is seen from here: latencies, finished streams, and what went wrong on the way."""
+class MetricFamilies:
+    """The router's series, once in a registry, for all the models that it serves."""
 
-    def __init__(self, registry: CollectorRegistry, model_name: str) -> None:
+    def __init__(self, registry: CollectorRegistry) -> None:
         def histogram(name: str, text: str, buckets: Iterable[float]) -> Histogram:
-            family = Histogram(name, text, ["model_name"], buckets=tuple(buckets), registry=registry)
-            return family.labels(model_name)
+            return Histogram(name, text, ["model_name"], buckets=tuple(buckets), registry=registry)
 
         def counter(name: str, text: str) -> Counter:
-            return Counter(name, text, ["model_name"], registry=registry).labels(model_name)
+            return Counter(name, text, ["model_name"], registry=registry)
 
         latencies, sizes = names.LATENCY_BUCKETS_S, names.TOKEN_BUCKETS
         self.time_to_first_token = histogram(names.TIME_TO_FIRST_TOKEN, "From request to first token.", latencies)
@@ -32,17 +30,31 @@ class FrontDoorMetrics:
         self.generation_tokens = histogram(names.REQUEST_GENERATION_TOKENS, "Answer lengths.", sizes)
         self.streams_replayed = counter(names.STREAMS_REPLAYED, "Streams that went on at another replica.")
         self.handover_fallbacks = counter(names.HANDOVER_FALLBACKS, "Streams whose decode replica prefilled itself.")
-        self._model_name = model_name
-        self._finished = Counter(
+        self.finished = Counter(
             names.REQUEST_SUCCESS, "Finished streams.", ["model_name", "finished_reason"], registry=registry
         )
         self._errors = Counter(names.HTTP_ERRORS, "Responses of status 400 and above.", ["code"], registry=registry)
 
-    def count_finished(self, reason: FinishReason) -> None:
-        self._finished.labels(self._model_name, reason).inc()
-
     def count_error(self, status: int) -> None:
         self._errors.labels(str(status)).inc()
+
+
+class FrontDoorMetrics:
+    """What is seen of one model from here: latencies, finished streams, and what went wrong on the way."""
+
+    def __init__(self, families: MetricFamilies, model_name: str) -> None:
+        self.time_to_first_token = families.time_to_first_token.labels(model_name)
+        self.inter_token_latency = families.inter_token_latency.labels(model_name)
+        self.e2e_latency = families.e2e_latency.labels(model_name)
+        self.prompt_tokens = families.prompt_tokens.labels(model_name)
+        self.generation_tokens = families.generation_tokens.labels(model_name)
+        self.streams_replayed = families.streams_replayed.labels(model_name)
+        self.handover_fallbacks = families.handover_fallbacks.labels(model_name)
+        self._finished = families.finished
+        self._model_name = model_name
+
+    def count_finished(self, reason: FinishReason) -> None:
+        self._finished.labels(self._model_name, reason).inc()
 
 
 class StreamTimes:
@@ -76,9 +88,9 @@ class StreamTimes:
 class ReplicaCollector(Collector):
     """Renders the latest ReplicaStats at every scrape; a replica that is down has REPLICA_UP 0 and no other series."""
 
-    def __init__(self, fleet: Fleet, model_name: str) -> None:
-        self._fleet = fleet
-        self._model_name = model_name
+    def __init__(self, fleets: Mapping[str, Fleet]) -> None:
+        """fleets: by the name of the model that they serve."""
+        self._fleets = fleets
 
     def collect(self) -> Iterable[Metric]:
         labels = ["model_name", "engine", "role"]
@@ -86,8 +98,9 @@ class ReplicaCollector(Collector):
         gauges = {name: GaugeMetricFamily(name, name, labels=labels) for name in _GAUGES}
         counters = {name: CounterMetricFamily(name, name, labels=labels) for name in _COUNTERS}
         moved = CounterMetricFamily(names.HANDOVER_BYTES, "Page bytes.", labels=[*labels, "direction", "transport"])
-        for link in self._fleet.links:
-            values = self._labels(link)
+        links = [(name, link) for name, fleet in self._fleets.items() for link in fleet.links]
+        for model_name, link in links:
+            values = [model_name, link.replica_id, link.address.role]
             up.add_metric(values, float(link.is_up))
             if link.stats is None:
                 continue
@@ -99,9 +112,6 @@ class ReplicaCollector(Collector):
             moved.add_metric([*values, "pushed", "shared_memory"], handover.pushed_bytes_shared_memory)
             moved.add_metric([*values, "pushed", "tcp"], handover.pushed_bytes_tcp)
         return [up, *gauges.values(), *counters.values(), moved]
-
-    def _labels(self, link: ReplicaLink) -> list[str]:
-        return [self._model_name, link.replica_id, link.address.role]
 
 
 def _page_usage(stats: ReplicaStats) -> float:

@@ -11,22 +11,23 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.responses import Response
 
 from kvasir_protocol.errors import InvalidRequest
-from kvasir_router.front_door import VERSION, FrontDoor
+from kvasir_router.front_door import VERSION, FrontDoor, House
 from kvasir_router.links import ReplicaLink
 from kvasir_router.openai.bodies import DetokenizeBody, TokenizeBody
 from kvasir_router.openai.prompts import chat_prompt, check_ids
 from kvasir_router.tokenise import TextCodec
 
 
-def operations_routes(door: FrontDoor) -> APIRouter:
+def operations_routes(house: House) -> APIRouter:
     routes = APIRouter()
 
     @routes.get("/health")
     @routes.head("/health", include_in_schema=False)
     async def health() -> Response:
-        """200 as soon as one replica is up: any role can serve whole requests."""
-        num_live = len(door.fleet.live())
-        body = {"status": "ok" if num_live else "unavailable", "phase": door.fleet.view.phase, "live": num_live}
+        """200 as soon as one replica is up: any role can serve whole requests of its model."""
+        num_live = sum(len(door.fleet.live()) for door in house.doors)
+        phase = house.doors[0].fleet.view.phase
+        body = {"status": "ok" if num_live else "unavailable", "phase": phase, "live": num_live}
         return JSONResponse(body, 200 if num_live else 503, None if num_live else {"Retry-After": "1"})
 
     @routes.get("/version")
@@ -35,29 +36,30 @@ def operations_routes(door: FrontDoor) -> APIRouter:
 
     @routes.get("/status")
     async def status() -> dict[str, Any]:
+        view = house.doors[0].fleet.view  # of one moment, whichever model's part of it
         return {
-            "model": door.served_name,
+            "model": ", ".join(door.served_name for door in house.doors),
             "version": VERSION,
-            "view": {"version": door.fleet.view.version, "phase": door.fleet.view.phase},
-            "max_model_len": door.context_tokens,
-            "uptime_s": round(time.monotonic() - door.started_at, 3),
-            "num_inflight": door.limit.num_streams,
-            "replicas": [_replica(door, link) for link in door.fleet.links],
+            "view": {"version": view.version, "phase": view.phase},
+            "max_model_len": house.context_tokens,
+            "uptime_s": round(time.monotonic() - house.started_at, 3),
+            "num_inflight": house.limit.num_streams,
+            "replicas": [_replica(door, link) for door in house.doors for link in door.fleet.links],
         }
 
     @routes.get("/metrics")
     async def metrics() -> Response:
-        return Response(generate_latest(door.registry), media_type=CONTENT_TYPE_LATEST)
+        return Response(generate_latest(house.registry), media_type=CONTENT_TYPE_LATEST)
 
     @routes.post("/tokenize")
     async def tokenize(body: TokenizeBody) -> dict[str, Any]:
-        door.check_model(body.model)
+        door = house.door(body.model)
         tokens = await _tokens(door, body)
         return {"count": len(tokens), "max_model_len": door.context_tokens, "tokens": tokens}
 
     @routes.post("/detokenize")
     async def detokenize(body: DetokenizeBody) -> dict[str, str]:
-        door.check_model(body.model)
+        door = house.door(body.model)
         return {"prompt": await asyncio.to_thread(_text_of, body.tokens, door.codec)}
 
     return routes
@@ -81,6 +83,7 @@ def _replica(door: FrontDoor, link: ReplicaLink) -> dict[str, Any]:
     """stats and info are null while the replica has told none."""
     return {
         "id": link.replica_id,
+        "model": door.served_name,
         "role": link.address.role,
         "endpoint": link.address.endpoint,
         "state": "up" if link.is_up else "down",

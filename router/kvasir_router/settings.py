@@ -23,15 +23,22 @@ def body_limit_bytes(context_tokens: int) -> int:
     return min(_BASE_BODY_BYTES + _BYTES_PER_TOKEN * context_tokens, _MOST_BODY_BYTES)
 
 
+@dataclass(frozen=True, slots=True)
+class ServedModel:
+    """directory: with the model's tokenizer.json and config.json. name: what clients call it."""
+
+    directory: Path
+    name: str
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RouterSettings:
     """Exactly one of replicas and controller_endpoint is given. Without api_keys everybody may ask.
 
-    max_body_bytes None: as much as the model's context calls for.
+    max_body_bytes None: as much as the longest context of the models calls for.
     """
 
-    model_directory: Path
-    served_name: str
+    models: tuple[ServedModel, ...]
     secret: bytes
     replicas: tuple[ReplicaAddress, ...] = ()
     controller_endpoint: str | None = None
@@ -41,6 +48,9 @@ class RouterSettings:
     max_body_bytes: int | None = None
 
     def __post_init__(self) -> None:
+        names = [model.name for model in self.models]
+        if not names or len(set(names)) < len(names):
+            raise ConfigError(f"a router serves one or more models, each by a name of its own; got {names}")
         if bool(self.replicas) == (self.controller_endpoint is not None):
             raise ConfigError("a router needs either --replicas or --controller, not both")
         if self.max_inflight_requests < 1:

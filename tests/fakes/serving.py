@@ -16,7 +16,7 @@ from kvasir_router.app import create_app
 from kvasir_router.dispatch import Dispatcher
 from kvasir_router.fleet import Fleet
 from kvasir_router.links import LinkSettings, ReplicaLink
-from kvasir_router.metrics import FrontDoorMetrics
+from kvasir_router.metrics import FrontDoorMetrics, MetricFamilies
 from kvasir_router.patience import Patience
 from kvasir_router.routing.policy import LeastLoaded
 from kvasir_router.settings import RouterSettings
@@ -88,7 +88,7 @@ async def dispatching(*replicas: FakeReplica, patience: Patience = QUICK) -> Asy
     async with listening(replicas), running_fleet(patience) as fleet:
         fleet.apply(view_of(*replicas))
         await until_live(fleet, len(replicas))
-        metrics = FrontDoorMetrics(registry, MODEL_NAME)
+        metrics = FrontDoorMetrics(MetricFamilies(registry), MODEL_NAME)
         dispatcher = Dispatcher(fleet=fleet, policy=LeastLoaded(), metrics=metrics, patience=patience)
         yield Dispatching(dispatcher, fleet, registry)
 

@@ -10,7 +10,7 @@ from fastapi.routing import APIRoute
 from starlette.responses import Response
 
 from kvasir_router.express import Lane
-from kvasir_router.front_door import VERSION, FrontDoor
+from kvasir_router.front_door import VERSION, FrontDoor, House
 from kvasir_router.openai.bodies import ChatBody, CompletionBody, GenerationBody
 from kvasir_router.openai.completion_format import BestOf, CompletionFormat, Echo
 from kvasir_router.openai.formats import AnswerHead, ChatFormat, ChoiceFormat, frames, whole_answer
@@ -26,20 +26,21 @@ from kvasir_router.openai.sampling import (
 from kvasir_router.sse import EventStream, unless_client_leaves
 
 
-def openai_routes(door: FrontDoor) -> APIRouter:
+def openai_routes(house: House) -> APIRouter:
     routes = APIRouter()
 
     @routes.get("/v1/models")
     async def list_models() -> dict[str, Any]:
-        return {"object": "list", "data": [_model(door)]}
+        return {"object": "list", "data": [_model(house, door) for door in house.doors]}
 
     @routes.get("/v1/models/{name:path}")
     async def get_model(name: str) -> dict[str, Any]:
-        door.check_model(name)
-        return _model(door)
+        return _model(house, house.door(name))
 
     @routes.post("/v1/completions")
     async def create_completion(body: CompletionBody, http: Request) -> Response:
+        door = house.door(body.model)
+
         async def tokenise() -> list[TokenIds]:
             return await completion_prompts(body, door.codec)
 
@@ -64,6 +65,8 @@ def openai_routes(door: FrontDoor) -> APIRouter:
 
     @routes.post("/v1/chat/completions")
     async def create_chat_completion(body: ChatBody, http: Request) -> Response:
+        door = house.door(body.model)
+
         async def tokenise() -> list[TokenIds]:
             return [await chat_prompt(body, door.codec)]
 
@@ -90,7 +93,6 @@ def openai_lanes(routes: APIRouter) -> dict[str, Lane[Any]]:
 async def _answer(
     door: FrontDoor, body: GenerationBody, http: Request, order: Order, answer_format: ChoiceFormat
 ) -> Response:
-    door.check_model(body.model)
     body.refuse_unsupported()
     check_ids(order.sampling.stop_token_ids, door.codec, "stop_token_ids")
     check_ids(order.sampling.allowed_token_ids, door.codec, "allowed_token_ids")
@@ -132,11 +134,11 @@ def _num_prompts(body: CompletionBody) -> int:
     return 1 if is_one else len(body.prompt)
 
 
-def _model(door: FrontDoor) -> dict[str, Any]:
+def _model(house: House, door: FrontDoor) -> dict[str, Any]:
     return {
         "id": door.served_name,
         "object": "model",
-        "created": door.created_at,
+        "created": house.created_at,
         "owned_by": "kvasir",
         "root": door.served_name,
         "parent": None,

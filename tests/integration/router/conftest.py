@@ -6,7 +6,7 @@ import pytest
 from tokenizers import Tokenizer
 
 from kvasir_protocol.view import ReplicaAddress
-from kvasir_router.settings import RouterSettings
+from kvasir_router.settings import RouterSettings, ServedModel
 from tests.fakes.replica import FakeReplica
 from tests.fakes.serving import MODEL_NAME, SECRET, MakeSettings
 
@@ -23,7 +23,7 @@ def make_settings(model_directory: Path) -> Callable[..., MakeSettings]:
     def with_options(**options: Any) -> MakeSettings:
         def make(addresses: tuple[ReplicaAddress, ...]) -> RouterSettings:
             fields = {"replicas": addresses, **options}
-            return RouterSettings(model_directory=model_directory, served_name=MODEL_NAME, secret=SECRET, **fields)
+            return RouterSettings(models=(ServedModel(model_directory, MODEL_NAME),), secret=SECRET, **fields)
 
         return make
 

@@ -149,7 +149,15 @@ async def test_frames_are_not_held_back_by_the_system(make_replica: MakeReplica,
         (["--replicas", "tcp://127.0.0.1:1"], "ROLE@tcp://HOST:PORT"),
         (["--controller", "tcp://127.0.0.1:1", "--api-key-file", "/nowhere/keys"], "can't read the API keys"),
         (["--controller", "tcp://127.0.0.1:1", "--handover-deadline-s", "0"], "deadline_s must be"),
-        (["--controller", "tcp://127.0.0.1:1", "--model", "/nowhere"], "no model directory"),
+        (["--controller", "tcp://127.0.0.1:1", "--model", "/b"], "2 times --model, 1 times its name"),
+        (
+            ["--controller", "tcp://127.0.0.1:1", "--model", "/nowhere", "--served-model-name", "b"],
+            "no model directory",
+        ),
+        (
+            ["--controller", "tcp://127.0.0.1:1", "--model", "/nowhere", "--served-model-name", MODEL_NAME],
+            "each by a name of its own",
+        ),
         (["--controller", "tcp://127.0.0.1:1", "--secret-file", "/nowhere/secret"], "can't read the cluster secret"),
     ],
 )

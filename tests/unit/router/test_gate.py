@@ -9,7 +9,7 @@ from starlette.types import Receive, Scope, Send
 
 from kvasir_protocol.metrics import HTTP_ERRORS
 from kvasir_router.gate import ApiKeys, Gate, tenant_of_key
-from kvasir_router.metrics import FrontDoorMetrics
+from kvasir_router.metrics import MetricFamilies
 
 pytestmark = pytest.mark.anyio
 
@@ -65,7 +65,7 @@ async def echo(scope: Scope, receive: Receive, send: Send) -> None:
 class Fixture:
     def __init__(self, *keys: str) -> None:
         self.registry = CollectorRegistry()
-        gate = Gate(echo, ApiKeys(keys), 10, FrontDoorMetrics(self.registry, "m"))
+        gate = Gate(echo, ApiKeys(keys), 10, MetricFamilies(self.registry))
         self.client = httpx.AsyncClient(transport=httpx.ASGITransport(gate), base_url="http://router")
 
 

@@ -2,7 +2,7 @@ import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 
 from kvasir_protocol import metrics as names
-from kvasir_router.metrics import FrontDoorMetrics, ReplicaCollector, StreamTimes
+from kvasir_router.metrics import FrontDoorMetrics, MetricFamilies, ReplicaCollector, StreamTimes
 from tests.fakes.replica import FakeReplica
 from tests.fakes.serving import SECRET, listening, running_fleet, until_live, view_of
 
@@ -13,7 +13,7 @@ def sample(registry: CollectorRegistry, name: str, **labels: str) -> float | Non
 
 def test_stream_is_observed_from_its_first_token_to_its_end() -> None:
     registry = CollectorRegistry()
-    times = StreamTimes(FrontDoorMetrics(registry, "m"), started_at=10.0, num_prompt_tokens=7)
+    times = StreamTimes(FrontDoorMetrics(MetricFamilies(registry), "m"), started_at=10.0, num_prompt_tokens=7)
     times.saw_tokens(1, 10.5)
     times.saw_tokens(0, 10.6)
     times.saw_tokens(2, 10.9)
@@ -37,7 +37,7 @@ async def test_replicas_are_rendered_as_they_last_told() -> None:
         await until_live(fleet, 1)
         while fleet.link(up.replica_id).stats is None:
             await up.until(lambda replica: bool(replica.received))
-        text = generate_latest_of(ReplicaCollector(fleet, "m"))
+        text = generate_latest_of(ReplicaCollector({"m": fleet}))
     labels = '{engine="%s",model_name="m",role="decode"}'
     assert f"{names.REPLICA_UP}{labels % 'decode-0'} 1.0" in text
     assert f"{names.REPLICA_UP}{labels % 'decode-1'} 0.0" in text

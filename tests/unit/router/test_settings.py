@@ -4,7 +4,7 @@ import pytest
 
 from kvasir_protocol.errors import ConfigError
 from kvasir_protocol.view import ReplicaAddress
-from kvasir_router.settings import RouterSettings, body_limit_bytes, parse_replicas, read_api_keys
+from kvasir_router.settings import RouterSettings, ServedModel, body_limit_bytes, parse_replicas, read_api_keys
 
 
 def test_replicas_are_named_by_role_and_order() -> None:
@@ -43,8 +43,7 @@ def test_missing_key_file_is_named(tmp_path: Path) -> None:
 
 def settings(replicas: tuple[ReplicaAddress, ...], controller: str | None, max_inflight: int = 1) -> RouterSettings:
     return RouterSettings(
-        model_directory=Path(),
-        served_name="m",
+        models=(ServedModel(Path(), "m"),),
         secret=b"",
         replicas=replicas,
         controller_endpoint=controller,
