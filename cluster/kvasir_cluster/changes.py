@@ -8,7 +8,6 @@ from typing import Any, Literal
 from kvasir_cluster.desired import fingerprint
 from kvasir_protocol.config import ClusterConfig, ModelConfig, PoolConfig
 from kvasir_protocol.errors import ConfigError
-from kvasir_protocol.view import Role
 
 ChangeKind = Literal["create", "change", "remove"]
 
@@ -21,8 +20,16 @@ class Change:
     what: str
 
 
-def check_same_model(present: ModelConfig, wanted: ModelConfig) -> None:
+def check_same_models(present: ClusterConfig, wanted: ClusterConfig) -> None:
     """Raise ConfigError if answers of two models would mix while replicas are replaced one at a time."""
+    _check_same_model(present.model, wanted.model)
+    later = {model.served_name: model for model in wanted.models}
+    for model in present.models:
+        if model.served_name in later:
+            _check_same_model(model, later[model.served_name])
+
+
+def _check_same_model(present: ModelConfig, wanted: ModelConfig) -> None:
     for name in ("path", "dtype", "quantization"):
         old, new = getattr(present, name), getattr(wanted, name)
         if old != new:
@@ -50,31 +57,31 @@ def _changes(present: ClusterConfig | None, wanted: ClusterConfig | None) -> Ite
 def _pool_changes(present: ClusterConfig | None, wanted: ClusterConfig | None) -> Iterator[Change]:
     there, wished = _pools(present), _pools(wanted)
     spare = {
-        role: pool.replicas - wished[role].replicas if role in wished else pool.replicas for role, pool in there.items()
+        name: pool.replicas - wished[name].replicas if name in wished else pool.replicas for name, pool in there.items()
     }
-    for role, pool in wished.items():
-        num_more = pool.replicas - (there[role].replicas if role in there else 0)
-        movers = _movers(present, wanted, role, num_more, spare)
-        if role not in there:
-            yield Change("create", f"pool {role}: {describe_pool(pool)}{movers}")
-        elif there[role] != pool:
-            yield Change("change", f"pool {role}: {describe_pool(there[role])} -> {describe_pool(pool)}{movers}")
-    for role, pool in there.items():
-        if role not in wished:
-            yield Change("remove", f"pool {role}: {describe_pool(pool)}")
+    for name, pool in wished.items():
+        num_more = pool.replicas - (there[name].replicas if name in there else 0)
+        movers = _movers(present, wanted, pool, num_more, spare)
+        if name not in there:
+            yield Change("create", f"pool {name}: {describe_pool(pool)}{movers}")
+        elif there[name] != pool:
+            yield Change("change", f"pool {name}: {describe_pool(there[name])} -> {describe_pool(pool)}{movers}")
+    for name, pool in there.items():
+        if name not in wished:
+            yield Change("remove", f"pool {name}: {describe_pool(pool)}")
 
 
 def _movers(
-    present: ClusterConfig | None, wanted: ClusterConfig | None, role: Role, num_more: int, spare: dict[Role, int]
+    present: ClusterConfig | None, wanted: ClusterConfig | None, goal: PoolConfig, num_more: int, spare: dict[str, int]
 ) -> str:
-    """In words, which replicas of other pools will take this role; they are taken out of spare."""
+    """In words, which replicas of other pools will take the role of this one; they are taken out of spare."""
     if present is None or wanted is None:
         return ""
-    goal = fingerprint(wanted, _pools(wanted)[role])
+    form = fingerprint(wanted, goal)
     movers = []
     for other, pool in _pools(present).items():
         count = min(spare[other], num_more)
-        if other != role and count > 0 and fingerprint(present, pool) == goal:
+        if other != goal.name and count > 0 and fingerprint(present, pool) == form:
             spare[other] -= count
             num_more -= count
             movers.append(f"{count} from {other}, with the weights they have")
@@ -84,8 +91,11 @@ def _movers(
 def _setting_changes(present: ClusterConfig | None, wanted: ClusterConfig | None) -> Iterator[Change]:
     if present is None or wanted is None:
         return
-    for hall in ("model", "engine", "handover"):
-        before, after = getattr(present, hall), getattr(wanted, hall)
+    halls = [(hall, getattr(present, hall), getattr(wanted, hall)) for hall in ("model", "engine", "handover")]
+    later = {model.served_name: model for model in wanted.models}
+    both = [model for model in present.models if model.served_name in later]
+    halls += [(f"model {model.served_name}", model, later[model.served_name]) for model in both]
+    for hall, before, after in halls:
         for name, old, new in _differences(before, after):
             yield Change("change", f"{hall}.{name}: {old} -> {new} ({REPLACED})")
 
@@ -108,8 +118,8 @@ def _differences(before: Any, after: Any) -> Iterator[tuple[str, object, object]
             yield item.name, old, new
 
 
-def _pools(config: ClusterConfig | None) -> dict[Role, PoolConfig]:
-    return {pool.role: pool for pool in config.pools} if config is not None else {}
+def _pools(config: ClusterConfig | None) -> dict[str, PoolConfig]:
+    return {pool.name: pool for pool in config.pools} if config is not None else {}
 
 
 def describe_pool(pool: PoolConfig) -> str:

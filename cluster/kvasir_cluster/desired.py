@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import msgpack
 
 from kvasir_cluster.plan import Slot, parse_replica
-from kvasir_protocol.config import ClusterConfig, PoolConfig
+from kvasir_protocol.config import ClusterConfig, ModelConfig, PoolConfig, model_key
 from kvasir_protocol.ids import ReplicaId
 from kvasir_protocol.view import Role
 from kvasir_protocol.wire import from_plain, to_plain
@@ -21,6 +21,7 @@ class GangRecord:
     replica_id: ReplicaId
     slot: Slot
     pool: PoolConfig
+    model: ModelConfig
     fingerprint: str
 
     @property
@@ -51,21 +52,20 @@ class Desired:
     def unpack(cls, packed: bytes) -> "Desired":
         return from_plain(cls, msgpack.unpackb(packed))
 
-    def pool(self, role: Role) -> PoolConfig:
-        """The wanted pool of a role that has one."""
-        return next(pool for pool in self.resolved.pools if pool.role == role)
-
     def fits(self, record: GangRecord) -> frozenset[Role]:
-        """Roles in whose pools a gang built like this may serve as it is."""
-        return frozenset(
-            pool.role for pool in self.config.pools if fingerprint(self.config, pool) == record.fingerprint
-        )
+        """Roles in whose pools, of its model, a gang built like this may serve as it is."""
+        pools = (pool for pool in self.config.pools if pool.model == record.pool.model)
+        return frozenset(pool.role for pool in pools if fingerprint(self.config, pool) == record.fingerprint)
 
     def with_gang(self, replica_id: ReplicaId, slot: Slot) -> "Desired":
         """A gang is about to be built for a slot, as its pool is wanted now."""
-        pool = self.pool(slot.role)
+        pool = _pool_of(slot, self.resolved)
         record = GangRecord(
-            replica_id=replica_id, slot=slot, pool=pool, fingerprint=fingerprint(self.config, self._wish(slot.role))
+            replica_id=replica_id,
+            slot=slot,
+            pool=pool,
+            model=self.resolved.model_of(pool),
+            fingerprint=fingerprint(self.config, _pool_of(slot, self.config)),
         )
         return dataclasses.replace(self, gangs=(*self._others(replica_id), record))
 
@@ -83,13 +83,14 @@ class Desired:
     def _others(self, replica_id: ReplicaId) -> tuple[GangRecord, ...]:
         return tuple(record for record in self.gangs if record.replica_id != replica_id)
 
-    def _wish(self, role: Role) -> PoolConfig:
-        return next(pool for pool in self.config.pools if pool.role == role)
+
+def _pool_of(slot: Slot, config: ClusterConfig) -> PoolConfig:
+    return next(pool for pool in config.pools if (pool.role, model_key(pool.model)) == (slot.role, slot.model))
 
 
 @functools.lru_cache(maxsize=64)
 def fingerprint(config: ClusterConfig, pool: PoolConfig) -> str:
     """The same for two replicas if, and only if, one could stand in for the other; their role makes no difference."""
     form = dataclasses.replace(pool, role="mixed", replicas=1)
-    parts = [to_plain(part) for part in (config.model, config.engine, config.handover, form)]
+    parts = [to_plain(part) for part in (config.model_of(pool), config.engine, config.handover, form)]
     return hashlib.sha256(msgpack.packb(parts)).hexdigest()[:16]

@@ -193,7 +193,10 @@ class Gang:
             return Failure(message=answer.message, can_heal=answer.can_heal)
         if rank == LEADER:
             self._address = ReplicaAddress(
-                replica_id=self._spec.replica.replica_id, role=self._spec.replica.role, endpoint=answer.endpoint
+                replica_id=self.replica_id,
+                role=self._spec.replica.role,
+                endpoint=answer.endpoint,
+                model=self._spec.replica.model.served_name,
             )
         return None
 

@@ -117,9 +117,9 @@ def _explain(pool: PoolConfig, placement: Placement, room: Sequence[float], num_
     if placement.node_resource is not None:
         needs += f" on a node with {placement.node_resource}"
         if not room:
-            return f'pool "{pool.role}" needs {needs} but no node offers it; start Ray there with --resources'
+            return f'pool "{pool.name}" needs {needs} but no node offers it; start Ray there with --resources'
     largest = max(room, default=0.0)
-    return f'pool "{pool.role}" needs {needs} but the largest free node has {largest:g}{placed}; {_advice(placement)}'
+    return f'pool "{pool.name}" needs {needs} but the largest free node has {largest:g}{placed}; {_advice(placement)}'
 
 
 def _advice(placement: Placement) -> str:

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal, cast, get_args
 
-from kvasir_protocol.config import PoolConfig
+from kvasir_protocol.config import PoolConfig, model_key
 from kvasir_protocol.ids import ReplicaId
 from kvasir_protocol.view import Role
 
@@ -33,8 +33,11 @@ ALL_ROLES = frozenset(get_args(Role))
 
 @dataclass(frozen=True, slots=True)
 class Slot:
+    """model: the key of a model that is not the first."""
+
     role: Role
     index: int
+    model: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,8 +52,8 @@ class Failure:
 class ObservedGang:
     """One gang as it was found. failure is set when, and only when, state is "failed".
 
-    reassigned: the slot that it has taken instead of the one in its id. fits: roles in whose pools it can serve as it
-    is built; a gang that doesn't fit the role it has is outdated.
+    reassigned: the slot that it has taken instead of the one in its id. fits: roles in whose pools, of its model, it
+    can serve as it is built; a gang that doesn't fit the role it has is outdated.
     """
 
     replica_id: ReplicaId
@@ -131,26 +134,27 @@ class Plan:
     fatal: str | None = None
 
 
-_REPLICA_ID = re.compile(rf"({'|'.join(get_args(Role))})-(\d+)(?:\.(\d+))?")
+_REPLICA_ID = re.compile(rf"(?:([a-z0-9-]+)\.)?({'|'.join(get_args(Role))})-(\d+)(?:\.(\d+))?")
 
 
 def name_replica(slot: Slot, generation: int) -> ReplicaId:
     """The id of a slot's gang; the first generation, 1, goes unnamed."""
+    prefix = f"{slot.model}." if slot.model else ""
     suffix = f".{generation}" if generation > 1 else ""
-    return ReplicaId(f"{slot.role}-{slot.index}{suffix}")
+    return ReplicaId(f"{prefix}{slot.role}-{slot.index}{suffix}")
 
 
 def parse_replica(replica_id: ReplicaId) -> tuple[Slot, int]:
     """The slot and the generation that name_replica was given."""
     match = _REPLICA_ID.fullmatch(replica_id)
     assert match is not None, f"not a replica id: {replica_id!r}"
-    role, index, generation = match.groups()
-    return Slot(cast(Role, role), int(index)), int(generation or 1)
+    model, role, index, generation = match.groups()
+    return Slot(cast(Role, role), int(index), model or ""), int(generation or 1)
 
 
 def desired_slots(pools: Iterable[PoolConfig]) -> tuple[Slot, ...]:
     """Every place that should hold a serving gang."""
-    return tuple(Slot(pool.role, index) for pool in pools for index in range(pool.replicas))
+    return tuple(Slot(pool.role, index, model_key(pool.model)) for pool in pools for index in range(pool.replicas))
 
 
 def recall(replica_ids: Iterable[ReplicaId]) -> dict[Slot, SlotMemory]:
@@ -229,7 +233,7 @@ def _use_spare(spare: Iterable[ObservedGang], missing: Iterable[Slot]) -> tuple[
     actions: list[Action] = []
     left = list(missing)
     for gang in spare:
-        slot = next((slot for slot in left if slot.role in gang.fits), None)
+        slot = next((slot for slot in left if slot.model == gang.slot.model and slot.role in gang.fits), None)
         if gang.state != "ready":
             actions.append(StopGang(gang.replica_id, "no longer wanted"))
         elif slot is None:

@@ -14,7 +14,7 @@ def recipe_of(replica_id: ReplicaId, spec: ControllerSpec, desired: Desired) -> 
     replica = ReplicaConfig(
         replica_id=replica_id,
         role=record.slot.role,
-        model=config.model,
+        model=record.model,
         engine=config.engine,
         handover=config.handover,
         host=spec.replica_host,

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from kvasir_cluster.plan import GangState
 from kvasir_cluster.router_host import RouterState
 from kvasir_protocol.config import ClusterConfig
-from kvasir_protocol.view import Role
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,10 +33,10 @@ class Progress:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GangReport:
-    """One gang. hosts: the id of each rank's host, in their order; empty before it has a place."""
+    """One gang. pool: its name. hosts: the id of each rank's host, in their order; empty before it has a place."""
 
     replica_id: str
-    role: Role
+    pool: str
     state: GangState
     is_outdated: bool
     hosts: tuple[str, ...]

@@ -39,7 +39,7 @@ class RouterHealth:
 class RouterOrder:
     """What a router serves, and from whom it learns of the replicas."""
 
-    model: ModelConfig
+    models: tuple[ModelConfig, ...]
     router: RouterConfig
     handover_deadline_s: float
     secret: bytes = field(repr=False)
@@ -50,7 +50,7 @@ class RouterOrder:
     def of(cls, config: ClusterConfig, *, secret: bytes, controller_endpoint: str, log_level: str) -> "RouterOrder":
         """What concerns the routers of a cluster."""
         return cls(
-            model=config.model,
+            models=config.all_models,
             router=config.router,
             handover_deadline_s=config.handover.deadline_s,
             secret=secret,
@@ -129,11 +129,12 @@ class RouterProcess:
 
 def router_command(order: RouterOrder, listener: socket.socket) -> RouterCommand:
     """How to start the router of a cluster on listener."""
-    model, router = order.model, order.router
+    router = order.router
     secret = _hidden_file(order.secret)
     files = [listener.fileno(), secret]
     command = [sys.executable, "-m", "kvasir_router"]
-    command += ["--model", model.path, "--served-model-name", model.served_name]
+    for model in order.models:
+        command += ["--model", model.path, "--served-model-name", model.served_name]
     command += ["--controller", order.controller_endpoint, "--secret-file", _path_of(secret)]
     command += ["--fd", str(listener.fileno()), "--parent-pid", str(os.getpid())]
     command += ["--policy", router.policy, "--max-inflight", str(router.max_inflight_requests)]

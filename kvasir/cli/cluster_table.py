@@ -33,7 +33,8 @@ def headline(now: Snapshot) -> str:
     """One line that says how it is."""
     progress = now.report.progress
     trouble = f"; {progress.fatal}" if progress.fatal is not None else ""
-    return f"{now.report.wish.name}: {now.report.wish.model.served_name}, {progress.phase}{trouble}"
+    models = ", ".join(model.served_name for model in now.report.wish.all_models)
+    return f"{now.report.wish.name}: {models}, {progress.phase}{trouble}"
 
 
 def gang_table(before: Snapshot, now: Snapshot) -> Table:
@@ -41,11 +42,17 @@ def gang_table(before: Snapshot, now: Snapshot) -> Table:
     table = new_table(("replica", "pool", "state", "ranks on hosts"), LOAD_COLUMNS)
     earlier, stats, names = before.stats(), now.stats(), now.host_names()
     seconds = now.taken_at_s - before.taken_at_s
-    for gang in sorted(now.report.gangs, key=lambda gang: (gang.role != "prefill", gang.role, gang.replica_id)):
+    for gang in sorted(now.report.gangs, key=_order):
         state = f"{gang.state}, outdated" if gang.is_outdated else gang.state
         load = load_cells(stats.get(gang.replica_id), earlier.get(gang.replica_id), seconds)
-        table.add_row(gang.replica_id, gang.role, state, _describe_ranks(gang, names), *load)
+        table.add_row(gang.replica_id, gang.pool, state, _describe_ranks(gang, names), *load)
     return table
+
+
+def _order(gang: GangReport) -> tuple[str, bool, str, str]:
+    """Model by model, prefill before decode."""
+    model, _, role = gang.pool.rpartition("/")
+    return model, role != "prefill", role, gang.replica_id
 
 
 def _describe_ranks(gang: GangReport, names: dict[str, str]) -> str:

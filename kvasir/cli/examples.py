@@ -10,7 +10,7 @@ QUESTION = "Who was Kvasir?"
 
 def describe(config: ClusterConfig) -> str:
     """One line: the model, where it computes, and with which replicas."""
-    pools = " + ".join(f"{pool.replicas} {pool.role}" for pool in config.pools)
+    pools = " + ".join(f"{pool.replicas} {pool.name}" for pool in config.pools)
     engine = config.engine
     threads = f"{engine.num_threads} thread{'s' if engine.num_threads != 1 else ''} each"
     where = f"{engine.device}, {threads}" if engine.device == "cpu" else engine.device

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from kvasir_cluster.pools import Hardware
-from kvasir_protocol.config import ModelConfig, PoolConfig
+from kvasir_protocol.config import ClusterConfig, ModelConfig, PoolConfig
 from kvasir_protocol.errors import CheckpointError
 from kvasir_workers.engine_directory.manifest import is_engine_directory, settle
 from kvasir_workers.model.spec import check_max_model_len, read_spec
@@ -25,6 +25,12 @@ def _count_gpus() -> int:
     if visible is not None:
         return len([device for device in visible.split(",") if device.strip()])
     return len(list(Path("/proc/driver/nvidia/gpus").glob("*")))
+
+
+def check_models(config: ClusterConfig) -> None:
+    """The same for all models of a cluster, each with its pools."""
+    for model in config.all_models:
+        check_model(model, tuple(pool for pool in config.pools if config.model_of(pool) == model))
 
 
 def check_model(model: ModelConfig, pools: tuple[PoolConfig, ...] = ()) -> None:

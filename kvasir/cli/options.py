@@ -78,10 +78,15 @@ def make_config(options: argparse.Namespace, *, default_is_mixed: bool) -> Clust
 
 
 def settle_model(config: ClusterConfig) -> ClusterConfig:
-    """The configuration with an absolute path to the model, and a name where it had none."""
-    path = Path(config.model.path).expanduser().absolute()
+    """The configuration with absolute paths to the models, and a name where the first had none."""
+    path = _absolute(config.model.path)
     name = config.model.served_name or (DEMO_MODEL_NAME if path == demo_model_path() else path.name)
-    return replace(config, model=replace(config.model, path=str(path), served_name=name))
+    more = tuple(replace(model, path=str(_absolute(model.path))) for model in config.models)
+    return replace(config, model=replace(config.model, path=str(path), served_name=name), models=more)
+
+
+def _absolute(path: str) -> Path:
+    return Path(path).expanduser().absolute()
 
 
 def _flags_tree(options: argparse.Namespace, pools: tuple[PoolConfig, ...]) -> Mapping[str, Any]:
@@ -121,6 +126,10 @@ def _flags_tree(options: argparse.Namespace, pools: tuple[PoolConfig, ...]) -> M
 def _pools_tree(options: argparse.Namespace, pools: tuple[PoolConfig, ...]) -> list[dict[str, Any]]:
     if options.mixed is not None and (options.prefill_replicas or options.decode_replicas):
         raise ConfigError("--mixed makes one pool; leave out --prefill-replicas and --decode-replicas")
+    if any(pool.model for pool in pools):
+        if options.mixed or options.prefill_replicas or options.decode_replicas:
+            raise ConfigError("the file has pools of several models; say there how many replicas they have")
+        return [to_plain(pool) | _said_sizes(options) for pool in pools]
     tree: dict[str, dict[str, Any]] = {pool.role: to_plain(pool) for pool in pools}
     if options.mixed is not None:
         tree = {"mixed": tree.get("mixed", {"role": "mixed"}) | {"replicas": options.mixed}}

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from kvasir.cli.host import check_model, find_hardware
+from kvasir.cli.host import check_models, find_hardware
 from kvasir.cli.instance import Instance, new_instance, remove_dead_instances
 from kvasir.cli.options import make_config
 from kvasir_cluster.listening import find_control_port, listen
@@ -51,7 +51,7 @@ def prepare(options: argparse.Namespace) -> Iterator[Setup]:
     hardware = find_hardware()
     is_single_gpu = 0 < hardware.num_gpus < GPUS_FOR_SEPARATE_POOLS
     config = resolve(make_config(options, default_is_mixed=is_single_gpu), hardware)
-    check_model(config.model, config.pools)
+    check_models(config)
     secret_file = find_secret_file()
     log_level = read_log_level()
     remove_dead_instances()

@@ -7,12 +7,12 @@ import time
 from collections.abc import Iterable
 
 from kvasir.cli.confirm import confirm
-from kvasir.cli.host import check_model
+from kvasir.cli.host import check_models
 from kvasir.cli.options import DEMO_MODEL, settle_model
 from kvasir.cli.phases import Phases
 from kvasir.cli.setup import find_secret_file, read_log_level
 from kvasir_cluster.actors import build_replica
-from kvasir_cluster.changes import Change, check_same_model, find_changes
+from kvasir_cluster.changes import Change, check_same_models, find_changes
 from kvasir_cluster.connection import answer, connect, end_controller, find_controller
 from kvasir_cluster.creation import create_controller
 from kvasir_cluster.gang import read_nodes
@@ -38,7 +38,7 @@ SIGNS = {"create": "+", "change": "~", "remove": "-"}
 def up(options: argparse.Namespace) -> int:
     """Make the cluster as the file says, and wait until it serves. Raises KvasirError."""
     wish = settle_model(load_config(options.file, {"model": DEMO_MODEL}))
-    check_model(wish.model, wish.pools)
+    check_models(wish)
     phases = Phases(sys.stdout)
     with connect(options.address, wish.name):
         nodes = read_nodes()
@@ -49,7 +49,7 @@ def up(options: argparse.Namespace) -> int:
         if report is not None and report.progress.phase == STOPPING:
             raise ServiceUnavailable(f"{wish.name} is being taken away; `kvasir down` tells when that is done")
         if report is not None:
-            check_same_model(report.wish.model, wish.model)
+            check_same_models(report.wish, wish)
         changes = find_changes(report.wish if report is not None else None, wish)
         _show_plan(phases, wish, list_hosts(), changes)
         if changes and not confirm("Go ahead?", is_sure=options.yes):
@@ -77,7 +77,8 @@ def _check_place(config: ClusterConfig) -> None:
 
 def _show_plan(phases: Phases, wish: ClusterConfig, hosts: list[Host], changes: Iterable[Change]) -> None:
     offers = [f"{sum(host.offers.get(kind, 0) for host in hosts):g} {kind}s" for kind in ("CPU", "GPU")]
-    phases.say(f"{wish.name}: {wish.model.served_name} on {len(hosts)} hosts with {' and '.join(offers)}")
+    models = ", ".join(model.served_name for model in wish.all_models)
+    phases.say(f"{wish.name}: {models} on {len(hosts)} hosts with {' and '.join(offers)}")
     lines = [f"  {SIGNS[change.kind]} {change.what}" for change in changes]
     for line in lines or ["  nothing changes"]:
         phases.say(line)

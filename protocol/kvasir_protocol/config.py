@@ -187,9 +187,10 @@ class HandoverConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PoolConfig:
-    """Replicas of one role. A prefill pool needs a decode pool beside it, and the other way round.
+    """Replicas of one role. A prefill pool needs a decode pool of the same model beside it, and the other way round.
 
     node_resource: only hosts that offer this custom resource of Ray (`ray start --resources`) hold the pool; None: any.
+    model: the served name of the one that it serves, where there are several; "": the first.
     """
 
     role: Role
@@ -197,6 +198,7 @@ class PoolConfig:
     tensor_parallel_size: int = 1
     pipeline_parallel_size: int = 1
     node_resource: str | None = None
+    model: str = ""
 
     def __post_init__(self) -> None:
         _require(self.node_resource != "", f"pool {self.role!r}: node_resource must not be empty; leave it out")
@@ -209,6 +211,11 @@ class PoolConfig:
     def num_ranks(self) -> int:
         """Of one replica."""
         return self.tensor_parallel_size * self.pipeline_parallel_size
+
+    @property
+    def name(self) -> str:
+        """Such as `decode`, or `small/decode` of a model that is not the first."""
+        return f"{self.model}/{self.role}" if self.model else self.role
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -236,9 +243,13 @@ SEPARATE_POOLS = (PoolConfig(role="prefill"), PoolConfig(role="decode"))
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClusterConfig:
-    """Everything that a person may set. name tells clusters apart that `kvasir up` made in the same Ray."""
+    """Everything that a person may set. name tells clusters apart that `kvasir up` made in the same Ray.
+
+    models: those beside the first, behind the same routers; each needs pools that name it.
+    """
 
     model: ModelConfig
+    models: tuple[ModelConfig, ...] = ()
     name: str = "main"
     engine: EngineConfig = field(default_factory=EngineConfig)
     handover: HandoverConfig = field(default_factory=HandoverConfig)
@@ -250,20 +261,49 @@ class ClusterConfig:
             re.fullmatch(r"[a-z][a-z0-9-]{0,30}", self.name) is not None,
             f"name must be 1 to 31 of a-z, 0-9 and -, the first a letter; got {self.name!r}",
         )
-        roles = [pool.role for pool in self.pools]
-        _require(
-            sorted(roles) in (["mixed"], ["decode", "prefill"]),
-            f"pools must be one mixed pool, or one prefill and one decode pool; got {roles}",
-        )
+        self._check_models()
+        for model in ("", *(model.served_name for model in self.models)):
+            roles = [pool.role for pool in self.pools if pool.model == model]
+            _require(
+                sorted(roles) in (["mixed"], ["decode", "prefill"]),
+                f"pools {f'of model {model!r} ' if model else ''}must be one mixed pool, or one prefill and one decode "
+                f"pool; got {roles}",
+            )
         _require(
             not self.engine.host_cache_bytes or all(pool.num_ranks == 1 for pool in self.pools),
             "engine.host_cache_bytes is not supported for replicas of several ranks yet; leave it out",
         )
         _require(
-            self.model.quantization in _FOR_ANY_RANKS or all(pool.num_ranks == 1 for pool in self.pools),
+            all(self.model_of(pool).quantization in _FOR_ANY_RANKS or pool.num_ranks == 1 for pool in self.pools),
             f"model.quantization {self.model.quantization} is not supported for replicas of several ranks yet; "
             "leave it out, or take fp8",
         )
+
+    def _check_models(self) -> None:
+        names = [model.served_name for model in self.all_models]
+        keys = [model_key(name) for name in names[1:]]
+        _require(
+            len(set(names)) == len(names) and len(set(keys)) == len(keys) and all(keys),
+            f"models need served names that differ in more than signs and capitals; got {names}",
+        )
+        for pool in self.pools:
+            _require(
+                pool.model in ("", *names[1:]),
+                f"pools: {pool.name!r} is of none of the models {names[1:]}, nor of {names[0]!r}, which goes unnamed",
+            )
+
+    @property
+    def all_models(self) -> tuple[ModelConfig, ...]:
+        return (self.model, *self.models)
+
+    def model_of(self, pool: PoolConfig) -> ModelConfig:
+        """The one that a pool of this configuration serves."""
+        return next(model for model in self.models if model.served_name == pool.model) if pool.model else self.model
+
+
+def model_key(served_name: str) -> str:
+    """A served name as a part of other names, which have fewer signs."""
+    return re.sub(r"[^a-z0-9]+", "-", served_name.lower()).strip("-")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,7 +2,6 @@ import os
 import signal
 import time
 import uuid
-from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -11,7 +10,7 @@ from fake_replica import build_fake
 
 from kvasir_cluster.gang import Gang, GangSpec, find_groups
 from kvasir_cluster.spec import Timings
-from kvasir_protocol.config import EngineConfig, HandoverConfig, ModelConfig, ReplicaConfig
+from kvasir_protocol.config import EngineConfig, HandoverConfig, ModelConfig, PoolConfig, ReplicaConfig
 from kvasir_protocol.ids import ReplicaId
 
 DECODE = ReplicaId("decode-0")
@@ -19,7 +18,7 @@ DECODE = ReplicaId("decode-0")
 
 @pytest.fixture
 def make_spec(local_ray, tmp_path):
-    """A function that describes a gang of so many ranks; PoolConfig admits only one so far."""
+    """A function that describes a gang of so many ranks."""
     cluster = f"kvasir-{uuid.uuid4().hex[:6]}"
 
     def make(num_ranks=2, timings=None):
@@ -32,9 +31,7 @@ def make_spec(local_ray, tmp_path):
                 handover=HandoverConfig(),
                 segment_prefix=cluster,
             ),
-            pool=SimpleNamespace(
-                role="decode", replicas=1, tensor_parallel_size=num_ranks, pipeline_parallel_size=1, node_resource=None
-            ),
+            pool=PoolConfig(role="decode", tensor_parallel_size=num_ranks),
             resource="CPU",
             secret=b"s" * 32,
             build_rank=build_fake,

@@ -2,7 +2,7 @@ import dataclasses
 
 import pytest
 
-from kvasir_cluster.changes import Change, check_same_model, find_changes
+from kvasir_cluster.changes import Change, check_same_models, find_changes
 from kvasir_protocol.config import ClusterConfig, EngineConfig, ModelConfig, PoolConfig, RouterConfig
 from kvasir_protocol.errors import ConfigError
 
@@ -85,5 +85,32 @@ def test_another_model_is_refused_and_other_settings_of_it_are_not(change):
     with pytest.raises(
         ConfigError, match=rf"model\.{next(iter(change))} is .* and can't become .*; `kvasir down` first"
     ):
-        check_same_model(model, dataclasses.replace(model, **change))
-    check_same_model(model, dataclasses.replace(model, served_name="other", max_model_len=99))
+        check_same_models(CONFIG, wanting(model=dataclasses.replace(model, **change)))
+    check_same_models(CONFIG, wanting(model=dataclasses.replace(model, served_name="other", max_model_len=99)))
+
+
+SMALL = ModelConfig(path="/s", served_name="org/small")
+SMALL_POOL = PoolConfig(role="mixed", model="org/small")
+
+
+def with_small(**changes):
+    small = dataclasses.replace(SMALL, **changes)
+    return wanting(models=(small,), pools=(*CONFIG.pools, SMALL_POOL))
+
+
+def test_a_model_more_brings_its_pools_and_leaves_the_others():
+    assert find_changes(CONFIG, with_small()) == (Change("create", "pool org/small/mixed: 1 replica"),)
+    assert find_changes(with_small(), CONFIG) == (Change("remove", "pool org/small/mixed: 1 replica"),)
+
+
+def test_no_replica_moves_between_models():
+    before = wanting(pools=pools(prefill=2, decode=1))
+    after = dataclasses.replace(with_small(path="/m"), pools=(*pools(prefill=1, decode=1), SMALL_POOL))
+    assert not any("with the weights" in change.what for change in find_changes(before, after))
+
+
+def test_settings_of_a_second_model_are_told_by_its_name_and_its_weights_can_not_change():
+    told = Change("change", "model org/small.max_model_len: None -> 9 (its replicas are replaced, one at a time)")
+    assert find_changes(with_small(), with_small(max_model_len=9)) == (told,)
+    with pytest.raises(ConfigError, match=r"model\.path is /s and can't become /t"):
+        check_same_models(with_small(), with_small(path="/t"))

@@ -65,3 +65,20 @@ def test_fingerprints_tell_models_apart_but_not_roles():
     assert fingerprint(CONFIG, prefill) == fingerprint(CONFIG, decode)
     other = dataclasses.replace(CONFIG, model=ModelConfig(path="/n", served_name="m"))
     assert fingerprint(other, prefill) != fingerprint(CONFIG, prefill)
+
+
+SMALL = ModelConfig(path="/s", served_name="org/small")
+
+
+def test_a_gang_fits_no_pool_of_another_model_and_keeps_its_own():
+    pools = (PoolConfig(role="mixed"), PoolConfig(role="mixed", model="org/small"))
+    config = dataclasses.replace(CONFIG, models=(SMALL,), pools=pools)
+    name = ReplicaId("org-small.mixed-0")
+    desired = Desired(config=config, resolved=config).with_gang(name, Slot("mixed", 0, "org-small"))
+    record = desired.record(name)
+    assert (record.model, record.pool) == (SMALL, pools[1])
+    assert desired.fits(record) == {"mixed"}
+    other = dataclasses.replace(SMALL, max_model_len=9)
+    assert wanting(desired, models=(other,)).fits(record) == frozenset()
+    assert wanting(desired, models=(), pools=pools[:1]).fits(record) == frozenset()
+    assert wanting(desired, model=dataclasses.replace(CONFIG.model, max_model_len=9)).fits(record) == {"mixed"}

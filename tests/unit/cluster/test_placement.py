@@ -1,5 +1,3 @@
-from types import SimpleNamespace
-
 import pytest
 
 from kvasir_cluster.placement import NODE_RESOURCE_AMOUNT, NodeResources, Placement, check_fits, explain_wait, place
@@ -13,8 +11,7 @@ def node(total, free=None, resource="GPU", **others):
 
 
 def pool(role="decode", replicas=1, tp=1, pp=1, node_resource=None):
-    """PoolConfig admits no parallelism yet; placement already knows it."""
-    return SimpleNamespace(
+    return PoolConfig(
         role=role,
         replicas=replicas,
         tensor_parallel_size=tp,

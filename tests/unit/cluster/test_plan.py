@@ -207,3 +207,18 @@ def test_phase_tells_of_outdated_and_leaving_gangs():
     assert describe_phase([DECODE], [gang("decode-0", fits=frozenset())]) == "waiting for decode-0"
     assert describe_phase([DECODE], [gang("decode-0"), gang("decode-1", "draining")]) == "draining decode-1"
     assert describe_phase([DECODE], [gang("prefill-0", reassigned=DECODE)]) == "ready"
+
+
+def test_replicas_of_a_model_that_is_not_the_first_are_named_after_it():
+    slot = Slot("decode", 3, "org-small")
+    assert name_replica(slot, 2) == "org-small.decode-3.2"
+    assert parse_replica(ReplicaId("org-small.decode-3.2")) == (slot, 2)
+    assert desired_slots([PoolConfig(role="mixed", model="Org/small")]) == (Slot("mixed", 0, "org-small"),)
+
+
+def test_spare_gang_takes_no_slot_of_another_model():
+    decision = plan([DECODE, Slot("mixed", 0, "s")], [gang("decode-0"), gang("mixed-0")], {}, 0.0)
+    assert decision.actions == (
+        DrainGang(ReplicaId("mixed-0"), "no longer wanted"),
+        StartGang(ReplicaId("s.mixed-0"), "mixed"),
+    )

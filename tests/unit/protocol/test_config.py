@@ -175,6 +175,15 @@ def test_wrong_type_names_the_path(tmp_path: Path, text: str, complaint: str) ->
         ("pools: []", "one mixed pool, or one prefill and one decode pool"),
         ("pools: [{role: prefill}]", "one mixed pool, or one prefill and one decode pool; got ['prefill']"),
         ("pools: [{role: mixed}, {role: decode}]", "one mixed pool, or one prefill and one decode pool"),
+        ("models: [{path: /s, served_name: s}]", "pools of model 's' must be one mixed pool, or one prefill and one"),
+        ("models: [{path: /s, served_name: A.b}, {path: /t, served_name: a-B}]", "differ in more than signs"),
+        ("models: [{path: /s, served_name: llama}]", "more than signs and capitals; got ['llama', 'llama']"),
+        ("pools: [{role: mixed}, {role: mixed, model: s}]", "pools: 's/mixed' is of none of the models"),
+        (
+            "{models: [{path: /s, served_name: s, quantization: int8}], "
+            "pools: [{role: mixed}, {role: mixed, model: s, tensor_parallel_size: 2}]}",
+            "is not supported for replicas of several ranks yet",
+        ),
     ],
 )
 def test_contradiction_says_what_would_do(tmp_path: Path, text: str, complaint: str) -> None:

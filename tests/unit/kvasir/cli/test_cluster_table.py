@@ -16,8 +16,8 @@ HOSTS = (
 )
 
 
-def gang(replica_id="decode-0", role="decode", state="ready", hosts=("b",), is_outdated=False):
-    return GangReport(replica_id=replica_id, role=role, state=state, is_outdated=is_outdated, hosts=hosts)
+def gang(replica_id="decode-0", pool="decode", state="ready", hosts=("b",), is_outdated=False):
+    return GangReport(replica_id=replica_id, pool=pool, state=state, is_outdated=is_outdated, hosts=hosts)
 
 
 def snapshot(*gangs, taken_at_s=0.0, status=None, routers=(), fatal=None):
