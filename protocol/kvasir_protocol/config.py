@@ -27,7 +27,7 @@ RouterPlacement = Literal["head", "every-host"]
 RoutingPolicyName = Literal["least-loaded", "round-robin", "conditional"]
 SchedulingPolicyName = Literal["fcfs", "priority", "longest-prefix"]
 AdmissionPolicyName = Literal["max-utilization", "no-evict"]
-TransportName = Literal["auto", "shared-memory", "tcp"]
+TransportName = Literal["auto", "shared-memory", "process-group", "tcp"]
 
 
 def _require(condition: bool, message: str) -> None:
@@ -171,7 +171,8 @@ class EngineConfig:
 class HandoverConfig:
     """Pages from prefill to decode. deadline_s: from reservation to commit; after it the decode side prefills.
 
-    encrypt: contents that go over TCP; without it they are in the clear, for a network of your own.
+    transport: process-group is NCCL between GPUs and gloo between CPUs, which know no keys. encrypt: contents that go
+    over TCP; without it they are in the clear. Both are for a network of your own.
     """
 
     deadline_s: float = 10.0

@@ -98,6 +98,7 @@ class HandoverCounters:
 
     pushed_requests: int = 0
     pushed_bytes_shared_memory: int = 0
+    pushed_bytes_process_group: int = 0
     pushed_bytes_tcp: int = 0
     received_requests: int = 0
     failed_requests: int = 0

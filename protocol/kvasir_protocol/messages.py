@@ -177,7 +177,7 @@ class BeginPush:
     """Asks to write into the pages reserved for a request: another's pages there would tell one caller of another.
 
     process_id and process_start (`kv/transfer/process_identity.py`) let a peer on the same host see that the writer
-    died. is_sealed: contents that go over TCP must be.
+    died. is_sealed: contents that go over TCP must be. uses_process_group: they are to go through one.
     """
 
     request_id: RequestId
@@ -187,6 +187,7 @@ class BeginPush:
     process_start: int
     uses_shared_memory: bool
     is_sealed: bool = True
+    uses_process_group: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -194,13 +195,14 @@ class PushGranted:
     """The writer may begin: in shared memory, or (page_endpoint not "") by contents that it sends there.
 
     page_key: fresh random bytes for this push alone; whoever knows it is the writer that was granted. is_sealed: the
-    contents are encrypted with it.
+    contents are encrypted with it. meeting: where the process group is (`kv/transfer/pair_group.py`), if one is used.
     """
 
     generation: Generation
     page_endpoint: str = ""
     page_key: bytes = b""
     is_sealed: bool = True
+    meeting: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -211,7 +213,8 @@ class PushRefused:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PushPages:
-    """These pages are there. Over TCP their contents follow, page after page (`kv/transfer/page_stream.py`)."""
+    """These pages are there. Over TCP their contents follow, page after page (`kv/transfer/page_stream.py`); through a
+    process group they come now."""
 
     generation: Generation
     page_indices: tuple[PageIndex, ...]

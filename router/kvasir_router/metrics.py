@@ -110,6 +110,7 @@ class ReplicaCollector(Collector):
                 counters[name].add_metric(values, read(link.stats))
             handover = link.stats.handover
             moved.add_metric([*values, "pushed", "shared_memory"], handover.pushed_bytes_shared_memory)
+            moved.add_metric([*values, "pushed", "process_group"], handover.pushed_bytes_process_group)
             moved.add_metric([*values, "pushed", "tcp"], handover.pushed_bytes_tcp)
         return [up, *gauges.values(), *counters.values(), moved]
 

@@ -89,6 +89,7 @@ class Replica:
                 page_listener=self._page_listener,
                 page_endpoint=page_endpoint,
                 segments=self._segments(),
+                host=config.host,
                 is_sealed=config.handover.encrypt,
             )
             self._assemble(binding, secret)
@@ -111,7 +112,7 @@ class Replica:
 
     def _segment_wish(self) -> SegmentWish | None:
         transport = self._config.handover.transport
-        if transport == "tcp":
+        if transport in ("tcp", "process-group"):
             return None
         return SegmentWish(self._segment_name() + SUFFIX, is_must=transport == "shared-memory")
 
@@ -138,12 +139,16 @@ class Replica:
     def _assemble(self, binding: Binding, secret: bytes) -> None:
         loaded = self._loaded
         pages = self._pages = self._parted_pages()
-        writers = WriterFactory(pages, allow_shared_memory=self._config.handover.transport != "tcp")
+        transport = self._config.handover.transport
+        writers = WriterFactory(
+            pages, allow_shared_memory=transport != "tcp", uses_process_groups=transport == "process-group"
+        )
         self._pusher = PagePusher(
             loaded.layout,
             writers,
             secret,
             is_sealed=self._config.handover.encrypt,
+            host=self._config.host,
             release=lambda pages: self._server.loop.post(lambda engine: engine.release_exported(pages)),
         )
         engine = build_engine(loaded, self._config.engine, self._pusher, self._watcher, self._tiers)

@@ -44,9 +44,11 @@ from kvasir_workers.engine import Engine
 from kvasir_workers.engine_loop import EngineLoop
 from kvasir_workers.grammar.compiler import GrammarCompiler, grammar_in
 from kvasir_workers.grammar.state import Grammar
-from kvasir_workers.kv.transfer.importer import PageImporter, Peer
+from kvasir_workers.kv.transfer.group_intake import GroupIntake
+from kvasir_workers.kv.transfer.importer import PageImporter
 from kvasir_workers.kv.transfer.page_intake import PageIntake
 from kvasir_workers.kv.transfer.page_parts import PartedPages
+from kvasir_workers.kv.transfer.reservation import Peer
 from kvasir_workers.sequence import Sequence
 from kvasir_workers.socket_thread import Rounds, SocketThread
 
@@ -73,7 +75,7 @@ class EngineDesk:
 class Binding:
     """Bound sockets, of words and of page contents. segments: the shared memory that the pages lie in, if they do.
 
-    is_sealed: contents must be encrypted.
+    host: its own address. is_sealed: contents must be encrypted.
     """
 
     context: "zmq.Context[zmq.Socket[bytes]]"
@@ -82,6 +84,7 @@ class Binding:
     page_listener: os_socket.socket
     page_endpoint: str
     segments: tuple[PageSegment, ...]
+    host: str = "127.0.0.1"
     is_sealed: bool = True
 
 
@@ -120,6 +123,8 @@ class ReplicaServer:
         rounds = Rounds(timeout_ms=lambda: _POLL_MS, on_round=self._tick, on_end=self._close_sockets)
         self._thread = SocketThread(binding.context, "replica-server", rounds)
         self._thread.register(self._socket, self._receive)
+        self._groups = GroupIntake(self._importer, binding.host, self._thread.post)
+        self._importer.meet = self._groups.meet
         self._intake = PageIntake(binding.page_listener, self._importer, self._thread, time.monotonic)
 
     def start(self, pushed: Callable[[], HandoverCounters]) -> None:
@@ -171,6 +176,7 @@ class ReplicaServer:
     def _close_sockets(self) -> None:
         self._socket.close()
         self._intake.close()
+        self._groups.close()
 
     def _receive(self) -> None:
         frames = self._socket.recv_multipart()
@@ -202,11 +208,13 @@ class ReplicaServer:
             case BeginPush():
                 self._importer.begin(peer, message)
             case PushPages():
-                self._importer.take_pages(peer, message)
+                if not self._groups.expect(peer, message):
+                    self._importer.take_pages(peer, message)
             case Commit():
                 self._importer.commit(peer, message)
             case Quiet():
                 self._importer.quiet(peer, message)
+                self._groups.drop(peer)
             case _:
                 raise WireError(f"a replica has no use for {type(message).__name__}")
 

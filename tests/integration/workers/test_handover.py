@@ -52,7 +52,7 @@ def connect() -> Iterator[Connect]:
         client.close()
 
 
-@pytest.mark.parametrize("transport", ["shared-memory", "tcp"])
+@pytest.mark.parametrize("transport", ["shared-memory", "process-group", "tcp"])
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_handed_over_pages_give_the_tokens_of_a_mixed_replica(
     start_replica: StartReplica, connect: Connect, transport: TransportName, temperature: float
@@ -76,7 +76,13 @@ ONE, TP2, PP2, TP2_PP2 = (1, 1), (2, 1), (1, 2), (2, 2)
         (TP2, ONE, "shared-memory", "shared_memory"),
         (TP2, ONE, "tcp", "tcp"),
         (TP2_PP2, PP2, "shared-memory", "shared_memory"),
+        (TP2_PP2, PP2, "tcp", "tcp"),
+        (PP2, TP2, "shared-memory", "shared_memory"),
         (PP2, TP2, "tcp", "tcp"),
+        (ONE, TP2, "process-group", "process_group"),
+        (TP2, ONE, "process-group", "process_group"),
+        (TP2_PP2, PP2, "process-group", "process_group"),
+        (PP2, TP2, "process-group", "process_group"),
     ],
     ids=lambda value: f"{value[0]}x{value[1]}" if isinstance(value, tuple) else value,
 )
@@ -128,7 +134,9 @@ def test_many_handed_over_requests_at_once_give_the_tokens_of_one_at_a_time(
         assert token_ids(prefill.outputs_of(item.request_id)) + token_ids(decode.outputs_of(item.request_id)) == tokens
 
 
-@pytest.mark.parametrize(("transport", "label"), [("auto", "shared_memory"), ("tcp", "tcp")])
+@pytest.mark.parametrize(
+    ("transport", "label"), [("auto", "shared_memory"), ("process-group", "process_group"), ("tcp", "tcp")]
+)
 def test_counters_tell_who_prefilled_who_decoded_and_how_many_bytes_went_over(
     start_replica: StartReplica, connect: Connect, transport: TransportName, label: str
 ) -> None:
@@ -155,7 +163,7 @@ def test_decode_replica_that_holds_the_prefix_is_sent_only_the_rest(
     assert again_first[0].num_cached_tokens == 40
 
 
-@pytest.mark.parametrize("transport", ["shared-memory", "tcp"])
+@pytest.mark.parametrize("transport", ["shared-memory", "process-group", "tcp"])
 def test_answer_that_ends_with_its_first_token_needs_no_decode_replica(
     start_replica: StartReplica, connect: Connect, transport: TransportName
 ) -> None:

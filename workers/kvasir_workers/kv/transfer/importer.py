@@ -16,11 +16,11 @@ import logging
 import secrets
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Protocol
 
 from kvasir_protocol.errors import RankLost, WireError
 from kvasir_protocol.events import HandoverCounters
-from kvasir_protocol.ids import Generation, PageIndex, RequestId
+from kvasir_protocol.ids import Generation, RequestId
 from kvasir_protocol.messages import (
     BeginPush,
     CancelPush,
@@ -38,16 +38,14 @@ from kvasir_workers.kv.transfer.page_content import layout_page_bytes, with_room
 from kvasir_workers.kv.transfer.page_parts import PartedPages
 from kvasir_workers.kv.transfer.page_stream import Landing
 from kvasir_workers.kv.transfer.process_identity import process_start
+from kvasir_workers.kv.transfer.reservation import Peer, Reservation
 from kvasir_workers.kv.transfer.sealing import KEY_BYTES, TAG_BYTES, PageSeal, proof_of
 from kvasir_workers.sequence import Sequence
 
 _log = logging.getLogger(__name__)
 
-Peer = bytes
-"""The socket identity of a router or of a replica."""
 
-
-def _asks_for(reservation: "Reservation", message: PushPages) -> bool:
+def _asks_for(reservation: Reservation, message: PushPages) -> bool:
     return bool(message.page_indices) and reservation.missing.issuperset(message.page_indices)
 
 
@@ -60,33 +58,6 @@ class PageDesk(Protocol):
 
 
 @dataclass(slots=True)
-class Reservation:
-    """Pages set aside for one request. missing: those whose content has not come yet.
-
-    writer_process: its number and when it began, if it can be seen from here. page_key: of contents that come over TCP.
-    """
-
-    sequence: Sequence
-    generation: Generation
-    router: Peer
-    deadline: float
-    patience_s: float
-    missing: set[PageIndex]
-    state: Literal["open", "pushing", "quarantined"] = "open"
-    writer: Peer = b""
-    writer_process: tuple[int, int] | None = None
-    page_key: bytes = b""
-    seal: PageSeal | None = None
-    has_line: bool = False
-    emitted_token_ids: tuple[int, ...] | None = None
-
-    @property
-    def is_written_straight(self) -> bool:
-        """By the writer, into memory that it shares with us."""
-        return self.state != "open" and not self.page_key
-
-
-@dataclass(slots=True)
 class _Counts:
     received_requests: int = 0
     failed_requests: int = 0
@@ -96,7 +67,8 @@ class _Counts:
 class PageImporter:
     """All reservations of one replica. send delivers a message to a peer; clock counts seconds.
 
-    page_endpoint: where contents come in. is_sealed: they must be.
+    page_endpoint: where contents come in. is_sealed: they must be. meet: tells where a process group is to be had with
+    a writer, each of whose operations may take so many seconds.
     """
 
     pages: PartedPages
@@ -107,17 +79,23 @@ class PageImporter:
     page_endpoint: str
     is_sealed: bool = True
     process_start: Callable[[int], int | None] = field(default=process_start)
+    meet: Callable[[Peer, float], str] | None = None
     _reservations: dict[Generation, Reservation] = field(default_factory=dict)
     _generation_of: dict[RequestId, Generation] = field(default_factory=dict)
     _last_generation: int = field(default_factory=lambda: secrets.randbits(48))
     _counts: _Counts = field(default_factory=_Counts)
     _opened: bytearray = field(default_factory=bytearray)
 
+    @property
+    def page_bytes(self) -> int:
+        return layout_page_bytes(self.pages.layout)
+
     def counters(self, pushed: HandoverCounters) -> HandoverCounters:
         """The push side's totals with this side's beside them."""
         return HandoverCounters(
             pushed_requests=pushed.pushed_requests,
             pushed_bytes_shared_memory=pushed.pushed_bytes_shared_memory,
+            pushed_bytes_process_group=pushed.pushed_bytes_process_group,
             pushed_bytes_tcp=pushed.pushed_bytes_tcp,
             received_requests=self._counts.received_requests,
             failed_requests=self._counts.failed_requests,
@@ -172,6 +150,9 @@ class PageImporter:
         if message.uses_shared_memory:
             self.send(writer, PushGranted(generation=message.generation))
             return
+        if message.uses_process_group:
+            self._grant_group(reservation, writer)
+            return
         reservation.page_key = secrets.token_bytes(KEY_BYTES)
         is_sealed = self.is_sealed or message.is_sealed
         if is_sealed:
@@ -184,6 +165,15 @@ class PageImporter:
         )
         self.send(writer, granted)
 
+    def _grant_group(self, reservation: Reservation, writer: Peer) -> None:
+        reservation.uses_group = True
+        try:
+            meeting = self.meet(writer, reservation.patience_s) if self.meet else ""
+        except (OSError, RuntimeError) as error:
+            self._fail(reservation, f"no process group can be had: {error}")
+            return
+        self.send(writer, PushGranted(generation=reservation.generation, meeting=meeting))
+
     def take_pages(self, writer: Peer, message: PushPages) -> None:
         """Pages that the writer says to have written into shared memory."""
         reservation = self._pushed_by(writer, message.generation)
@@ -193,6 +183,23 @@ class PageImporter:
             self._fail(reservation, "the writer told of pages that were not asked for")
             return
         self._note_there(reservation, message)
+
+    # What comes through a process group (group_intake)
+
+    def take_received(self, writer: Peer, message: PushPages, content: memoryview) -> None:
+        reservation = self._pushed_by(writer, message.generation)
+        if reservation is None or not reservation.uses_group:
+            return
+        if len(content) != self.page_bytes * len(message.page_indices) or not _asks_for(reservation, message):
+            self._fail(reservation, "the writer sent pages that were not asked for, or of another size")
+            return
+        self._put(reservation, message, content)
+
+    def lose_group(self, writer: Peer, reason: str) -> None:
+        """What this writer was to send through its process group does not come any more."""
+        for reservation in list(self._reservations.values()):
+            if reservation.uses_group and reservation.writer == writer and reservation.missing:
+                self._fail(reservation, f"the process group is broken: {reason}")
 
     # What comes over TCP (page_stream.PageTaker)
 
@@ -216,7 +223,7 @@ class PageImporter:
         message = decode(header)
         if not isinstance(message, PushPages) or message.generation != generation:
             raise WireError(f"contents of pages follow their own PushPages, not {message}")
-        expected_bytes = layout_page_bytes(self.pages.layout) * len(message.page_indices)
+        expected_bytes = self.page_bytes * len(message.page_indices)
         expected_bytes += TAG_BYTES if reservation.seal else 0
         if num_bytes != expected_bytes or not _asks_for(reservation, message):
             self._fail(reservation, "the writer sent pages that were not asked for, or of another size")
@@ -230,13 +237,18 @@ class PageImporter:
             raise WireError("its reservation has ended")
         if reservation.seal is not None:
             content = self._open_seal(reservation, reservation.seal, header, content)
+        if landing.places:
+            self._note_there(reservation, landing.message)
+        else:
+            self._put(reservation, landing.message, content)
+
+    def _put(self, reservation: Reservation, message: PushPages, content: memoryview) -> None:
         try:
-            if not landing.places:
-                self.pages.unpack(content, landing.message.page_indices)
+            self.pages.unpack(content, message.page_indices)
         except RankLost as error:
             self._fail(reservation, str(error))
         else:
-            self._note_there(reservation, landing.message)
+            self._note_there(reservation, message)
 
     def _open_seal(self, reservation: Reservation, seal: PageSeal, header: bytes, sealed: memoryview) -> memoryview:
         self._opened = with_room(self._opened, len(sealed))

@@ -110,6 +110,12 @@ class PartedPages:
     def num_pages(self) -> int:
         return min(memory.shape[2] for memory in self.memories)
 
+    @property
+    def device(self) -> torch.device:
+        """Where they are, as far as this process can tell: what others hold comes through its own memory."""
+        first = self.memories[0]
+        return first.device if isinstance(first, Tensor) else torch.device("cpu")
+
     def copy_to(self, target: "PartedPages", source_indices: Sequence[PageIndex], indices: Sequence[PageIndex]) -> None:
         """Copy pages into another replica's. Raises ValueError if its layers and heads are not ours."""
         sources = [_fetched(memory, source_indices) for memory in self.memories]

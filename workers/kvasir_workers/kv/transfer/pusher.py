@@ -11,14 +11,12 @@ the engine cancels: stop --> done            (the router knows why, and aborts t
 import logging
 import os
 import time
-from collections import deque
 from collections.abc import Callable
 from collections.abc import Sequence as Many
-from dataclasses import dataclass, field
 
 from kvasir_protocol.errors import RankLost
 from kvasir_protocol.events import HandoverCounters
-from kvasir_protocol.ids import Generation, PageIndex, RequestId
+from kvasir_protocol.ids import PageIndex, RequestId
 from kvasir_protocol.messages import (
     BeginPush,
     CancelPush,
@@ -33,11 +31,13 @@ from kvasir_protocol.messages import (
 )
 from kvasir_protocol.wire import encode
 from kvasir_workers.kv.transfer.connections import Connections
+from kvasir_workers.kv.transfer.group_line import GroupLine, PairGroups
 from kvasir_workers.kv.transfer.page_content import layout_page_bytes
 from kvasir_workers.kv.transfer.page_stream import PageLine
 from kvasir_workers.kv.transfer.process_identity import process_start
+from kvasir_workers.kv.transfer.push import Push, PushKey, PushTotals, Way, key_of
 from kvasir_workers.kv.transfer.sealing import KEY_BYTES, PageSeal, proof_of
-from kvasir_workers.kv.transfer.writers import PageWriter, SharedMemoryWriter, TcpWriter, WriterFactory
+from kvasir_workers.kv.transfer.writers import ContentWriter, SharedMemoryWriter, WriterFactory
 from kvasir_workers.sequence import Sequence
 from kvasir_workers.socket_thread import Rounds, SocketThread
 
@@ -46,53 +46,11 @@ _log = logging.getLogger(__name__)
 _POLL_MS = 200
 """How often deadlines are looked at when nothing arrives."""
 
-PushKey = tuple[str, Generation]
-"""A reservation: the other side's endpoint and its generation."""
-
-
-@dataclass(slots=True)
-class _Way:
-    """How contents go over TCP. pages_on_line: whose memory the line still reads."""
-
-    line: PageLine
-    seal: PageSeal | None
-    pages_on_line: list[PageIndex] = field(default_factory=list)
-    is_watched: bool = False
-
-
-@dataclass(slots=True)
-class _Push:
-    """One hand-over on its way. unsent: our pages, from the ticket's num_sent-th on. way: not where they are written
-    straight."""
-
-    ticket: HandoverTicket
-    request_id: RequestId
-    writer: PageWriter
-    deadline: float
-    unsent: deque[PageIndex] = field(default_factory=deque)
-    num_sent: int = 0
-    busy_since: float = 0.0
-    emitted_token_ids: tuple[int, ...] | None = None
-    finished_at: float = 0.0
-    is_granted: bool = False
-    way: _Way | None = None
-
-
-@dataclass(slots=True)
-class _Totals:
-    """As in HandoverCounters."""
-
-    requests: int = 0
-    bytes: dict[str, int] = field(default_factory=lambda: {"shared_memory": 0, "tcp": 0})
-    hidden_bytes: int = 0
-    push_s: float = 0.0
-    exposed_s: float = 0.0
-
 
 class PagePusher:
     """Implements the engine's PageExporter. release gives pages back to the engine (from this thread).
 
-    is_sealed: contents that go over TCP must be.
+    is_sealed: contents that go over TCP must be. host: its own address, for process groups.
     """
 
     def __init__(
@@ -104,6 +62,7 @@ class PagePusher:
         clock: Callable[[], float] = time.monotonic,
         *,
         is_sealed: bool = True,
+        host: str = "127.0.0.1",
     ) -> None:
         self._is_sealed = is_sealed
         self._layout = layout
@@ -111,12 +70,13 @@ class PagePusher:
         self._writers = writers
         self._release = release
         self._clock = clock
-        self._pushes: dict[PushKey, _Push] = {}
-        self._totals = _Totals()
+        self._pushes: dict[PushKey, Push] = {}
+        self._totals = PushTotals()
         self._peers = Connections(secret, clock, self._hear)
         rounds = Rounds(timeout_ms=self._patience_ms, on_round=self._take_turns, on_end=self._end_all)
         self._thread = SocketThread(self._peers.context, "page-pusher", rounds)
         self._peers.thread = self._thread
+        self._groups = PairGroups(host, writers.device, self._thread.post, self._flush_all)
 
     def start(self) -> None:
         self._thread.start()
@@ -135,6 +95,7 @@ class PagePusher:
         return HandoverCounters(
             pushed_requests=self._totals.requests,
             pushed_bytes_shared_memory=self._totals.bytes["shared_memory"],
+            pushed_bytes_process_group=self._totals.bytes["process_group"],
             pushed_bytes_tcp=self._totals.bytes["tcp"],
             hidden_bytes=self._totals.hidden_bytes,
             push_s=self._totals.push_s,
@@ -148,7 +109,7 @@ class PagePusher:
         self._thread.post(lambda: self._add_batch(ticket, request_id, first_page, batch))
 
     def finish(self, sequence: Sequence, emitted_token_ids: tuple[int, ...]) -> None:
-        key = _key(_ticket_of(sequence))
+        key = key_of(_ticket_of(sequence))
         self._thread.post(lambda: self._set_finished(key, emitted_token_ids))
 
     def cancel(self, sequence: Sequence) -> None:
@@ -158,7 +119,7 @@ class PagePusher:
         prompt would be computed again. So Quiet waits until the other side asks: once the router, or else the
         deadline, ends the reservation.
         """
-        key = _key(_ticket_of(sequence))
+        key = key_of(_ticket_of(sequence))
         self._thread.post(lambda: self._forget(key))
 
     # The thread
@@ -166,6 +127,7 @@ class PagePusher:
     def _end_all(self) -> None:
         for key in list(self._pushes):
             self._end(key, "the replica stops")
+        self._groups.close()
         self._peers.close_all()
 
     def _hear(self, endpoint: str, message: Message) -> None:
@@ -182,32 +144,35 @@ class PagePusher:
             case _:
                 _log.warning("unexpected %s from %s dropped", type(message).__name__, endpoint)
 
-    def _take_grant(self, push: _Push, message: PushGranted) -> None:
+    def _take_grant(self, push: Push, message: PushGranted) -> None:
         if push.is_granted:
             return  # a key seals one sequence of frames
-        if isinstance(push.writer, TcpWriter):
+        if isinstance(push.writer, ContentWriter):
             try:
                 push.way = self._way(push, message)
             except (OSError, ValueError) as error:
-                self._end(_key(push.ticket), f"the grant is of no use: {error}")
+                self._end(key_of(push.ticket), f"the grant is of no use: {error}")
                 return
             self._flush(push, push.way)
         push.is_granted = True
         self._postpone(push)
 
-    def _way(self, push: _Push, message: PushGranted) -> _Way:
+    def _way(self, push: Push, message: PushGranted) -> Way:
         """Raises OSError or ValueError if there is none."""
+        if push.writer.label == "process_group":
+            ticket = push.ticket
+            return Way(self._groups.line(message.meeting, ticket.generation, ticket.deadline_s, self._flush_all), None)
         if len(message.page_key) != KEY_BYTES:
             raise ValueError("it has no key")
         if self._is_sealed and not message.is_sealed:
             raise ValueError("it asks for contents without a seal")
         line = PageLine(message.page_endpoint, push.ticket.generation, proof_of(message.page_key))
-        return _Way(line, PageSeal(message.page_key) if message.is_sealed else None)
+        return Way(line, PageSeal(message.page_key) if message.is_sealed else None)
 
     def _add_batch(
         self, ticket: HandoverTicket, request_id: RequestId, first_page: int, pages: list[PageIndex]
     ) -> None:
-        push = self._pushes.get(_key(ticket))
+        push = self._pushes.get(key_of(ticket))
         if push is None and first_page == ticket.first_page:
             push = self._begin(ticket, request_id)
         if push is None:
@@ -221,14 +186,14 @@ class PagePusher:
             push.busy_since = self._clock()
         push.unsent.extend(pages)
         if num_known + len(pages) > len(ticket.page_indices):
-            self._end(_key(ticket), "the ticket has fewer pages than the prompt")
+            self._end(key_of(ticket), "the ticket has fewer pages than the prompt")
         else:
             self._postpone(push)
 
-    def _begin(self, ticket: HandoverTicket, request_id: RequestId) -> _Push:
+    def _begin(self, ticket: HandoverTicket, request_id: RequestId) -> Push:
         writer = self._writers.writer_for(ticket)
-        push = _Push(ticket, request_id, writer, deadline=self._clock() + ticket.deadline_s)
-        self._pushes[_key(ticket)] = push
+        push = Push(ticket, request_id, writer, deadline=self._clock() + ticket.deadline_s)
+        self._pushes[key_of(ticket)] = push
         self._peers.send(
             ticket.endpoint,
             BeginPush(
@@ -239,6 +204,7 @@ class PagePusher:
                 process_start=process_start(os.getpid()) or 0,
                 uses_shared_memory=writer.label == "shared_memory",
                 is_sealed=self._is_sealed,
+                uses_process_group=writer.label == "process_group",
             ),
         )
         return push
@@ -249,7 +215,7 @@ class PagePusher:
             push.finished_at = self._clock()
             self._postpone(push)
 
-    def _postpone(self, push: _Push) -> None:
+    def _postpone(self, push: Push) -> None:
         """It has come on: the deadline is for the next time. Until the other side has agreed, it is for that."""
         if push.is_granted:
             push.deadline = self._clock() + push.ticket.deadline_s
@@ -266,11 +232,11 @@ class PagePusher:
             self._commit_if_done(push)
         self._drop_overdue()
 
-    def _can_write(self, push: _Push) -> bool:
+    def _can_write(self, push: Push) -> bool:
         is_free = push.is_granted and (push.way is None or push.way.line.is_idle)
         return is_free and bool(push.unsent)
 
-    def _write_chunk(self, push: _Push) -> None:
+    def _write_chunk(self, push: Push) -> None:
         num_pages = min(max(1, push.writer.chunk_bytes // self._page_bytes), len(push.unsent))
         pages = [push.unsent.popleft() for _ in range(num_pages)]
         target = push.ticket.page_indices[push.num_sent : push.num_sent + num_pages]
@@ -282,42 +248,53 @@ class PagePusher:
                 self._peers.send(push.ticket.endpoint, message)
                 self._note_written(push, pages)
             else:
-                self._put_on_line(push, push.writer, pages, encode(message))
+                self._put_on_line(push, push.writer, pages, message)
         except RankLost as error:
             self._release(pages)
-            self._end(_key(push.ticket), f"pages can't be read: {error}")
+            self._end(key_of(push.ticket), f"pages can't be read: {error}")
 
-    def _put_on_line(self, push: _Push, writer: TcpWriter, pages: list[PageIndex], header: bytes) -> None:
-        way = push.way
+    def _put_on_line(self, push: Push, writer: ContentWriter, pages: list[PageIndex], message: PushPages) -> None:
+        way, header = push.way, encode(message)
         assert way is not None, f"{push.request_id} was granted no way"
-        content = writer.contents(pages) if way.seal is None else [writer.sealed(pages, header, way.seal)]
+        if writer.label == "process_group":
+            self._peers.send(push.ticket.endpoint, message)
+            content = [writer.packed(pages)]
+        elif way.seal is not None:
+            content = [writer.sealed(pages, header, way.seal)]
+        else:
+            content = writer.contents(pages)
         way.pages_on_line = pages
         way.line.put(header, content)
         self._flush(push, way)
 
-    def _flush(self, push: _Push, way: _Way) -> None:
+    def _flush_all(self) -> None:
+        for push in list(self._pushes.values()):
+            if push.way is not None:
+                self._flush(push, push.way)
+
+    def _flush(self, push: Push, way: Way) -> None:
         """Send on, and be woken once the system takes more; contents that it has taken are written."""
         try:
             if way.line.flush():
                 self._postpone(push)
         except OSError as error:
-            self._end(_key(push.ticket), f"pages can't be sent: {error.strerror}")
+            self._end(key_of(push.ticket), f"pages can't be sent: {error.strerror}")
             return
         self._watch(push, way)
         if way.line.is_idle and way.pages_on_line:
             pages, way.pages_on_line = way.pages_on_line, []
             self._note_written(push, pages)
 
-    def _watch(self, push: _Push, way: _Way) -> None:
-        if way.is_watched == (not way.line.is_idle):
-            return
+    def _watch(self, push: Push, way: Way) -> None:
+        if isinstance(way.line, GroupLine) or way.is_watched == (not way.line.is_idle):
+            return  # a group's line tells by itself
         way.is_watched = not way.is_watched
         if way.is_watched:
             self._thread.register(way.line.socket, lambda: self._flush(push, way), to_write=True)
         else:
             self._thread.unregister(way.line.socket)
 
-    def _note_written(self, push: _Push, pages: list[PageIndex]) -> None:
+    def _note_written(self, push: Push, pages: list[PageIndex]) -> None:
         self._postpone(push)
         if not push.unsent:
             self._totals.push_s += self._clock() - push.busy_since
@@ -327,9 +304,9 @@ class PagePusher:
             self._totals.hidden_bytes += num_bytes
         self._release(pages)
 
-    def _commit_if_done(self, push: _Push) -> None:
+    def _commit_if_done(self, push: Push) -> None:
         is_sent = push.is_granted and not push.unsent and (push.way is None or push.way.line.is_idle)
-        key = _key(push.ticket)
+        key = key_of(push.ticket)
         if is_sent and push.emitted_token_ids is not None and key in self._pushes:
             commit = Commit(generation=push.ticket.generation, emitted_token_ids=push.emitted_token_ids)
             self._peers.send(push.ticket.endpoint, commit)
@@ -362,16 +339,12 @@ class PagePusher:
             return
         unsent = list(push.unsent)
         if (way := push.way) is not None:
-            if way.is_watched:
+            if way.is_watched and isinstance(way.line, PageLine):
                 self._thread.unregister(way.line.socket)
             way.line.close()
             unsent = way.pages_on_line + unsent
         if unsent:
             self._release(unsent)
-
-
-def _key(ticket: HandoverTicket) -> PushKey:
-    return ticket.endpoint, ticket.generation
 
 
 def _ticket_of(sequence: Sequence) -> HandoverTicket:

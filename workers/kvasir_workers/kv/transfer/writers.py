@@ -5,6 +5,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
+import torch
+
 from kvasir_protocol.ids import PageIndex
 from kvasir_protocol.messages import HandoverTicket, PageSegment
 from kvasir_workers.kv.page_memory import SHARED_MEMORY, SharedSegment
@@ -18,30 +20,31 @@ SEALED_CHUNK_BYTES = 2**20
 COPIED_CHUNK_BYTES = 16 * 2**20
 """Copied at a time: some milliseconds, so that a word to stop gets in between; a message for each costs 0.1."""
 
-TransportLabel = Literal["shared_memory", "tcp"]
+TransportLabel = Literal["shared_memory", "process_group", "tcp"]
 
 
-class TcpWriter:
+class ContentWriter:
     """Page contents to be sent."""
 
-    label: TransportLabel = "tcp"
     chunk_bytes: int = SEALED_CHUNK_BYTES
 
-    def __init__(self, pages: PartedPages) -> None:
+    def __init__(self, pages: PartedPages, label: Literal["process_group", "tcp"]) -> None:
+        self.label: TransportLabel = label
         self._pages = pages
         self._packed, self._sealed = bytearray(), bytearray()
 
     def contents(self, source: Sequence[PageIndex]) -> list[memoryview]:
         """Of our pages `source`, where they lie if that can be; until the next call."""
-        return self._pages.places(source) or [self._pack(source)]
+        return self._pages.places(source) or [self.packed(source)]
 
     def sealed(self, source: Sequence[PageIndex], header: bytes, seal: PageSeal) -> memoryview:
         """The same, sealed; until the next call."""
-        content = self._pack(source)
+        content = self.packed(source)
         self._sealed = with_room(self._sealed, len(content) + TAG_BYTES)
         return seal.seal(header, content, self._sealed)
 
-    def _pack(self, source: Sequence[PageIndex]) -> memoryview:
+    def packed(self, source: Sequence[PageIndex]) -> memoryview:
+        """The same in one piece, in other memory than theirs; until the next call."""
         self._packed = with_room(self._packed, len(source) * layout_page_bytes(self._pages.layout))
         return self._pages.pack(source, self._packed)
 
@@ -61,23 +64,30 @@ class SharedMemoryWriter:
         self._pages.copy_to(self._target, source, target)
 
 
-PageWriter = TcpWriter | SharedMemoryWriter
+PageWriter = ContentWriter | SharedMemoryWriter
 """Brings pages to one reservation, chunk_bytes at a time, so many that it is worth a message."""
 
 
 class WriterFactory:
     """Chooses a writer for a ticket; remembers the segments of living replicas."""
 
-    def __init__(self, pages: PartedPages, *, allow_shared_memory: bool) -> None:
+    def __init__(self, pages: PartedPages, *, allow_shared_memory: bool, uses_process_groups: bool = False) -> None:
         self._pages = pages
+        self._uses_process_groups = uses_process_groups
         self._allow_shared_memory = allow_shared_memory
         self._segments: dict[PageSegment, SharedSegment] = {}
 
+    @property
+    def device(self) -> torch.device:
+        return self._pages.device
+
     def writer_for(self, ticket: HandoverTicket) -> PageWriter:
+        if self._uses_process_groups:
+            return ContentWriter(self._pages, "process_group")
         target = self._target(ticket) if self._allow_shared_memory and ticket.segments else None
         if target is not None and max(ticket.page_indices, default=0) < target.num_pages:
             return SharedMemoryWriter(self._pages, target)
-        return TcpWriter(self._pages)
+        return ContentWriter(self._pages, "tcp")
 
     def _target(self, ticket: HandoverTicket) -> PartedPages | None:
         """The other side's pages, or None if a part can't be had: it is on another host, or of another layout."""

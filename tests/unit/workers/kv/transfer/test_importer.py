@@ -22,9 +22,10 @@ from kvasir_protocol.messages import (
     Quiet,
 )
 from kvasir_protocol.wire import encode
-from kvasir_workers.kv.transfer.importer import PageImporter, Peer
+from kvasir_workers.kv.transfer.importer import PageImporter
 from kvasir_workers.kv.transfer.page_content import layout_page_bytes, pack_pages
 from kvasir_workers.kv.transfer.page_parts import PartedPages
+from kvasir_workers.kv.transfer.reservation import Peer
 from kvasir_workers.kv.transfer.sealing import KEY_BYTES, PageSeal, proof_of
 from kvasir_workers.sequence import Sequence
 from tests.unit.workers.fakes import VOCAB_SIZE, Clock, make_request
@@ -101,6 +102,7 @@ class Side:
         process_id: int = WRITER_PROCESS,
         shared: bool = False,
         is_sealed: bool = True,
+        group: bool = False,
     ) -> None:
         message = BeginPush(
             request_id=RequestId(name),
@@ -110,6 +112,7 @@ class Side:
             process_start=WRITER_START,
             uses_shared_memory=shared,
             is_sealed=is_sealed,
+            uses_process_group=group,
         )
         self.importer.begin(writer, message)
 
@@ -676,3 +679,68 @@ def test_late_word_for_a_former_replica_finds_nothing() -> None:
     side.open()
     side.begin(former.open())
     assert side.kinds() == ["PushRefused"]
+
+
+# Through a process group
+
+
+def in_group(side: Side) -> Generation:
+    side.importer.meet = lambda writer, patience_s: f"{writer.decode()} within {patience_s:g} s"
+    generation = side.open()
+    side.begin(generation, group=True)
+    return generation
+
+
+def receive(side: Side, generation: Generation, *pages: int, content: bytes | None = None) -> None:
+    indices = tuple(PageIndex(page) for page in pages)
+    packed = pack_pages(random_pages(8), indices) if content is None else memoryview(content)
+    side.importer.take_received(WRITER, PushPages(generation=generation, page_indices=indices), packed)
+
+
+def test_writer_is_told_where_its_group_meets(side: Side) -> None:
+    generation = in_group(side)
+    assert side.sent == [(WRITER, PushGranted(generation=generation, meeting="writer within 5 s"))]
+
+
+def test_what_came_through_a_group_lies_in_its_pages(side: Side) -> None:
+    generation = in_group(side)
+    receive(side, generation, 5, 2)
+    side.commit(generation)
+    assert torch.equal(side.pages[:, :, [2, 5]], random_pages(8)[:, :, [2, 5]])
+    assert side.desk.started == {"r": (7,)}
+
+
+@pytest.mark.parametrize(("pages", "content"), [((0,), None), ((2,), b"x"), ((), b"")])
+def test_what_was_not_asked_for_fails_the_hand_over(side: Side, pages: tuple[int, ...], content: bytes | None) -> None:
+    receive(side, in_group(side), *pages, content=content)
+    assert (len(side.failures()), side.desk.released) == (1, ["r"])
+    assert bool(side.pages.isnan().all())
+
+
+def test_what_comes_for_an_ended_reservation_is_dropped(side: Side) -> None:
+    generation = in_group(side)
+    side.importer.abort(RequestId("r"))
+    receive(side, generation, 5, 2)
+    assert (side.desk.released, bool(side.pages.isnan().all())) == (["r"], True)
+
+
+def test_broken_group_fails_what_was_to_come_through_it_and_nothing_else(side: Side) -> None:
+    in_group(side)
+    other = side.open("other")
+    side.begin(other, name="other")
+    side.importer.lose_group(STRANGER, "gone")
+    assert side.failures() == []
+    side.importer.lose_group(WRITER, "gone")
+    assert (side.failures(), side.desk.released) == (["the process group is broken: gone"], ["r"])
+    side.push(other, 2, 5)
+    side.commit(other)
+    assert side.desk.started == {"other": (7,)}
+
+
+def test_group_that_can_not_be_had_fails_the_hand_over(side: Side) -> None:
+    def refuse(writer: Peer, patience_s: float) -> str:
+        raise OSError("no address")
+
+    side.importer.meet = refuse
+    side.begin(side.open(), group=True)
+    assert (side.failures(), side.desk.released) == (["no process group can be had: no address"], ["r"])

@@ -32,9 +32,11 @@ from kvasir_workers.kv.transfer.page_content import layout_page_bytes, pack_page
 from kvasir_workers.kv.transfer.page_intake import listen_for_pages
 from kvasir_workers.kv.transfer.page_parts import PartedPages
 from kvasir_workers.kv.transfer.page_stream import HELLO, LENGTHS
+from kvasir_workers.kv.transfer.pair_group import DECODE_SIDE, PairGroup, PairMeeting, PairSeat
 from kvasir_workers.kv.transfer.pusher import PagePusher
 from kvasir_workers.kv.transfer.sealing import KEY_BYTES, PageSeal, proof_of
 from kvasir_workers.kv.transfer.writers import WriterFactory
+from kvasir_workers.parallel.torch_groups import host_store
 from kvasir_workers.sequence import Sequence
 from tests.unit.workers.fakes import Clock, make_request, make_ticket
 from tests.unit.workers.kv.transfer.layouts import make_layout, page_shape, random_pages, whole_segment
@@ -154,11 +156,13 @@ class DecodeSide:
 class PrefillSide:
     """A pusher, its clock, and the pages that came back from it."""
 
-    def __init__(self, *, is_sealed: bool = True) -> None:
+    def __init__(self, *, is_sealed: bool = True, uses_process_groups: bool = False) -> None:
         self.released: queue.Queue[list[PageIndex]] = queue.Queue()
         self.clock = Clock()
         layout = make_layout()
-        writers = WriterFactory(PartedPages.whole(layout, PAGES), allow_shared_memory=True)
+        writers = WriterFactory(
+            PartedPages.whole(layout, PAGES), allow_shared_memory=True, uses_process_groups=uses_process_groups
+        )
         self.pusher = PagePusher(layout, writers, SECRET, self.released.put, self.clock, is_sealed=is_sealed)
         self.pusher.start()
 
@@ -670,3 +674,55 @@ def test_pusher_that_never_started_can_be_stopped() -> None:
     pusher.stop()
     pusher.stop()
     assert pusher._peers.context.closed
+
+
+# Through a process group
+
+
+@pytest.fixture
+def grouped() -> Iterator[PrefillSide]:
+    side = PrefillSide(uses_process_groups=True)
+    yield side
+    side.close()
+
+
+def test_contents_go_through_the_group_where_the_other_side_waits(
+    grouped: PrefillSide, decode_side: DecodeSide
+) -> None:
+    received: queue.Queue[bytes] = queue.Queue()
+    _, port = host = host_store("127.0.0.1")
+    place = PairMeeting(host="127.0.0.1", port=port, name="pair")
+    seat = PairSeat(
+        rank=DECODE_SIDE, host="127.0.0.1", deadline_s=10.0, device=torch.device("cpu"), post=lambda work: work()
+    )
+    reader = PairGroup(place, seat, lambda reason: None)
+    grouped.pusher.export(sequence_for(decode_side), 0, pages(7, 0))
+    begin = decode_side.expect(BeginPush)
+    assert (begin.uses_process_group, begin.uses_shared_memory) == (True, False)
+    decode_side.says(PushGranted(generation=Generation(1), meeting=place.to_text()))
+    message = decode_side.expect(PushPages)
+    reader.receive(Generation(1), 2 * PAGE_BYTES, lambda content: received.put(bytes(content)))
+    assert received.get(timeout=DEADLINE_MS / 1000) == bytes(pack_pages(PAGES, pages(7, 0)))
+    assert message.page_indices == (4, 5)
+    assert grouped.expect_released() == [7, 0]
+    grouped.pusher.stop()
+    assert grouped.pusher.counters().pushed_bytes_process_group == 2 * PAGE_BYTES
+    assert host
+
+
+def test_place_where_nobody_can_meet_ends_the_push(grouped: PrefillSide, decode_side: DecodeSide) -> None:
+    begun(grouped, decode_side)
+    decode_side.says(PushGranted(generation=Generation(1), meeting="nowhere"))
+    assert "the grant is of no use" in decode_side.expect(Quiet).reason
+    assert grouped.expect_released() == [7, 0]
+
+
+def test_group_that_breaks_ends_the_push(grouped: PrefillSide, decode_side: DecodeSide) -> None:
+    store, port = host_store("127.0.0.1")
+    begun(grouped, decode_side, deadline_s=0.5)
+    place = PairMeeting(host="127.0.0.1", port=port, name="pair")
+    decode_side.says(PushGranted(generation=Generation(1), meeting=place.to_text()))
+    decode_side.expect(PushPages)
+    assert "pages can't be sent" in decode_side.expect(Quiet).reason
+    assert grouped.expect_released() == [7, 0]
+    assert store

@@ -1,0 +1,123 @@
+"""Two ends of a process group over gloo, and what each hears when the other fails."""
+
+import queue
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import pytest
+import torch
+
+from kvasir_protocol.ids import Generation
+from kvasir_workers.kv.transfer.group_line import GroupLine, PairGroups
+from kvasir_workers.kv.transfer.pair_group import DECODE_SIDE, WRITER, PairGroup, PairMeeting, PairSeat
+from kvasir_workers.parallel.torch_groups import Store, host_store
+
+HOST = "127.0.0.1"
+DEADLINE_S = 10.0
+GENERATION = Generation(7)
+CONTENT = memoryview(bytearray(range(200)))
+
+
+class Owner:
+    """A thread that the test plays: it does what was posted when it is asked to."""
+
+    def __init__(self) -> None:
+        self.posted: queue.Queue[Callable[[], None]] = queue.Queue()
+        self.broken: list[str] = []
+
+    def do_next(self) -> None:
+        self.posted.get(timeout=2 * DEADLINE_S)()
+
+
+@dataclass
+class Meeting:
+    """A store that listens, and the ends that were opened there."""
+
+    store: tuple[Store, int] = field(default_factory=lambda: host_store(HOST))
+    groups: list[PairGroup] = field(default_factory=list)
+
+    @property
+    def place(self) -> PairMeeting:
+        return PairMeeting(host=HOST, port=self.store[1], name="pair")
+
+    def join(self, rank: int, owner: Owner, deadline_s: float = DEADLINE_S) -> PairGroup:
+        seat = PairSeat(rank=rank, host=HOST, deadline_s=deadline_s, device=torch.device("cpu"), post=owner.posted.put)
+        self.groups.append(PairGroup(self.place, seat, owner.broken.append))
+        return self.groups[-1]
+
+
+@pytest.fixture
+def meeting() -> Meeting:
+    return Meeting()
+
+
+def test_place_to_meet_survives_being_told() -> None:
+    place = PairMeeting(host="::1", port=5, name="pair")
+    assert PairMeeting.from_text(place.to_text()) == place
+
+
+@pytest.mark.parametrize("text", ["", "nowhere", "a|b|c", "a|1|b|c"])
+def test_other_text_is_no_place_to_meet(text: str) -> None:
+    with pytest.raises(ValueError):
+        PairMeeting.from_text(text)
+
+
+def test_contents_arrive_in_order(meeting: Meeting) -> None:
+    ours, theirs, received = Owner(), Owner(), list[bytes]()
+    reader, writer = meeting.join(DECODE_SIDE, ours), meeting.join(WRITER, theirs)
+    for content in (CONTENT, CONTENT[50:]):
+        writer.send(GENERATION, content, lambda: None)
+        reader.receive(GENERATION, len(CONTENT), lambda found: received.append(bytes(found)))
+    for _ in range(2):
+        ours.do_next()
+    assert received == [bytes(CONTENT), bytes(CONTENT[50:])]
+    assert (ours.broken, theirs.broken) == ([], [])
+
+
+@pytest.mark.parametrize(("generation", "most_bytes"), [(8, 200), (7, 199)])
+def test_contents_other_than_announced_break_the_group(meeting: Meeting, generation: int, most_bytes: int) -> None:
+    ours, theirs, received = Owner(), Owner(), list[bytes]()
+    reader, writer = meeting.join(DECODE_SIDE, ours), meeting.join(WRITER, theirs)
+    writer.send(GENERATION, CONTENT, lambda: None)
+    reader.receive(Generation(generation), most_bytes, lambda found: received.append(bytes(found)))
+    ours.do_next()
+    assert received == []
+    assert "200 bytes of hand-over 7 came" in ours.broken[0]
+
+
+def test_who_waits_in_vain_for_the_other_is_told_by_its_deadline(meeting: Meeting) -> None:
+    ours = Owner()
+    meeting.join(WRITER, ours, deadline_s=0.3)
+    ours.do_next()
+    assert len(ours.broken) == 1
+
+
+def test_contents_that_never_come_break_the_group_at_the_deadline(meeting: Meeting) -> None:
+    ours, theirs = Owner(), Owner()
+    reader, writer = meeting.join(DECODE_SIDE, ours, deadline_s=0.5), meeting.join(WRITER, theirs, deadline_s=0.5)
+    reader.receive(GENERATION, 200, lambda found: None)
+    ours.do_next()
+    assert len(ours.broken) == 1
+    writer.close()
+
+
+def test_lines_of_one_place_share_a_group_and_hear_when_it_breaks(meeting: Meeting) -> None:
+    theirs, woken = Owner(), list[str]()
+    reader = meeting.join(DECODE_SIDE, Owner())
+    groups = PairGroups(HOST, torch.device("cpu"), theirs.posted.put, lambda: woken.append("lost"))
+    lines: list[GroupLine] = [
+        groups.line(meeting.place.to_text(), Generation(number), 1.0, lambda: woken.append("idle"))
+        for number in range(2)
+    ]
+    lines[1].put(b"", [CONTENT])
+    reader.receive(Generation(1), 200, lambda found: None)
+    assert not lines[1].is_idle
+    theirs.do_next()
+    assert (lines[1].is_idle, lines[1].flush(), lines[1].flush(), woken) == (True, True, False, ["idle"])
+    lines[0].put(b"", [CONTENT])  # nobody reads it
+    lines[0].put(b"", [memoryview(bytearray(2**26))])
+    while "lost" not in woken:
+        theirs.do_next()
+    for line in lines:
+        with pytest.raises(OSError):
+            line.flush()
