@@ -18,10 +18,9 @@ from kvasir_protocol.config import (
     QuantizationName,
     SchedulingPolicyName,
     TransportName,
-    build,
     load_config,
-    merge,
 )
+from kvasir_protocol.config_tree import build, merge
 from kvasir_protocol.errors import ConfigError
 from kvasir_protocol.wire import to_plain
 
@@ -129,7 +128,7 @@ def _pools_tree(options: argparse.Namespace, pools: tuple[PoolConfig, ...]) -> l
     if any(pool.model for pool in pools):
         if options.mixed or options.prefill_replicas or options.decode_replicas:
             raise ConfigError("the file has pools of several models; say there how many replicas they have")
-        return [to_plain(pool) | _said_sizes(options) for pool in pools]
+        return [to_plain(pool) | _sizes(options) for pool in pools]
     tree: dict[str, dict[str, Any]] = {pool.role: to_plain(pool) for pool in pools}
     if options.mixed is not None:
         tree = {"mixed": tree.get("mixed", {"role": "mixed"}) | {"replicas": options.mixed}}

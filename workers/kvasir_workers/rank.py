@@ -13,7 +13,8 @@ from socket import socket
 
 import torch
 
-from kvasir_protocol.config import EngineConfig, ModelConfig, build
+from kvasir_protocol.config import EngineConfig, ModelConfig
+from kvasir_protocol.config_tree import build
 from kvasir_protocol.errors import KvasirError
 from kvasir_protocol.wire import to_plain
 from kvasir_workers.parallel.collectives import Meeting

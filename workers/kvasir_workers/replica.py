@@ -19,7 +19,8 @@ import torch
 import yaml
 import zmq
 
-from kvasir_protocol.config import ReplicaConfig, build
+from kvasir_protocol.config import ReplicaConfig
+from kvasir_protocol.config_tree import build
 from kvasir_protocol.errors import KvasirError
 from kvasir_protocol.events import ReplicaStats
 from kvasir_protocol.ids import RequestId

@@ -17,10 +17,9 @@ from kvasir_protocol.config import (
     ReplicaConfig,
     RouterConfig,
     TenantWeight,
-    build,
     load_config,
-    merge,
 )
+from kvasir_protocol.config_tree import build, merge
 from kvasir_protocol.errors import ConfigError
 from tests.unit.protocol.any_message import plain_values
 

@@ -5,7 +5,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from kvasir_protocol.config import ModelConfig, QuantizationName, build
+from kvasir_protocol.config import ModelConfig, QuantizationName
+from kvasir_protocol.config_tree import build
 from kvasir_protocol.errors import CheckpointError, ConfigError
 from kvasir_workers.parallel.mesh import GangShape
 

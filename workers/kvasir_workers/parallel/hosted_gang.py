@@ -14,7 +14,8 @@ from typing import Any
 
 import zmq
 
-from kvasir_protocol.config import ReplicaConfig, build
+from kvasir_protocol.config import ReplicaConfig
+from kvasir_protocol.config_tree import build
 from kvasir_protocol.errors import RankLost, WireError
 from kvasir_protocol.messages import PageDoor
 from kvasir_protocol.sockets import bind_server, connect_client, start_gatekeeper
