@@ -1,7 +1,8 @@
 // Attention that reads pages where they lie, with a running softmax (Milakov and Gimelshein, 2018; FlashAttention, Dao
 // et al., 2022). A work item is some tokens of one sequence x some key heads x one span of keys:
 //
-//   blocks    64 keys at a time, for each key head: scores, softmax, and the weighted sum of their values
+//   blocks    64 keys at a time, for each key head: scores, softmax, and the weighted sum of their values; for several
+//             tokens they are packed first
 //   rows      the query heads that share a key head, of up to 32 / group tokens
 //   spans     4096 keys: a long context is shared by threads, and its parts are joined at the end
 //
@@ -18,6 +19,7 @@
 #include <vector>
 
 #include "native/sharing.h"
+#include "paged_attention/packed_block.h"
 #include "paged_attention/pages.h"
 
 namespace attention {
@@ -162,7 +164,7 @@ inline float soften(float* scores, float& largest, float& total) {
         store(scores + k, weights);
         added += weights;
     }
-    const float kept = exponential(splat(largest - base))[0];
+    const float kept = largest == highest ? 1.0f : exponential(splat(largest - base))[0];
     largest = highest;
     total = total * kept + sum(added);
     return kept;
@@ -175,17 +177,24 @@ struct Worker {
     const Item& item;
     int64_t rows_per_head, num_rows;
     Number* query;
-    float *scores, *kept;
+    float* scores;
+    PackedBlock<Number> packed;
+    float* kept;
+    const bool packs;
     int64_t offsets[kBlockKeys];
     const Number *keys[kBlockKeys], *values[kBlockKeys];
 
-    static int64_t memory_size(int64_t num_rows, int64_t head_dim) { return num_rows * (head_dim + kBlockKeys + 1); }
+    static int64_t memory_size(int64_t num_rows, int64_t head_dim) {
+        return num_rows * (head_dim + kBlockKeys + 1) + PackedBlock<Number>::memory_size(head_dim);
+    }
 
     Worker(const Step<Number>& step, const Item& item, float* memory)
         : step(step), item(item), rows_per_head(item.num_tokens * step.group()),
           num_rows(rows_per_head * item.num_kv_heads), query(reinterpret_cast<Number*>(memory)),
           scores(memory + num_rows * step.head_dim),
-          kept(scores + num_rows * kBlockKeys) {}
+          packed(scores + num_rows * kBlockKeys, step.head_dim),
+          kept(scores + num_rows * kBlockKeys + PackedBlock<Number>::memory_size(step.head_dim)),
+          packs(item.num_tokens > 1 && PackedBlock<Number>::takes(step.head_dim)) {}
 
     int64_t token_of(int64_t row) const { return row % rows_per_head / step.group(); }
 
@@ -225,19 +234,46 @@ struct Worker {
         if (end < kBlockKeys) std::fill(row_scores + std::max<int64_t>(end, 0), row_scores + kBlockKeys, kHidden);
     }
 
+    // Whether each of the item's tokens sees each key of a block.
+    bool sees_all(int64_t first_key, int64_t num_keys) const {
+        const int64_t last_position = item.first_position + item.num_tokens - 1;
+        return num_keys == kBlockKeys && first_key + kBlockKeys <= item.first_position + 1 &&
+               first_key > last_position - step.window;
+    }
+
     void add_block(int64_t head, int64_t first_key, int64_t num_keys, Sums sums, Ahead<Number>& ahead) {
         const int64_t D = step.head_dim, first_row = head * rows_per_head;
         for (int64_t k = 0; k < kBlockKeys; ++k) {
             keys[k] = step.keys + offsets[k] + head * D;
             values[k] = step.values + offsets[k] + head * D;
         }
+        if (packs) packed.pack(keys, values);
         in_tiles(first_row, [&](auto rows, int64_t row) {
-            score_rows<rows>(query + row * D, keys, num_keys, D, step.scale, scores + row * kBlockKeys);
+            if (packs)
+                packed.template score<rows>(query + row * D, step.scale, scores + row * kBlockKeys);
+            else
+                score_rows<rows>(query + row * D, keys, num_keys, D, step.scale, scores + row * kBlockKeys);
         });
+        const bool is_seen = sees_all(first_key, num_keys);
         for (int64_t row = first_row; row < first_row + rows_per_head; ++row) {
-            hide(row, first_key, num_keys);
+            if (!is_seen) hide(row, first_key, num_keys);
             kept[row] = soften(scores + row * kBlockKeys, sums.largest[row], sums.total[row]);
         }
+        add_values(first_row, num_keys, sums, ahead);
+    }
+
+    void add_values(int64_t first_row, int64_t num_keys, Sums sums, Ahead<Number>& ahead) {
+        const int64_t D = step.head_dim;
+        if constexpr (PackedBlock<Number>::kPacksValues)
+            if (packs) {
+                for (int64_t row = first_row; row < first_row + rows_per_head; ++row)
+                    round_weights(scores + row * kBlockKeys);
+                in_tiles(first_row, [&](auto rows, int64_t row) {
+                    packed.template add_values<rows>(scores + row * kBlockKeys, kept + row, num_keys,
+                                                     sums.values + row * D, ahead);
+                });
+                return;
+            }
         in_tiles(first_row, [&](auto rows, int64_t row) {
             add_rows<rows>(scores + row * kBlockKeys, kept + row, values, num_keys, D, sums.values + row * D, ahead);
         });
@@ -353,10 +389,12 @@ void attend(const Step<Number>& step, Division& division, Share& share) {
     };
     share(division.num_items(), division.work, [&](int64_t i) {
         static thread_local std::vector<float> memory;
-        if (memory.size() < static_cast<size_t>(worker_size + sums_size)) memory.resize(worker_size + sums_size);
-        Worker<Number> worker(step, division.items[i], memory.data());
+        if (memory.size() < static_cast<size_t>(worker_size + sums_size + kLanes))
+            memory.resize(worker_size + sums_size + kLanes);
+        float* const lines = memory.data() + (64 - reinterpret_cast<uintptr_t>(memory.data()) % 64) / sizeof(float);
+        Worker<Number> worker(step, division.items[i], lines);
         const int64_t part = division.parts[i];
-        const Sums sums = part < 0 ? Sums(memory.data() + worker_size, worker.num_rows, D)
+        const Sums sums = part < 0 ? Sums(lines + worker_size, worker.num_rows, D)
                                    : part_sums(part, worker.num_rows);
         static thread_local Ahead<Number> ahead;
         worker.attend(sums, ahead, call, division.items.data() + division.num_items());

@@ -85,9 +85,12 @@ def test_steps_of_one_kind_equal_dense_attention(lengths: list[Lengths]) -> None
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("window", [None, 50])
-def test_contexts_of_several_blocks_equal_dense_attention(dtype: torch.dtype, window: int | None) -> None:
+@pytest.mark.parametrize("heads", [(6, 2, 48), (6, 2, 32), (4, 1, 128)])
+def test_contexts_of_several_blocks_equal_dense_attention(
+    heads: tuple[int, int, int], dtype: torch.dtype, window: int | None
+) -> None:
     lengths = [(1, 64), (1, 65), (1, 300), (70, 70), (33, 129), (1, 63)]
-    _check(lengths, heads=(6, 2, 48), page_size=16, window=window, dtype=dtype)
+    _check(lengths, heads=heads, page_size=16, window=window, dtype=dtype)
 
 
 def test_a_context_of_several_spans_equals_dense_attention() -> None:
