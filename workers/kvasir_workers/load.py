@@ -4,6 +4,7 @@ import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -15,8 +16,6 @@ from kvasir_protocol.messages import LAYOUT_VERSION, PageCut, PageDoor, PageLayo
 from kvasir_workers.engine import Engine
 from kvasir_workers.engine_directory.kernels import bring_kernels
 from kvasir_workers.engine_directory.manifest import settle
-from kvasir_workers.grammar.compiler import GrammarCompiler
-from kvasir_workers.grammar.token_table import TokenSource
 from kvasir_workers.kv.exports import PageExporter
 from kvasir_workers.kv.manager import KvManager, Reuse
 from kvasir_workers.kv.offload.open_tiers import OpenTiers
@@ -60,6 +59,9 @@ from kvasir_workers.runner.executor import CallersThread, DeviceThread, Steps
 from kvasir_workers.runner.model_runner import ModelRunner
 from kvasir_workers.runner.sampler import SampledToken
 from kvasir_workers.runner.stream_runner import StreamRunner
+
+if TYPE_CHECKING:  # an engine whose requests have no grammar does without
+    from kvasir_workers.grammar.compiler import GrammarCompiler
 
 _log = logging.getLogger(__name__)
 
@@ -272,8 +274,11 @@ def _runner(
     return ModelRunner(loaded.decoder, loaded.pages, eos_token_ids, thread, mover)
 
 
-def grammar_compiler(directory: Path, limits: EngineLimits) -> GrammarCompiler:
+def grammar_compiler(directory: Path, limits: EngineLimits) -> "GrammarCompiler":
     """Compiles what structured requests ask for, with the tokenizer in a model's directory."""
+    from kvasir_workers.grammar.compiler import GrammarCompiler
+    from kvasir_workers.grammar.token_table import TokenSource
+
     return GrammarCompiler(
         TokenSource(directory=directory, vocab_size=limits.vocab_size, eos_token_ids=limits.eos_token_ids)
     )

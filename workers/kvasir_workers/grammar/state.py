@@ -3,12 +3,15 @@
 import os
 import time
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
-from llguidance import LLExecutor, LLMatcher
 from numpy.typing import NDArray
 
-from kvasir_workers.grammar.token_table import TokenTable
+if TYPE_CHECKING:  # an engine whose requests have no grammar does without
+    from llguidance import LLExecutor, LLMatcher
+
+    from kvasir_workers.grammar.token_table import TokenTable
 
 _START_BUDGET_S = 0.5
 _TOKEN_BUDGET_S = 0.01
@@ -30,7 +33,7 @@ _ALL_TOKENS = np.uint32(0xFFFF_FFFF)
 class GrammarState:
     """One sequence's own; a function of the tokens that it accepted, so that replaying them rebuilds it."""
 
-    def __init__(self, matcher: LLMatcher, table: TokenTable) -> None:
+    def __init__(self, matcher: "LLMatcher", table: "TokenTable") -> None:
         self._matcher = matcher
         self._table = table
         self._has_failed = False
@@ -77,14 +80,16 @@ class GrammarState:
         return bits.view(np.bool_)
 
 
-def mask_threads() -> LLExecutor | None:
+def mask_threads() -> "LLExecutor | None":
     """llguidance's own threads, four for five cores, which sleep between steps. None where that makes but one: handing
     it the work would cost more than it saves."""
+    from llguidance import LLExecutor
+
     num_threads = len(os.sched_getaffinity(0)) * 4 // 5
     return LLExecutor(num_threads) if num_threads > 1 else None
 
 
-def packed_masks(states: Sequence[GrammarState], threads: LLExecutor | None) -> NDArray[np.uint32]:
+def packed_masks(states: Sequence[GrammarState], threads: "LLExecutor | None") -> NDArray[np.uint32]:
     """What `allowed` says of each, all of one model: [R, ceil(V / 32)], token i in bit i % 32 of word i // 32.
 
     Bits beyond V mean nothing. The threads work without the GIL; without threads the masks are made one by one.
@@ -110,7 +115,7 @@ def packed_masks(states: Sequence[GrammarState], threads: LLExecutor | None) -> 
     return packed
 
 
-def _fill(matchers: list[tuple[LLMatcher, int]], bits: NDArray[np.uint32], threads: LLExecutor | None) -> None:
+def _fill(matchers: "list[tuple[LLMatcher, int]]", bits: NDArray[np.uint32], threads: "LLExecutor | None") -> None:
     """matchers: each with its row of bits."""
     if not matchers:
         return
@@ -134,7 +139,7 @@ def _fill_watched(states: Sequence[GrammarState], bits: NDArray[np.uint32]) -> N
 class Grammar:
     """A compiled form, shared by all sequences that asked for it."""
 
-    def __init__(self, matcher: LLMatcher, table: TokenTable) -> None:
+    def __init__(self, matcher: "LLMatcher", table: "TokenTable") -> None:
         matcher.compute_bitmask()  # what this finds out about the form's words its copies need not find out again
         self._matcher = matcher
         self._table = table
