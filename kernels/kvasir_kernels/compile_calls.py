@@ -18,7 +18,7 @@ from kvasir_kernels.rotate_and_write.kernel import rotate_and_write
 from kvasir_kernels.rotate_and_write.reference import HeadNorms
 from kvasir_kernels.sample_tokens.kernel import sample_tokens
 from kvasir_kernels.sample_tokens.reference import SamplingRules
-from kvasir_kernels.silu_mul.kernel import gelu_mul, silu_mul, silu_mul_float8
+from kvasir_kernels.silu_mul.kernel import gelu_mul, gelu_mul_float8, silu_mul, silu_mul_float8
 from kvasir_kernels.unpack_decodes.kernel import unpack_decodes
 from kvasir_kernels.unpack_decodes.reference import DecodeInputs, packed_size
 from kvasir_kernels.write_kv.kernel import write_kv
@@ -53,6 +53,10 @@ def gelu_gate(width: int) -> None:
 
 def gate_float8(width: int, to: Grain | Tensor, dtype: torch.dtype = HALF) -> None:
     silu_mul_float8(torch.zeros(_NUM_TOKENS, 2 * width, dtype=dtype), to)
+
+
+def gelu_gate_float8(width: int, to: Grain | Tensor) -> None:
+    gelu_mul_float8(torch.zeros(_NUM_TOKENS, 2 * width, dtype=HALF), to)
 
 
 def quantize_rows(size: int, to: Grain | Tensor, dtype: torch.dtype = HALF) -> None:
@@ -108,6 +112,11 @@ def attention(
     query = torch.zeros(21, num_heads, head_dim, dtype=dtype)
     cache = _cache(num_kv_heads, head_dim, stored or dtype, page_size)
     paged_attention(query, cache, batch, head_dim**-0.5, window, changes)
+
+
+def linear_of_one_scale(num_tokens: int, num_inputs: int, num_outputs: int) -> None:
+    x, weight = (torch.zeros(rows, num_inputs, dtype=FLOAT8) for rows in (num_tokens, num_outputs))
+    float8_linear(Quantized(x, torch.zeros(1)), Quantized(weight, torch.zeros(1)), None, HALF)
 
 
 def linear_float8(num_tokens: int, grain: Grain, num_inputs: int = 4096, num_outputs: int = 6144) -> None:

@@ -12,8 +12,10 @@ from kvasir_kernels.compile_calls import (
     gate,
     gate_float8,
     gelu_gate,
+    gelu_gate_float8,
     head_norm,
     linear_float8,
+    linear_of_one_scale,
     move,
     norm,
     norm_float8,
@@ -72,6 +74,8 @@ def _cases() -> dict[str, Case]:
             cases[f"float8_linear {num_tokens} {grain.value}"] = partial(linear_float8, num_tokens, grain)
     cases["write_kv 8x128 bfloat16"] = partial(write, 8, 128, HALF)
     cases["gelu_mul 14336 bfloat16"] = partial(gelu_gate, 14336)
+    cases["gelu_mul_float8 14336 row"] = partial(gelu_gate_float8, 14336, Grain.ROW)
+    cases["float8_linear 64 tensor"] = partial(linear_of_one_scale, 64, 4096, 6144)
     cases["move_pages 4 of 8x128"] = partial(move, PagePart(0, 2, 4, 4))
     cases[f"sample of {_VOCABULARY}"] = partial(sample, _VOCABULARY)
     cases["256 decodes of a graph"] = partial(decodes, 256, 32, 8, 128, HALF)

@@ -139,7 +139,7 @@ def test_tokenizer_and_config_are_copied_and_weights_are_not(tmp_path: Path) -> 
     build_engine_directory(order(DEMO_MODEL, tmp_path / "engine"))
     names = {path.name for path in (tmp_path / "engine").iterdir()}
     texts = {"config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"}
-    assert names == {*texts, "engine.json", "weights"}
+    assert names == {*texts, "engine.json", "kernels", "weights"}
     assert all((tmp_path / "engine" / name).read_bytes() == (DEMO_MODEL / name).read_bytes() for name in texts)
 
 
