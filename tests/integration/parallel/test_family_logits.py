@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from kvasir_kernels.dispatch import without_native_kernels
+from kvasir_kernels.native.choice import without_native_kernels
 from kvasir_protocol.wire import encode
 from kvasir_workers.parallel.mesh import GangShape
 from kvasir_workers.parallel.planned_step import PlannedStep, to_message

@@ -8,7 +8,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from kvasir_kernels.dispatch import Grain, without_native_kernels
+from kvasir_kernels.dispatch import Grain
+from kvasir_kernels.native.choice import without_native_kernels
 from kvasir_protocol.config import ModelConfig
 from kvasir_protocol.errors import CheckpointError, ConfigError
 from kvasir_workers.model.decoder import Decoder
