@@ -57,7 +57,7 @@ def all_logits(path: Path, shape: GangShape) -> Tensor:
         found = []
         for start, num_tokens in ((0, 5), (5, 1), (6, 10), (16, 13)):
             step = chunk(start, num_tokens, table)
-            lead.followers.send(encode(to_message(step, PAGE_SIZE)))
+            lead.followers.send(encode(to_message(step, PAGE_SIZE, lead.stage.next_plan())))
             lead.stage.run(step)
             gang.finish()
             found.append(lead.stage.ask_logits(lead.stage.take_final(step)))

@@ -20,10 +20,11 @@ CPU = torch.device("cpu")
 def on_all_ranks(tp: int, pp: int, act: Callable[[Collectives], T], deadline_s: float = 20.0) -> list[T]:
     """What each rank returns."""
     shape = GangShape(tensor_parallel_size=tp, pipeline_parallel_size=pp)
-    meeting = Meeting(store=memory_store(), deadline_s=deadline_s)
+    meeting = Meeting(store=memory_store(), deadline_s=deadline_s, start_s=20.0)
 
     def run(rank: int) -> T:
         collectives = Collectives(RankPlace(shape, rank), meeting, CPU)
+        collectives.muster("opened")  # who closes while another still opens its connections breaks them
         try:
             return act(collectives)
         finally:
