@@ -62,7 +62,7 @@ class SilentDecoder(torch.nn.Module):
         super().__init__()
         self._vocab_size, self._hidden_size = vocab_size, hidden_size
         self._collectives, self._num_sums = collectives, num_sums
-        self.dtype = torch.float32
+        self.dtype, self.cache_scales = torch.float32, ()
 
     def embedding(self, token_ids: Tensor) -> Tensor:
         return torch.zeros(len(token_ids), self._hidden_size)

@@ -16,7 +16,7 @@ from kvasir_protocol.yaml_lines import read_document
 DType = Literal["auto", "float32", "bfloat16", "float16"]
 QuantizationName = Literal["int8", "int4", "int4-g64", "int4-g128", "fp8", "fp8-block"]
 _FOR_ANY_RANKS: tuple[QuantizationName | None, ...] = (None, "fp8", "fp8-block")
-KvCacheDType = Literal["auto", "fp8", "fp8_e4m3"]
+KvCacheDType = Literal["auto", "fp8", "fp8_e4m3", "int8"]
 Device = Literal["auto", "cpu", "cuda"]
 RouterPlacement = Literal["head", "every-host"]
 RoutingPolicyName = Literal["least-loaded", "round-robin", "conditional"]
@@ -132,6 +132,11 @@ class EngineConfig:
         tenants = [share.tenant for share in self.tenant_weights]
         _require(len(set(tenants)) == len(tenants), "engine.tenant_weights names a tenant twice")
         self._check_tiers()
+        _require(
+            self.kv_cache_dtype != "int8" or not self.host_cache_bytes,
+            "engine.kv_cache_dtype int8 has a scale for each token, which tiers do not keep; use fp8, or leave out "
+            "engine.host_cache_bytes",
+        )
 
     @property
     def step_tokens(self) -> int:
@@ -268,6 +273,10 @@ class ClusterConfig:
         _require(
             not self.engine.host_cache_bytes or all(pool.num_ranks == 1 for pool in self.pools),
             "engine.host_cache_bytes is not supported for replicas of several ranks yet; leave it out",
+        )
+        _require(
+            self.engine.kv_cache_dtype != "int8" or all(pool.role == "mixed" for pool in self.pools),
+            "engine.kv_cache_dtype int8 has a scale for each token, which is not handed over; use fp8, or a mixed pool",
         )
         _require(
             all(self.model_of(pool).quantization in _FOR_ANY_RANKS or pool.num_ranks == 1 for pool in self.pools),

@@ -31,7 +31,7 @@ from kvasir_workers.memory import (
     page_bytes,
     plan_memory,
 )
-from kvasir_workers.model.cache_scales import read_cache_scales
+from kvasir_workers.model.cache_scales import read_cache_scales, token_scales
 from kvasir_workers.model.checkpoint import read_eos_token_ids
 from kvasir_workers.model.decoder import Decoder
 from kvasir_workers.model.fingerprint import fingerprint
@@ -156,7 +156,9 @@ def load_model(model: ModelConfig, engine: EngineConfig, segment_wish: SegmentWi
     bring_kernels(directory, device)
     prepare(device)
     decoder = load_decoder(directory, dtype, device, quantization, packs=True)
-    if cache_dtype != dtype:
+    if cache_dtype == torch.int8:
+        decoder.scale_cache(token_scales(spec, plan.num_pages, engine.page_size, device))
+    elif cache_dtype != dtype:
         decoder.scale_cache(read_cache_scales(directory, spec, device))
     fuse(decoder)
     shape: PageShape = (spec.num_layers, 2, plan.num_pages, engine.page_size, spec.num_kv_heads, spec.head_dim)

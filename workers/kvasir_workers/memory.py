@@ -8,6 +8,7 @@ import torch
 from kvasir_protocol.config import EngineConfig
 from kvasir_protocol.errors import OutOfMemory
 from kvasir_workers.kv.manager import pages_for
+from kvasir_workers.model.cache_scales import TOKEN_SCALE_BYTES
 from kvasir_workers.model.spec import DecoderSpec, check_max_model_len
 from kvasir_workers.runner.decode_graphs import graph_sizes
 
@@ -51,7 +52,8 @@ class FreeMemory:
 
 def page_bytes(spec: DecoderSpec, page_size: int, dtype: torch.dtype) -> int:
     """Bytes of one page of this dtype: keys and values of page_size tokens in every layer."""
-    return 2 * spec.num_layers * page_size * spec.num_kv_heads * spec.head_dim * dtype.itemsize
+    head_bytes = spec.head_dim * dtype.itemsize + (TOKEN_SCALE_BYTES if dtype == torch.int8 else 0)
+    return 2 * spec.num_layers * page_size * spec.num_kv_heads * head_bytes
 
 
 def step_bytes(spec: DecoderSpec, dtype: torch.dtype, config: EngineConfig) -> int:

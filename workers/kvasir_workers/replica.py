@@ -154,7 +154,8 @@ class Replica:
         )
         engine = build_engine(loaded, self._config.engine, self._pusher, self._watcher, self._tiers)
         self._grammars = grammar_compiler(Path(self._config.model.path), loaded.limits)
-        hands_over = self._gang is None or bool(loaded.parts)
+        # The scales of an int8 cache's tokens lie beside the pages.
+        hands_over = (self._gang is None or bool(loaded.parts)) and loaded.pages.dtype != torch.int8
         self._server = ReplicaServer(binding, self.info, engine, pages, self._grammars, hands_over=hands_over)
 
     def start(self) -> None:

@@ -195,7 +195,9 @@ class ReplicaServer:
             case Ping():
                 self._send(peer, Stats(stats=self.stats()))
             case Submit(request=request, ticket=HandoverTicket()) | Reserve(request=request) if not self._hands_over:
-                error = ServiceUnavailable("the ranks of this replica have no shared memory to hand pages over from")
+                error = ServiceUnavailable(
+                    "this replica hands no pages over: its ranks do not reach them all, or they are int8"
+                )
                 self._send(peer, _rejection(request.request_id, error))
             case Submit(request=request, ticket=ticket):
                 if self._open_stream(peer, request):

@@ -1,6 +1,7 @@
 """What "auto" stands for: on this machine, with this checkpoint."""
 
 from pathlib import Path
+from typing import assert_never
 
 import torch
 
@@ -28,7 +29,15 @@ def resolve_dtype(model: ModelConfig, spec: DecoderSpec) -> torch.dtype:
 
 def resolve_cache_dtype(config: EngineConfig, dtype: torch.dtype) -> torch.dtype:
     """What keys and values are stored in; dtype is the model's."""
-    return dtype if config.kv_cache_dtype == "auto" else torch.float8_e4m3fn
+    match config.kv_cache_dtype:
+        case "auto":
+            return dtype
+        case "fp8" | "fp8_e4m3":
+            return torch.float8_e4m3fn
+        case "int8":
+            return torch.int8
+        case _:
+            assert_never(config.kv_cache_dtype)
 
 
 def resolve_quantization(model: ModelConfig, spec: DecoderSpec, device: torch.device) -> QuantizationSpec | None:

@@ -169,6 +169,14 @@ def test_wrong_type_names_the_path(tmp_path: Path, text: str, complaint: str) ->
             "{model: {quantization: int8}, pools: [{role: mixed, tensor_parallel_size: 2}]}",
             "model.quantization int8 is not supported for replicas of several ranks yet",
         ),
+        (
+            "{engine: {kv_cache_dtype: int8, host_cache_bytes: 1MiB}, pools: [{role: mixed}]}",
+            "engine.kv_cache_dtype int8 has a scale for each token, which tiers do not keep; use fp8",
+        ),
+        (
+            "engine: {kv_cache_dtype: int8}",
+            "engine.kv_cache_dtype int8 has a scale for each token, which is not handed over; use fp8, or a mixed pool",
+        ),
         ("pools: [{role: mixed, tensor_parallel_size: 0}]", "tensor_parallel_size must be at least 1, got 0"),
         ("pools: [{role: mixed, pipeline_parallel_size: -1}]", "pipeline_parallel_size must be at least 1, got -1"),
         ("pools: []", "one mixed pool, or one prefill and one decode pool"),

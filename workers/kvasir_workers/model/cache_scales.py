@@ -1,7 +1,8 @@
-"""What keys and values of 8 bits are multiplied with when they are read: the checkpoint's scales, or 1.
+"""What keys and values of 8 bits are multiplied with when they are read.
 
 e4m3 reaches from 2**-9 to 448 with the same relative error from 2**-6 on: keys and values of most models lie within,
-unscaled. Scales are fixed, so that a page means the same wherever it goes.
+unscaled. So its scales are the checkpoint's, or 1: fixed, and a page means the same wherever it goes. Integers have no
+such reach: each head of each token gets a scale when it is written, beside the pages.
 """
 
 from collections.abc import Mapping
@@ -16,6 +17,8 @@ from kvasir_protocol.errors import CheckpointError
 from kvasir_workers.engine_directory.manifest import is_engine_directory
 from kvasir_workers.model.checkpoint import StoredTensor, open_tensors, read_header, read_stored_tensors
 from kvasir_workers.model.spec import DecoderSpec
+
+TOKEN_SCALE_BYTES = torch.float32.itemsize
 
 _NAMES = {
     "key": ("self_attn.k_scale", "self_attn.k_proj.k_scale", "self_attn.k_proj.output_scale"),
@@ -70,3 +73,12 @@ def _read(stored: Mapping[str, StoredTensor], layer: str, names: tuple[str, ...]
             "heads; leave out the 8-bit cache, or take another checkpoint"
         )
     return scale.expand(spec.num_kv_heads).contiguous()
+
+
+def token_scales(spec: DecoderSpec, num_pages: int, page_size: int, device: torch.device) -> list[CacheScales]:
+    """Room for each layer's, [N, P, K] float32 for keys and for values."""
+    shape = (num_pages, page_size, spec.num_kv_heads)
+    return [
+        CacheScales(*(torch.zeros(shape, dtype=torch.float32, device=device) for _ in range(2)))
+        for _ in range(spec.num_layers)
+    ]

@@ -161,8 +161,10 @@ class Decoder(nn.Module):
             layer.attention.cache_scales = None if scales is None else scales[index]
 
     @property
-    def scales_cache(self) -> bool:
-        return any(isinstance(part, Attention) and part.cache_scales is not None for part in self.modules())
+    def cache_scales(self) -> list[CacheScales]:
+        """Each layer's; none where caches are wide."""
+        found = (part.cache_scales for part in self.modules() if isinstance(part, Attention))
+        return [scales for scales in found if scales is not None]
 
     def pack_weights(self) -> None:
         """Put all matrices in the order in which the device reads them fastest; the weights are final from here on.

@@ -33,7 +33,7 @@ def plain_form(decoder: Decoder) -> PlainDecoder[Weights] | None:
     """What the decoder is made of; None if it is not made of plain parts alone."""
     if not all(_is_plain(part) for name, part in decoder.named_modules() if name not in ("", "lm_head")):
         return None
-    if not hasattr(decoder, "embedding") or not hasattr(decoder, "norm") or decoder.scales_cache:
+    if not hasattr(decoder, "embedding") or not hasattr(decoder, "norm") or decoder.cache_scales:
         return None
     spec = decoder.spec
     return PlainDecoder(

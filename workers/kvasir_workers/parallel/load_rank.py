@@ -14,7 +14,7 @@ from kvasir_workers.engine_directory.kernels import bring_kernels
 from kvasir_workers.engine_directory.manifest import settle
 from kvasir_workers.kv.page_memory import SUFFIX, PageShape, SharedSegment
 from kvasir_workers.memory import Footprint, MemoryPlan, free_memory, page_bytes, plan_memory
-from kvasir_workers.model.cache_scales import read_cache_scales
+from kvasir_workers.model.cache_scales import read_cache_scales, token_scales
 from kvasir_workers.model.decoder import Decoder
 from kvasir_workers.model.loader import load_spec
 from kvasir_workers.parallel.collectives import Collectives, Meeting
@@ -133,9 +133,7 @@ def load_rank(plan: RankPlan, meeting: Meeting, segment_name: str = "") -> Loade
         num_pages = collectives.least(plan.memory.num_pages)
         decoder = load_shard(plan.directory, plan.dtype, plan.device, plan.shard, plan.quantization)
         decoder.pack_weights()
-        if plan.cache_dtype != plan.dtype:
-            scales = read_cache_scales(plan.directory, plan.shard.whole, plan.device)
-            decoder.scale_cache(_own_scales(scales, plan.shard))
+        decoder.scale_cache(_cache_scales(plan, num_pages))
         join_ranks(decoder, collectives)
         shape = page_shape(plan.shard, num_pages, plan.page_size)
         segment = _create_segment(segment_name, shape, plan) if segment_name else None
@@ -155,9 +153,14 @@ def load_rank(plan: RankPlan, meeting: Meeting, segment_name: str = "") -> Loade
     )
 
 
-def _own_scales(scales: list[CacheScales], shard: ModelShard) -> list[CacheScales]:
-    """Of the rank's layers and heads."""
-    heads = list(shard.kv.kv_heads)
+def _cache_scales(plan: RankPlan, num_pages: int) -> list[CacheScales] | None:
+    """Of the rank's layers and heads; None where pages are as wide as the model."""
+    if plan.cache_dtype == plan.dtype:
+        return None
+    shard = plan.shard
+    if plan.cache_dtype == torch.int8:
+        return token_scales(shard.local, num_pages, plan.page_size, plan.device)
+    scales, heads = read_cache_scales(plan.directory, shard.whole, plan.device), list(shard.kv.kv_heads)
     return [CacheScales(scales[layer].key[heads], scales[layer].value[heads]) for layer in shard.kv.layers]
 
 

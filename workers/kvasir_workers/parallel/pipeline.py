@@ -39,6 +39,7 @@ class Stage:
         self._dtype = decoder.dtype
         self._collectives = collectives
         self._caches = [LayerCache(layer[0], layer[1]) for layer in pages]
+        self._cache_scales = decoder.cache_scales
         self._finals: deque[Tensor] = deque()
         self._num_plans = 0
 
@@ -51,7 +52,7 @@ class Stage:
         """Compute the step up to where the next stage goes on. said: what the step before sampled, if it is known."""
         batch = lay_out(step.arrays, self.page_size, self.pages.device)
         for copy in step.copies:
-            copy_tokens(self.pages, copy)
+            copy_tokens(self.pages, copy, self._cache_scales)
         hidden = self._enter(batch, said)
         update, residual = self._decoder.run_layers(hidden, batch.positions, batch.slots, self._caches, batch.attention)
         if not self.place.is_last_stage:

@@ -38,6 +38,7 @@ class ModelRunner:
         self._decoder = decoder
         self._pages = pages
         self._caches = [LayerCache(layer[0], layer[1]) for layer in pages]
+        self._cache_scales = decoder.cache_scales
         self._builder = BatchBuilder(pages.shape[3], pages.device)
         self._mover = mover
         self._sampler = Sampler(eos_token_ids)
@@ -54,7 +55,7 @@ class ModelRunner:
         if self._mover is not None and plan.moves is not None:
             self._mover.move(plan.moves)
         for copy in plan.copies:
-            copy_tokens(self._pages, copy)
+            copy_tokens(self._pages, copy, self._cache_scales)
         if batch.coming is not None:
             batch.token_ids[batch.coming.places] = self._sampled_before[batch.coming.rows]
         hidden = self._decoder(batch.token_ids, batch.positions, batch.slots, self._caches, batch.attention)

@@ -69,6 +69,7 @@ class StreamRunner:
         self._decoder = decoder
         self._pages = pages
         self._caches = [LayerCache(layer[0], layer[1]) for layer in pages]
+        self._cache_scales = decoder.cache_scales
         self._builder = BatchBuilder(pages.shape[3], pages.device)
         self._mover = mover
         self._graphs = graphs
@@ -82,7 +83,7 @@ class StreamRunner:
         if self._mover is not None and plan.moves is not None:
             self._mover.move(plan.moves)
         for copy in plan.copies:
-            copy_tokens(self._pages, copy)
+            copy_tokens(self._pages, copy, self._cache_scales)
         if self._graphs is not None and self._graphs.takes(step) and not shows_prompts(plan):
             logits = self._graphs.run(step)
             return self._flight(plan, logits, self._graphs.inputs.positions[: len(logits)])

@@ -109,4 +109,5 @@ def test_decoder_with_a_scaled_cache_goes_operation_by_operation(checkpoint: Pat
     plain = plain_form(decoder)
     assert plain is not None
     decoder.scale_cache(scales_of(checkpoint))
+    assert len(decoder.cache_scales) == 3
     assert plain_form(decoder) is None
