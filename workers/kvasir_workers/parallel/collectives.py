@@ -1,5 +1,7 @@
 """How the ranks of a gang reach each other: gloo between CPUs, NCCL between GPUs, and a deadline on everything.
 
+What CPUs of one host say within a stage goes through memory that they share, if it is small.
+
 Groups are objects of their own, not torch's global one: a process may have several gangs, or (in tests) several ranks.
 """
 
@@ -14,6 +16,7 @@ from torch import Tensor
 
 from kvasir_workers.parallel.mesh import RankPlace
 from kvasir_workers.parallel.roll_call import RollCall
+from kvasir_workers.parallel.shared_board import SharedBoard, open_board
 from kvasir_workers.parallel.torch_groups import Group, Pending, Store, from_first, open_group, smallest, to_first
 
 T = TypeVar("T")
@@ -47,6 +50,7 @@ class Collectives:
         self.place = place
         self._device = device
         self._groups: dict[str, Group] = {}
+        self._board: SharedBoard | None = None
         self._sending: deque[tuple[Pending, Tensor, int]] = deque()
         self._roll_call = RollCall(meeting.store, place, meeting.deadline_s)
         self._meeting = meeting
@@ -54,6 +58,7 @@ class Collectives:
         for name, ranks in ((_ALL, range(place.shape.num_ranks)), (_STAGE, place.stage_ranks)):
             if len(ranks) > 1:
                 self._open(name, ranks)
+        self._board = self._open_board()
 
     def muster(self, what: str) -> None:
         """Wait until every rank of the gang has come so far, for as long as a start may take."""
@@ -68,15 +73,34 @@ class Collectives:
             ),
         )
 
+    def _open_board(self) -> SharedBoard | None:
+        if _STAGE not in self._groups or self._device.type != "cpu":
+            return None
+        place, meeting = self.place, self._meeting
+        name = f"board-{place.stage_ranks.start}"
+        num_ranks = place.shape.tensor_parallel_size
+        return self._guard(
+            "opening shared memory",
+            lambda: open_board(name, place.tensor_rank, num_ranks, meeting.store, meeting.deadline_s),
+        )
+
+    def _board_for(self, tensor: Tensor) -> SharedBoard | None:
+        """The shared memory, if this goes through it: at all ranks, whose tensors are of one size."""
+        return self._board if self._board is not None and SharedBoard.takes(tensor) else None
+
     def add_up(self, tensor: Tensor) -> Tensor:
         """The sum over the stage, in place."""
-        if _STAGE in self._groups:
+        if (board := self._board_for(tensor)) is not None:
+            self._guard("an all-reduce", lambda: board.add_up(tensor))
+        elif _STAGE in self._groups:
             self._finish("an all-reduce", lambda: self._groups[_STAGE].allreduce([tensor]))
         return tensor
 
     def spread(self, tensor: Tensor) -> Tensor:
         """What the stage's first rank has there, in place."""
-        if _STAGE in self._groups:
+        if (board := self._board_for(tensor)) is not None:
+            self._guard("a broadcast", lambda: board.spread(tensor))
+        elif _STAGE in self._groups:
             self._finish("a broadcast", lambda: self._groups[_STAGE].broadcast([tensor], from_first()))
         return tensor
 
@@ -84,6 +108,8 @@ class Collectives:
         """At the stage's first rank what each has there, all of one shape; nothing at the others."""
         if _STAGE not in self._groups:
             return [tensor]
+        if (board := self._board_for(tensor)) is not None:
+            return self._guard("a gather", lambda: board.collect(tensor))
         parts = [torch.empty_like(tensor) for _ in self.place.stage_ranks] if self.place.tensor_rank == 0 else []
         outputs = [parts] if parts else []
         self._finish("a gather", lambda: self._groups[_STAGE].gather(outputs, [tensor], to_first()))
@@ -113,6 +139,9 @@ class Collectives:
 
     def close(self) -> None:
         """Let go of the others: those who wait for this rank hear of it at once."""
+        if self._board is not None:
+            self._board.leave()
+            self._board = None
         self._sending.clear()
         self._groups.clear()
 
