@@ -5,13 +5,13 @@ import torch
 from bench.gpu.bench import Bench
 from bench.gpu.figures import OURS
 from bench.gpu.sizes import ModelSize
+from bench.gpu.steps import PAGE_SIZE, measure_steps
 from kvasir_kernels.paged_cache import AttentionBatch, CacheScales, LayerCache
 from kvasir_workers.model.decoder import Decoder
 from kvasir_workers.model.linear import Linear
 from kvasir_workers.model.spec import DecoderSpec, read_spec
 from kvasir_workers.quantization.scheme import SCHEMES, QuantizationSpec
 
-_PAGE_SIZE = 16
 _DTYPE = torch.bfloat16
 
 
@@ -21,7 +21,7 @@ _FLOAT8 = SCHEMES["fp8"]
 def measure_models(bench: Bench) -> None:
     """Each in bfloat16, then in FP8 beside it: weights alone, and with keys and values, too."""
     for model in bench.sizes.models:
-        spec = _spec(model, bench.sizes.model_context + 2)
+        spec = _spec(model, bench.sizes.model_context + 256)
         wide, narrow = _decoder(spec, bench, None), _decoder(spec, bench, _FLOAT8)
         for num_sequences in bench.sizes.model_batches:
             ways = {
@@ -38,6 +38,10 @@ def measure_models(bench: Bench) -> None:
                     num_bytes=step.num_bytes,
                     num_operations=step.num_operations,
                 )
+            reads = {"": ways["decode step"].num_bytes, ", FP8": ways["decode step, FP8"].num_bytes}
+            del ways, step, others  # their pages
+            for form, decoder in (("", wide), (", FP8", narrow)):
+                measure_steps(bench, f"engine's decode step{form}", model.name, decoder, num_sequences, reads[form])
 
 
 def _decoder(spec: DecoderSpec, bench: Bench, quantization: QuantizationSpec | None) -> Decoder:
@@ -78,9 +82,9 @@ class _Step:
 
     def __init__(self, decoder: Decoder, num_sequences: int, cache_dtype: torch.dtype, bench: Bench) -> None:
         spec, context, device = decoder.spec, bench.sizes.model_context, bench.device
-        num_pages = -(-context // _PAGE_SIZE)
+        num_pages = -(-context // PAGE_SIZE)
         tables = torch.arange(num_sequences * num_pages, device=device).view(num_sequences, num_pages)
-        shape = (spec.num_layers, 2, tables.numel(), _PAGE_SIZE, spec.num_kv_heads, spec.head_dim)
+        shape = (spec.num_layers, 2, tables.numel(), PAGE_SIZE, spec.num_kv_heads, spec.head_dim)
         pages = torch.zeros(shape, dtype=cache_dtype, device=device)
         self.decoder = decoder
         self._caches = [LayerCache(layer[0], layer[1]) for layer in pages]
@@ -89,7 +93,7 @@ class _Step:
         self._batch = AttentionBatch((1,) * num_sequences, (context,) * num_sequences, tables, num_sequences)
         self._token_ids = torch.zeros(num_sequences, dtype=torch.int64, device=device)
         self._positions = torch.full_like(self._token_ids, context - 1)
-        self._slots = tables[:, -1] * _PAGE_SIZE + (context - 1) % _PAGE_SIZE
+        self._slots = tables[:, -1] * PAGE_SIZE + (context - 1) % PAGE_SIZE
         unread = () if spec.tie_word_embeddings else (decoder.embedding.weight,)
         weights = [parameter for parameter in decoder.parameters() if not any(parameter is other for other in unread)]
         num_weights = sum(parameter.numel() for parameter in weights)

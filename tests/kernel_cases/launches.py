@@ -17,7 +17,7 @@ from typing import Any
 import torch
 import triton
 
-from kvasir_kernels.compile_check import GPUS, _CompilingDriver
+from kvasir_kernels.compile_targets import GPUS, CompilingDriver
 from kvasir_kernels.sampling_dispatch import mask_logits
 from kvasir_protocol.config import EngineConfig, ModelConfig
 from kvasir_protocol.ids import RequestId
@@ -100,7 +100,7 @@ def main(directory: str, scheme: str) -> None:
         met.add(f"{facts['fn'].name} {facts['key']}")
         return True
 
-    triton.runtime.driver.set_active(_CompilingDriver(GPUS["sm_90"]))
+    triton.runtime.driver.set_active(CompilingDriver(GPUS["sm_90"]))
     triton.knobs.runtime.jit_cache_hook = is_there_already
     model = ModelConfig(path=directory, served_name="m", dtype="bfloat16", quantization=scheme or None)  # type: ignore[arg-type]
     loaded = load_model(model, CONFIG)

@@ -85,8 +85,12 @@ class DecodeGraphs:
         """The logits of a step that they take: [S, V] float32, valid until the next one runs."""
         num_rows = len(step.counts)
         self._send(step)
-        self._replays[self._sizes[bisect_left(self._sizes, num_rows)]]()
+        self.replay(num_rows)
         return self._logits[:num_rows]
+
+    def replay(self, num_rows: int) -> None:
+        """Compute again what was sent last, in a graph of so many rows or more."""
+        self._replays[self._sizes[bisect_left(self._sizes, num_rows)]]()
 
     def _step(self, size: int) -> None:
         """What is recorded: of the first `size` rows."""
