@@ -3,6 +3,7 @@
     python -m bench.cpu_path                             the sizes of the embedded demo model, float32
     python -m bench.cpu_path --shape qwen3-0.6b          1.2 GB of bfloat16, random
     python -m bench.cpu_path --quantization int8 int4    the same model in fewer bits beside the others, too
+    python -m bench.cpu_path --threads 1 2               first with one thread, then with two
 
 Three engines with the same random weights: one whose step is one call of the C++ kernels (native), one that calls them
 operation by operation, and one on torch's operators alone, as on a machine without a compiler. They take turns, each
@@ -13,7 +14,9 @@ the floor is the larger of the two times:
     bytes       over the bandwidth of a big read, measured in the same round
     operations  over the speed of a big matrix product in the model's dtype, measured in the same round
 
-A model that fits into the processor's cache may come out above 100 %.
+A model that fits into the processor's cache may come out above 100 %. The output is a table in Markdown, and above it
+what was measured of the machine: the share of the bandwidth at one row, and of the product while prefilling, are the
+two ratios to the physical limits.
 """
 
 import argparse
@@ -179,19 +182,60 @@ def measure(model: Model, engine: Engine, workload: Workload, figures: Figures, 
     figures.prefill_share.append(model.num_operations(num_prompt_tokens, workload.batch) / prefill_s / arithmetic)
 
 
-def show(workload: Workload, figures: dict[str, Figures]) -> None:
+COLUMNS = (
+    "threads, rows", "path", "ms per step", "tokens/s", "% of the floor", "% of bandwidth", "prefill tokens/s",
+    "% of product", "times of native's step",
+)  # fmt: skip
+
+
+def rows_of(threads: int, workload: Workload, figures: dict[str, Figures]) -> Iterator[str]:
+    """Of the table, one for each path."""
+    first = next(iter(figures.values())).step_s
     for path, values in figures.items():
-        columns = [
+        cells = [
+            f"{threads}, {workload.batch}",
+            path,
             spread([1e3 * value for value in values.step_s]),
             spread([workload.batch / value for value in values.step_s], 0),
             *(spread([100 * value for value in part], 0) for part in (values.floor_share, values.bandwidth_share)),
             spread(values.prefill_speed, 0),
             spread([100 * value for value in values.prefill_share], 0),
+            spread([own / other for own, other in zip(values.step_s, first, strict=True)]),
         ]
-        print(f"{workload.batch:>5} {path:7}" + "".join(f"{column:>24}" for column in columns))
-    for path in list(figures)[1:]:
-        ratios = [slow / fast for fast, slow in zip(figures["native"].step_s, figures[path].step_s, strict=True)]
-        print(f"{'':6}a step of {path} takes {spread(ratios)} times as long")
+        yield f"| {' | '.join(cells)} |"
+
+
+def make_models(options: argparse.Namespace, spec: DecoderSpec) -> dict[str, Model]:
+    """One for each path; two of them share their weights."""
+    num_tokens = max(options.batches) * (options.prompt + options.steps + 2 * PAGE_SIZE)
+    models = {"native": Model(spec, num_tokens)}
+    if "by-op" in options.paths:
+        models["by-op"] = models["native"]
+    if "torch" in options.paths:
+        with without_native_kernels():
+            models["torch"] = Model(spec, num_tokens)
+    return models | {name: Model(spec, num_tokens, SCHEMES[name]) for name in options.quantization}
+
+
+def run_with(threads: int, models: dict[str, Model], options: argparse.Namespace) -> None:
+    """Print the machine's limits and the table's rows for so many threads."""
+    torch.set_num_threads(threads)
+    speeds, lines = [], []
+    for batch in options.batches:
+        workload = Workload(batch, options.prompt, options.steps)
+        figures = {path: Figures() for path in models}
+        for _ in range(options.rounds):
+            speeds.append(machine_speed(models["native"].dtype))
+            for path, model in models.items():
+                with without_native_kernels() if path == "torch" else nullcontext():
+                    measure(model, model.engine(path), workload, figures[path], speeds[-1])
+        lines += rows_of(threads, workload, figures)
+    bandwidths, products = zip(*speeds, strict=True)
+    dtype = str(models["native"].dtype).removeprefix("torch.")
+    print(f"{threads} threads: a big read {spread([value / 1e9 for value in bandwidths], 1)} GB/s, ", end="")
+    print(f"a product of {PRODUCT_SIZE} x {PRODUCT_SIZE} in {dtype} {spread([v / 1e9 for v in products], 0)} GFLOP/s\n")
+    print(f"| {' | '.join(COLUMNS)} |\n|{'---|' * len(COLUMNS)}")
+    print("\n".join(lines) + "\n")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -201,28 +245,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--prompt", type=int, default=128, help="tokens of each prompt")
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=1, help="of torch")
-    parser.add_argument("--quantization", nargs="+", choices=_INTEGERS, default=[], help="each as one more path")
+    parser.add_argument("--threads", type=int, nargs="+", default=[1], help="of torch, one after the other")
+    parser.add_argument(
+        "--paths", nargs="*", choices=["by-op", "torch"], default=["by-op", "torch"], help="beside native"
+    )
+    parser.add_argument("--quantization", nargs="+", choices=SCHEMES, default=[], help="each as one more path")
     options = parser.parse_args(arguments)
-    torch.set_num_threads(options.threads)
     spec = read_shape(options.shape)
-    num_tokens = max(options.batches) * (options.prompt + options.steps + 2 * PAGE_SIZE)
-    native = Model(spec, num_tokens)
-    with without_native_kernels():
-        models = {"native": native, "by-op": native, "torch": Model(spec, num_tokens)}
-    models |= {name: Model(spec, num_tokens, SCHEMES[name]) for name in options.quantization}
-    print(f"{options.shape}, {spec.dtype}, prompts of {options.prompt}, {options.rounds} rounds; medians (all between)")
-    headings = ["ms per step", "tokens/s", "% of the floor", "% of bandwidth", "prefill tokens/s", "% of product"]
-    print(f"batch {'path':7}" + "".join(f"{heading:>24}" for heading in headings))
-    for batch in options.batches:
-        workload = Workload(batch, options.prompt, options.steps)
-        figures = {path: Figures() for path in models}
-        for _ in range(options.rounds):
-            speed = machine_speed(models["native"].dtype)
-            for path, model in models.items():
-                with without_native_kernels() if path == "torch" else nullcontext():
-                    measure(model, model.engine(path), workload, figures[path], speed)
-        show(workload, figures)
+    models = make_models(options, spec)
+    print(
+        f"{options.shape}, {spec.dtype}, prompts of {options.prompt}, {options.rounds} rounds; medians (all between)\n"
+    )
+    for threads in options.threads:
+        run_with(threads, models, options)
 
 
 if __name__ == "__main__":

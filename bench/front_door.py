@@ -2,9 +2,9 @@
 
     python -m bench.front_door                                  models a and b of bench/peers/setup, 1, 8 and 32 at once
     python -m bench.front_door --models b --threads 2 --rounds 5
-    python -m bench.front_door --output DIR                     rounds.json and table.md there, after every round
+    python -m bench.front_door --output DIR                     rounds.json and table.md there, after every turn
 
-Both have the same model in bfloat16, the same number of threads, places and pages, and are asked the same number of
+Both have the same model in bfloat16 and the same number of threads and places, and are asked the same number of
 requests of the same lengths, as many at once, each followed by the next. They take turns: the server waits while the
 engine runs in the bench's own process, without HTTP, text, sockets or Ray; the client of `bench.peers` asks the server,
 which streams, on the same cores.
@@ -25,7 +25,7 @@ import torch
 
 from bench.figures import spread
 from bench.peers.cells import SHAPES, Asking, Cell, make_bench, measure, seed_of
-from bench.peers.launch import CONTEXT_TOKENS, MAX_SEQUENCES, PAGES_GIB, Launch, kvasir
+from bench.peers.launch import MAX_SEQUENCES, Launch, Peer, kvasir, other_peer
 from bench.peers.options import HOME, chosen_models
 from bench.peers.process import free_port, running
 from kvasir.bench.text_source import CountedWords, words_of_tokenizer
@@ -33,10 +33,11 @@ from kvasir_protocol.config import EngineConfig, ModelConfig
 from kvasir_protocol.ids import RequestId
 from kvasir_protocol.request import GenerationRequest, SamplingParams
 from kvasir_workers.engine import Engine
-from kvasir_workers.load import LoadedModel, build_engine, load_model
+from kvasir_workers.load import build_engine, load_model
 
 SHAPE = SHAPES[0]
 LIMIT_S = 600.0
+KV_BYTES = 2**30
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,10 +71,8 @@ class BareEngine:
 
     def __init__(self, model: Path, threads: int) -> None:
         torch.set_num_threads(threads)
-        self._config = EngineConfig(device="cpu", max_num_seqs=MAX_SEQUENCES, kv_cache_bytes=PAGES_GIB * 2**30)
-        self._loaded: LoadedModel = load_model(
-            ModelConfig(path=str(model), served_name="m", dtype="bfloat16", max_model_len=CONTEXT_TOKENS), self._config
-        )
+        self._config = EngineConfig(device="cpu", max_num_seqs=MAX_SEQUENCES, kv_cache_bytes=KV_BYTES)
+        self._loaded = load_model(ModelConfig(path=str(model), served_name="m", dtype="bfloat16"), self._config)
 
     def run(self, asking: Asking, cell: Cell, seed: int) -> Speed:
         """An engine of its own, whose cache is empty; a few requests before, as the server has."""
@@ -118,28 +117,29 @@ def _answer_all(engine: Engine, requests: Sequence[GenerationRequest], concurren
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """`kvasir serve`, ready."""
+    """`kvasir serve`, or another, ready."""
 
+    peer: Peer
     launch: Launch
     process_id: int
     source: CountedWords
 
     def run(self, asking: Asking, cell: Cell, seed: int) -> Speed:
         """Exits where requests failed: what is left would be no speed."""
-        bench = make_bench(kvasir(), self.launch, cell, asking, self.source, seed)
+        bench = make_bench(self.peer, self.launch, cell, asking, self.source, seed)
         result = measure(bench, self.source, self.process_id, asking.limit_s)
         if result["failed"] or result["interrupted"]:
             sys.exit(f"{cell.name}: {result['failed']} requests failed, interrupted: {result['interrupted']}")
         return Speed(result["output_throughput"], result["median_tpot_ms"])
 
 
-def take_turns(model: Path, threads: int, asking: Asking, rounds: int) -> Iterator[Turn]:
+def take_turns(peer: Peer, model: Path, threads: int, asking: Asking, rounds: int) -> Iterator[Turn]:
     """Each round begins with the other one."""
     bare = BareEngine(model, threads)
     with tempfile.TemporaryDirectory() as scratch:
         launch = Launch(model=model, port=free_port(), threads=threads, scratch=Path(scratch))
-        with running(kvasir(), launch) as (process, _):
-            server = Server(launch, process.pid, words_of_tokenizer(model))
+        with running(peer, launch) as (process, _):
+            server = Server(peer, launch, process.pid, words_of_tokenizer(model))
             for round_index in range(rounds):
                 for cell in asking.cells:
                     runs: list[Callable[[Asking, Cell, int], Speed]] = [bare.run, server.run]
@@ -178,13 +178,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add("--concurrency", type=int, nargs="+", default=[1, 8, 32], choices=[1, 8, 32], help="requests at once (1 8 32)")
     add("--rounds", type=int, default=5, help="(%(default)s)")
     add("--per-place", type=int, default=2, metavar="N", help="requests for each that runs at once (%(default)s)")
+    add("--server", metavar="COMMAND", help="another server; {port}, {model}, {threads} in it")
     add("--output", type=Path, metavar="DIR", help="write rounds.json and table.md there, after every turn")
     options = parser.parse_args(arguments)
     cells = [Cell(SHAPE, concurrency) for concurrency in options.concurrency]
     asking = Asking(cells=cells, num_per_place=options.per_place, num_warmups=2, limit_s=LIMIT_S)
+    peer = kvasir() if options.server is None else other_peer("other", options.server)
     turns: list[Turn] = []
     for model, threads in chosen_models(options):
-        for turn in take_turns(model, threads, asking, options.rounds):
+        for turn in take_turns(peer, model, threads, asking, options.rounds):
             turns.append(turn)
             print(f"{turn.model}, {turn.concurrency} at once: served / bare {turn.ratio:.2f}", file=sys.stderr)
             if options.output is not None:

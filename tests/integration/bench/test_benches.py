@@ -1,15 +1,20 @@
 """Every bench runs to its end, at a size that measures nothing, and prints its table."""
 
 import importlib
+import sys
 from pathlib import Path
 
 import pytest
 
+from kvasir.demo import demo_model_path
+
 ROOT = Path(__file__).parents[3]
+
+STUB = f"{sys.executable} -m kvasir.bench.stub_server {{port}}"
 
 SMALL = {
     "continuous_batching": (["--requests", "4", "--batch", "2", "--rounds", "1", "--simulate"], "times as fast"),
-    "cpu_path": (["--batches", "2", "--prompt", "3", "--steps", "2", "--rounds", "1"], "times as long"),
+    "cpu_path": (["--batches", "2", "--prompt", "3", "--steps", "2", "--rounds", "1"], "times of native's step"),
     "disaggregation": (
         [
             "--seconds",
@@ -32,6 +37,10 @@ SMALL = {
         "conditional over the better of the two",
     ),
     "fairness": (["--rounds", "1", "--steps", "30", "--simulate"], "over an idle engine"),
+    "front_door": (
+        ["--models", str(demo_model_path()), "--server", STUB, "--threads", "1", "--concurrency", "1", "--rounds", "1"],
+        "served / bare",
+    ),
     "handover": (
         ["--shape", "demo", "--mbytes", "2", "--rounds", "1", "--prompt", "40", "--chunk", "16"],
         "of the bytes left while the prompt was computed",
