@@ -1,0 +1,176 @@
+"""Two replicas in made-up time, behind a real policy: what a step takes is given, what streams then see is counted."""
+
+import heapq
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from itertools import count, pairwise
+
+from kvasir_protocol.ids import ReplicaId
+from kvasir_protocol.view import Role
+from kvasir_router.routing.load import ReplicaLoad
+from kvasir_router.routing.policy import RequestShape, RoutingPolicy
+from kvasir_router.routing.rates import ReplicaRates
+
+STEP_S, SEQUENCE_S, PROMPT_TOKEN_S, HANDOVER_S = 0.9e-3, 0.1e-3, 1 / 12_000, 3e-3
+"""What a step takes: itself, each sequence that decodes, each token of a prompt; about those of the demo model."""
+
+CHUNK = 256
+
+
+@dataclass
+class Asked:
+    """A request, and when its tokens came. left: tokens of its prompt that are not computed."""
+
+    at_s: float
+    prompt: int
+    answer: int
+    left: int
+    goes_to: "Replica | None" = None
+    came: list[float] = field(default_factory=list)
+
+    @property
+    def first_token_s(self) -> float:
+        return self.came[0] - self.at_s
+
+    @property
+    def gaps_s(self) -> list[float]:
+        return [after - before for before, after in pairwise(self.came)]
+
+
+class Clockwork:
+    """What is to happen, in order."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self._coming: list[tuple[float, int, Callable[[], None]]] = []
+        self._numbers = count()
+
+    def at(self, time_s: float, act: Callable[[], None]) -> None:
+        heapq.heappush(self._coming, (time_s, next(self._numbers), act))
+
+    def run(self) -> None:
+        while self._coming:
+            self.now, _, act = heapq.heappop(self._coming)
+            act()
+
+
+class Replica:
+    """Steps as an engine does: all that run get a token, and prompts in line share what is left of the chunk."""
+
+    def __init__(self, role: Role, index: int, clockwork: Clockwork) -> None:
+        self.role, self.name = role, ReplicaId(f"{role}-{index}")
+        self.num_streams = 0
+        self._clockwork = clockwork
+        self._running: list[Asked] = []
+        self._line: list[Asked] = []
+        self._is_busy = False
+        self._prompt_tokens, self._prompt_s, self._prompt_steps, self._step_s = 0, 0.0, 0, STEP_S
+
+    def load(self) -> ReplicaLoad:
+        rates = ReplicaRates(
+            prefill_tokens_per_s=self._prompt_tokens / self._prompt_s if self._prompt_s else None,
+            prefill_steps_per_s=self._prompt_steps / max(self._clockwork.now, 0.5),
+            decode_step_s=self._step_s,
+            handover_s=HANDOVER_S,
+        )
+        waiting = sum(asked.prompt for asked in self._line)
+        return ReplicaLoad(
+            replica_id=self.name, role=self.role, num_inflight=self.num_streams, prefill_tokens=waiting, rates=rates
+        )
+
+    def prefill(self, asked: Asked) -> None:
+        self._line.append(asked)
+        self._step()
+
+    def decode(self, asked: Asked) -> None:
+        self._running.append(asked)
+        self._step()
+
+    def _step(self) -> None:
+        if self._is_busy or not (self._running or self._line):
+            return
+        self._is_busy = True
+        budget, chunks = CHUNK - len(self._running), list[tuple[Asked, int]]()
+        for asked in self._line:
+            chunks.append((asked, min(budget, asked.left)))
+            budget -= chunks[-1][1]
+        num_tokens = sum(number for _, number in chunks)
+        step_s = STEP_S + SEQUENCE_S * len(self._running) + PROMPT_TOKEN_S * num_tokens
+        if num_tokens:
+            self._prompt_tokens, self._prompt_s = self._prompt_tokens + num_tokens, self._prompt_s + step_s
+            self._prompt_steps += 1
+        else:
+            self._step_s += 0.01 * (step_s - self._step_s)
+        running = list(self._running)
+        self._clockwork.at(self._clockwork.now + step_s, lambda: self._land(running, chunks))
+
+    def _land(self, running: Sequence[Asked], chunks: Sequence[tuple[Asked, int]]) -> None:
+        self._is_busy = False
+        for asked in running:
+            self._say(asked)
+        for asked, number in chunks:
+            asked.left -= number
+            if not asked.left:
+                self._line.remove(asked)
+                self._say(asked)
+                self._pass_on(asked)
+        self._step()
+
+    def _say(self, asked: Asked) -> None:
+        asked.came.append(self._clockwork.now)
+        if len(asked.came) == asked.answer:
+            self._running.remove(asked)
+            self.num_streams -= 1
+
+    def _pass_on(self, asked: Asked) -> None:
+        other = asked.goes_to
+        if other is None:
+            self._running.append(asked)
+            return
+        self.num_streams -= 1
+        self._clockwork.at(self._clockwork.now + HANDOVER_S, lambda: other.decode(asked))
+
+
+def simulate(roles: Sequence[Role], policy: RoutingPolicy, requests: Sequence[Asked]) -> None:
+    """Have all requests answered."""
+    clockwork = Clockwork()
+    replicas = {replica.name: replica for replica in (Replica(r, i, clockwork) for i, r in enumerate(roles))}
+
+    def route(asked: Asked) -> None:
+        shape = RequestShape(num_prompt_tokens=asked.prompt, max_tokens=asked.answer)
+        found = policy.choose(shape, [replica.load() for replica in replicas.values()])
+        decode = replicas[found.decode]
+        decode.num_streams += 1
+        if found.prefill is None:
+            decode.prefill(asked)
+            return
+        asked.goes_to = decode
+        replicas[found.prefill].num_streams += 1
+        replicas[found.prefill].prefill(asked)
+
+    for asked in requests:
+        clockwork.at(asked.at_s, lambda asked=asked: route(asked))  # type: ignore[misc]
+    clockwork.run()
+
+
+@dataclass(frozen=True)
+class Crowd:
+    """streams_per_s begin with short prompts; every beat_s seconds burst prompts of long_prompt tokens come."""
+
+    streams_per_s: float
+    answer: int
+    burst: int
+    long_prompt: int
+    beat_s: float
+
+    def requests(self, seconds: float) -> list[Asked]:
+        draw, found = random.Random(1), list[Asked]()
+        at_s = draw.expovariate(self.streams_per_s)
+        while at_s < seconds:
+            found.append(Asked(at_s, 32, draw.randint(self.answer // 2, self.answer), left=32))
+            at_s += draw.expovariate(self.streams_per_s)
+        for beat in range(1, int(seconds / self.beat_s)):
+            for _ in range(self.burst):
+                found.append(Asked(beat * self.beat_s, self.long_prompt, 32, left=self.long_prompt))
+        return found

@@ -1,0 +1,43 @@
+"""Conditional routing beside the set-ups between which it chooses, in made-up time."""
+
+import pytest
+
+from kvasir_protocol.view import Role
+from kvasir_router.routing.policy import Conditional, LeastLoaded, RoutingPolicy
+from tests.unit.router.routing.simulated_pools import Crowd, simulate
+
+SEPARATE: tuple[Role, Role] = ("prefill", "decode")
+MIXED: tuple[Role, Role] = ("mixed", "mixed")
+SECONDS, WARM_UP_S = 60.0, 10.0
+FIGURES = ("p99 between tokens", "median first token, long", "median first token, short")
+
+FEW = Crowd(streams_per_s=2, answer=384, burst=2, long_prompt=2048, beat_s=2)
+BURSTS = Crowd(streams_per_s=6, answer=384, burst=4, long_prompt=1024, beat_s=2)
+HEAVY = Crowd(streams_per_s=12, answer=512, burst=8, long_prompt=1024, beat_s=2)
+
+
+def quantile(values: list[float], share: float) -> float:
+    return sorted(values)[int(share * len(values))]
+
+
+def figures(crowd: Crowd, roles: tuple[Role, Role], policy: RoutingPolicy) -> tuple[float, ...]:
+    requests = crowd.requests(SECONDS)
+    simulate(roles, policy, requests)
+    counted = [asked for asked in requests if asked.at_s >= WARM_UP_S]
+    long = [asked.first_token_s for asked in counted if asked.prompt == crowd.long_prompt]
+    short = [asked.first_token_s for asked in counted if asked.prompt != crowd.long_prompt]
+    gaps = [gap for asked in counted for gap in asked.gaps_s]
+    return quantile(gaps, 0.99), quantile(long, 0.5), quantile(short, 0.5)
+
+
+@pytest.mark.parametrize(("crowd", "better"), [(FEW, MIXED), (BURSTS, MIXED), (HEAVY, SEPARATE)])
+def test_conditional_is_at_most_a_tenth_slower_than_the_better_set_up(crowd: Crowd, better: tuple[Role, Role]) -> None:
+    expected = figures(crowd, better, LeastLoaded())
+    found = figures(crowd, SEPARATE, Conditional())
+    slower = {name: ours / theirs for name, ours, theirs in zip(FIGURES, found, expected, strict=True)}
+    assert max(slower.values()) < 1.1, slower
+
+
+def test_bursts_of_long_prompts_stop_streams_of_mixed_pools_and_not_of_separate_ones() -> None:
+    mixed, separate = (figures(HEAVY, roles, LeastLoaded())[0] for roles in (MIXED, SEPARATE))
+    assert separate < mixed / 3
