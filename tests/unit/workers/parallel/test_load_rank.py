@@ -1,13 +1,17 @@
 """What a rank will take, before it takes it."""
 
 import dataclasses
+from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 from kvasir_protocol.config import EngineConfig, ModelConfig
 from kvasir_protocol.errors import ConfigError, OutOfMemory
 from kvasir_workers.parallel.load_rank import plan_rank
 from kvasir_workers.parallel.mesh import GangShape, RankPlace
+from tests.checkpoints import make_checkpoint
 from tests.gangs import DEMO_MODEL, ThreadGang, gang_config
 
 MODEL = ModelConfig(path=str(DEMO_MODEL), served_name="m")
@@ -61,3 +65,13 @@ def test_tiers_are_refused() -> None:
     engine = dataclasses.replace(ENGINE, host_cache_bytes=2**20)
     with pytest.raises(ConfigError, match="host_cache_bytes is not supported with several ranks"):
         plan_rank(MODEL, engine, RankPlace(GangShape(tensor_parallel_size=2), 0))
+
+
+def test_rank_stores_keys_by_the_scales_of_its_own_heads(tmp_path: Path) -> None:
+    path, shape = make_checkpoint(tmp_path, "LlamaForCausalLM"), GangShape(tensor_parallel_size=2)
+    scale = {"model.layers.1.self_attn.k_scale": torch.tensor([2.0, 3.0])}
+    save_file(load_file(path / "model.safetensors") | scale, path / "model.safetensors")
+    config = dataclasses.replace(gang_config(path, shape, 10), kv_cache_dtype="fp8")
+    with ThreadGang(path, shape, config) as gang:
+        found = [scales.key.tolist() for scales in gang.loaded.decoder.cache_scales]
+    assert found == [[1.0], [2.0], [1.0]]
