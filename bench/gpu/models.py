@@ -40,8 +40,9 @@ def measure_models(bench: Bench) -> None:
                 )
             reads = {"": ways["decode step"].num_bytes, ", FP8": ways["decode step, FP8"].num_bytes}
             del ways, step, others  # their pages
+            narrow.scale_cache(None)
             for form, decoder in (("", wide), (", FP8", narrow)):
-                measure_steps(bench, f"engine's decode step{form}", model.name, decoder, num_sequences, reads[form])
+                measure_steps(bench, f"engine step{form}", model.name, decoder, num_sequences, reads[form])
 
 
 def _decoder(spec: DecoderSpec, bench: Bench, quantization: QuantizationSpec | None) -> Decoder:

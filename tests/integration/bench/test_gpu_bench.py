@@ -26,7 +26,7 @@ def test_every_part_is_measured_and_written_down(tmp_path: Path) -> None:
     assert parts == {
         "add, norm", "add, norm, to FP8", "silu, mul", "silu, mul, FP8 row", "silu, mul, FP8 block", "rotate, write",
         "sample", "decode step", "decode step, FP8", "decode step, FP8 and KV", "FP8 product, row",
-        "engine's decode step", "engine's decode step, FP8",
+        "engine step", "engine step, FP8",
         "FP8 product, block", "decode attention", "decode, FP8 cache", "prefill attention",
     }  # fmt: skip
     assert all(figure["seconds"] for figure in written["figures"] if figure["way"] == OURS)
