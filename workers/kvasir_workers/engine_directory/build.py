@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
@@ -91,7 +91,7 @@ def build_engine_directory(order: BuildOrder) -> Manifest:
             )
         manifest = Manifest(
             format=FORMAT,
-            kvasir=version("kvasir"),
+            kvasir=_version(),
             source=str(order.source),
             fingerprint=fingerprint(order.source, scheme),
             dtype=_DTYPE_NAMES[order.dtype],
@@ -104,6 +104,13 @@ def build_engine_directory(order: BuildOrder) -> Manifest:
         )
         write_manifest(directory, manifest)
     return manifest
+
+
+def _version() -> str:
+    try:
+        return version("kvasir")
+    except PackageNotFoundError:  # a copy of the repository will do, too
+        return "not installed"
 
 
 def _write_rank(order: BuildOrder, scheme: QuantizationSpec | None, rank: int, directory: Path) -> RankFile:

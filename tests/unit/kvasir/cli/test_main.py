@@ -53,3 +53,8 @@ def test_commands_say_so_when_nothing_listens(command, capsys):
     assert capsys.readouterr().err == (
         "kvasir: error: nothing listens on http://127.0.0.1:9; start it with `kvasir serve` or give --url\n"
     )
+
+
+def test_the_package_runs_as_the_command():
+    run = subprocess.run([sys.executable, "-m", "kvasir", "--version"], capture_output=True, text=True)
+    assert run.stdout.startswith("kvasir 0.")
