@@ -220,7 +220,8 @@ def make_models(options: argparse.Namespace, spec: DecoderSpec) -> dict[str, Mod
 def run_with(threads: int, models: dict[str, Model], options: argparse.Namespace) -> None:
     """Print the machine's limits and the table's rows for so many threads."""
     torch.set_num_threads(threads)
-    speeds, lines = [], []
+    speeds: list[tuple[float, float]] = []
+    lines: list[str] = []
     for batch in options.batches:
         workload = Workload(batch, options.prompt, options.steps)
         figures = {path: Figures() for path in models}

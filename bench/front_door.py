@@ -110,8 +110,8 @@ def _answer_all(engine: Engine, requests: Sequence[GenerationRequest], concurren
         now = time.perf_counter()
         for output in outputs:
             times[output.request_id].extend([now] * len(output.token_ids))
-            if output.finish_reason is not None and (request := next(waiting, None)) is not None:
-                engine.add(request)
+            if output.finish_reason is not None and (following := next(waiting, None)) is not None:
+                engine.add(following)
     return list(times.values())
 
 
