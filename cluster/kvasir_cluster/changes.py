@@ -22,20 +22,20 @@ class Change:
 
 def check_same_models(present: ClusterConfig, wanted: ClusterConfig) -> None:
     """Raise ConfigError if answers of two models would mix while replicas are replaced one at a time."""
-    _check_same_model(present.model, wanted.model)
-    later = {model.served_name: model for model in wanted.models}
-    for model in present.models:
+    _check_same_model(present.model, wanted.model, "the first model")
+    later = {model.served_name: model for model in wanted.all_models}
+    for model in present.all_models:
         if model.served_name in later:
-            _check_same_model(model, later[model.served_name])
+            _check_same_model(model, later[model.served_name], repr(model.served_name))
 
 
-def _check_same_model(present: ModelConfig, wanted: ModelConfig) -> None:
+def _check_same_model(present: ModelConfig, wanted: ModelConfig, which: str) -> None:
     for name in ("path", "dtype", "quantization"):
         old, new = getattr(present, name), getattr(wanted, name)
         if old != new:
             raise ConfigError(
-                f"model.{name} is {old} and can't become {new} while the cluster serves: streams would go on with "
-                "another model; `kvasir down` first, or use another name"
+                f"model.{name} is {old} and can't become {new} for {which} while the cluster serves: streams would go "
+                "on with another model; `kvasir down` first, or use another name"
             )
 
 

@@ -278,13 +278,9 @@ class Controller:
         )
         self._memory = remember(self._memory, self._observed, now_s, self._spec.pacing)
         serving = [self._gangs[gang.replica_id].address for gang in self._observed if gang.state == "ready"]
-        addresses = tuple(address for address in serving if address is not None)
-        if not self._desired.resolved.models:
-            # The only model may get another name while replicas still have the one before.
-            addresses = tuple(dataclasses.replace(address, model="") for address in addresses)
         view = dataclasses.replace(
             self._view,
-            replicas=addresses,
+            replicas=self._desired.shown(address for address in serving if address is not None),
             phase=describe_phase(self._slots, self._observed),
         )
         before = {address.replica_id for address in self._view.replicas}

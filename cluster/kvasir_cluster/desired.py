@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import msgpack
@@ -10,7 +11,7 @@ import msgpack
 from kvasir_cluster.plan import Slot, parse_replica
 from kvasir_protocol.config import ClusterConfig, ModelConfig, PoolConfig, model_key
 from kvasir_protocol.ids import ReplicaId
-from kvasir_protocol.view import Role
+from kvasir_protocol.view import ReplicaAddress, Role
 from kvasir_protocol.wire import from_plain, to_plain
 
 
@@ -76,6 +77,18 @@ class Desired:
 
     def without_gang(self, replica_id: ReplicaId) -> "Desired":
         return dataclasses.replace(self, gangs=self._others(replica_id))
+
+    def shown(self, addresses: Iterable[ReplicaAddress]) -> tuple[ReplicaAddress, ...]:
+        """As routers may know them: the first model's by the name that it has now, which is another than at their
+        start once it was renamed; those of a model that is gone not at all."""
+        keys = {model_key(pool.model) for pool in self.resolved.pools}
+        slots = [(address, self.record(address.replica_id).slot) for address in addresses]
+        first = self.resolved.model.served_name
+        return tuple(
+            address if slot.model else dataclasses.replace(address, model=first)
+            for address, slot in slots
+            if slot.model in keys
+        )
 
     def record(self, replica_id: ReplicaId) -> GangRecord:
         return next(record for record in self.gangs if record.replica_id == replica_id)

@@ -12,7 +12,7 @@ Role = Literal["prefill", "decode", "mixed"]
 class ReplicaAddress:
     """Where one replica listens and what it is for. endpoint is a ZeroMQ address, such as tcp://10.0.0.7:5601.
 
-    model: its served name; "" where there is only one.
+    model: its served name; "" where a router was told of replicas by hand, and serves one model.
     """
 
     replica_id: ReplicaId

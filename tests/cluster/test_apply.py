@@ -31,6 +31,11 @@ def roles(cluster):
     return {address.replica_id: address.role for address in view.replicas} if view else {}
 
 
+def names(cluster):
+    view = cluster.view()
+    return {address.replica_id: address.model for address in view.replicas} if view else {}
+
+
 def test_the_same_again_changes_nothing(cluster):
     before = cluster.progress()
     want(cluster)
@@ -84,6 +89,15 @@ def test_other_settings_replace_one_replica_after_the_other(cluster):
 
 def cluster_endpoint(cluster, replica_id):
     return next(address.endpoint for address in cluster.view().replicas if address.replica_id == replica_id)
+
+
+def test_a_renamed_model_keeps_the_replicas_that_were_built_with_its_old_name(cluster, wait_for):
+    cluster.order("0:prefill-0", "streams", "3")  # nothing else is replaced before it has ended
+    want(cluster, model=dataclasses.replace(cluster.spec.config.model, served_name="renamed"))
+    wait_for(lambda: names(cluster) == {"decode-0": "renamed"}, "the old replica under the new name")
+    cluster.order("0:prefill-0", "streams", "0")
+    cluster.wait_until_ready()
+    assert names(cluster) == {"prefill-0.2": "renamed", "decode-0.2": "renamed"}
 
 
 def test_a_restarted_controller_remembers_what_is_wanted_and_who_took_which_role(cluster, wait_for):

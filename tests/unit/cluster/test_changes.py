@@ -114,3 +114,33 @@ def test_settings_of_a_second_model_are_told_by_its_name_and_its_weights_can_not
     assert find_changes(with_small(), with_small(max_model_len=9)) == (told,)
     with pytest.raises(ConfigError, match=r"model\.path is /s and can't become /t"):
         check_same_models(with_small(), with_small(path="/t"))
+
+
+def named(path, name):
+    return ModelConfig(path=path, served_name=name)
+
+
+def pair(first, second):
+    return wanting(
+        model=first, models=(second,), pools=(*CONFIG.pools, PoolConfig(role="mixed", model=second.served_name))
+    )
+
+
+@pytest.mark.parametrize(
+    ("present", "wanted"),
+    [
+        (CONFIG, pair(named("/m", "main"), named("/s", "m"))),
+        (pair(named("/m", "a"), named("/s", "b")), pair(named("/m", "b"), named("/s", "a"))),
+        (pair(named("/m", "a"), named("/s", "b")), wanting(model=named("/m", "b"))),
+    ],
+    ids=["the first's old name", "swapped", "the second's old name"],
+)
+def test_a_name_that_served_can_not_go_to_another_model(present, wanted):
+    with pytest.raises(ConfigError, match=r"model\.path is .* and can't become .* for '(m|a|b)' while"):
+        check_same_models(present, wanted)
+
+
+def test_the_first_model_may_get_a_new_name_while_a_model_comes_or_goes():
+    alone = wanting(model=named("/m", "main"))
+    check_same_models(CONFIG, pair(named("/m", "main"), SMALL))
+    check_same_models(with_small(), alone)

@@ -4,6 +4,7 @@ from kvasir_cluster.desired import Desired, fingerprint
 from kvasir_cluster.plan import Slot
 from kvasir_protocol.config import ClusterConfig, EngineConfig, ModelConfig, PoolConfig, RouterConfig
 from kvasir_protocol.ids import ReplicaId
+from kvasir_protocol.view import ReplicaAddress
 
 CONFIG = ClusterConfig(model=ModelConfig(path="/m", served_name="m"))
 RESOLVED = dataclasses.replace(CONFIG, engine=EngineConfig(device="cpu", num_threads=2))
@@ -82,3 +83,37 @@ def test_a_gang_fits_no_pool_of_another_model_and_keeps_its_own():
     assert wanting(desired, models=(other,)).fits(record) == frozenset()
     assert wanting(desired, models=(), pools=pools[:1]).fits(record) == frozenset()
     assert wanting(desired, model=dataclasses.replace(CONFIG.model, max_model_len=9)).fits(record) == {"mixed"}
+
+
+MIXED, SMALL_MIXED = ReplicaId("mixed-0"), ReplicaId("org-small.mixed-0")
+
+
+def with_two_models():
+    pools = (PoolConfig(role="mixed"), PoolConfig(role="mixed", model="org/small"))
+    config = dataclasses.replace(CONFIG, models=(SMALL,), pools=pools)
+    desired = Desired(config=config, resolved=config).with_gang(MIXED, Slot("mixed", 0))
+    return desired.with_gang(SMALL_MIXED, Slot("mixed", 0, "org-small"))
+
+
+def shown(desired, **settled):
+    """What routers get by the names that the gangs were built with, once the settings are others."""
+    after = dataclasses.replace(desired, resolved=dataclasses.replace(desired.resolved, **settled))
+    built = {MIXED: "m", SMALL_MIXED: "org/small"}
+    addresses = [
+        ReplicaAddress(replica_id=replica_id, role="mixed", endpoint="tcp://h:1", model=name)
+        for replica_id, name in built.items()
+    ]
+    return [(address.replica_id, address.model) for address in after.shown(addresses)]
+
+
+def test_each_models_replicas_are_shown_under_its_name():
+    assert shown(with_two_models()) == [(MIXED, "m"), (SMALL_MIXED, "org/small")]
+
+
+def test_replicas_of_a_first_model_that_was_renamed_are_shown_under_its_name_of_now():
+    renamed = ModelConfig(path="/m", served_name="n")
+    assert shown(with_two_models(), model=renamed) == [(MIXED, "n"), (SMALL_MIXED, "org/small")]
+
+
+def test_replicas_of_a_model_that_is_gone_are_not_shown_as_the_remaining_ones():
+    assert shown(with_two_models(), models=(), pools=(PoolConfig(role="mixed"),)) == [(MIXED, "m")]
