@@ -53,6 +53,11 @@ class RouterSettings:
             raise ConfigError(f"a router serves one or more models, each by a name of its own; got {names}")
         if bool(self.replicas) == (self.controller_endpoint is not None):
             raise ConfigError("a router needs either --replicas or --controller, not both")
+        if len(names) > 1 and not all(replica.model for replica in self.replicas):
+            raise ConfigError(
+                f"--replicas can't say which of the models {names} each replica serves; give --controller, or start a "
+                "router for each model"
+            )
         if self.max_inflight_requests < 1:
             raise ConfigError(f"--max-inflight must be at least 1, got {self.max_inflight_requests}")
 

@@ -58,6 +58,13 @@ def test_replicas_come_from_one_source(*, both: bool) -> None:
         settings(replicas, "tcp://c:1" if both else None)
 
 
+def test_replicas_given_by_hand_serve_one_model() -> None:
+    models = (ServedModel(Path(), "a"), ServedModel(Path(), "b"))
+    with pytest.raises(ConfigError, match=r"which of the models \['a', 'b'\] .* a router for each"):
+        RouterSettings(models=models, secret=b"", replicas=parse_replicas("mixed@tcp://a:1"))
+    assert RouterSettings(models=models, secret=b"", controller_endpoint="tcp://c:1").replicas == ()
+
+
 def test_router_must_take_at_least_one_stream() -> None:
     with pytest.raises(ConfigError, match="--max-inflight must be at least 1"):
         settings((), "tcp://c:1", max_inflight=0)
