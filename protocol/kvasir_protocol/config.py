@@ -278,11 +278,13 @@ class ClusterConfig:
             self.engine.kv_cache_dtype != "int8" or all(pool.role == "mixed" for pool in self.pools),
             "engine.kv_cache_dtype int8 has a scale for each token, which is not handed over; use fp8, or a mixed pool",
         )
-        _require(
-            all(self.model_of(pool).quantization in _FOR_ANY_RANKS or pool.num_ranks == 1 for pool in self.pools),
-            f"model.quantization {self.model.quantization} is not supported for replicas of several ranks yet; "
-            "leave it out, or take fp8",
-        )
+        for pool in self.pools:
+            served = self.model_of(pool)
+            _require(
+                pool.num_ranks == 1 or served.quantization in _FOR_ANY_RANKS,
+                f"model.quantization {served.quantization} is not supported for replicas of several ranks yet, which "
+                f"{served.served_name!r} has; leave it out, or take fp8",
+            )
 
     def _check_models(self) -> None:
         names = [model.served_name for model in self.all_models]

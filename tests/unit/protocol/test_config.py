@@ -189,7 +189,7 @@ def test_wrong_type_names_the_path(tmp_path: Path, text: str, complaint: str) ->
         (
             "{models: [{path: /s, served_name: s, quantization: int8}], "
             "pools: [{role: mixed}, {role: mixed, model: s, tensor_parallel_size: 2}]}",
-            "is not supported for replicas of several ranks yet",
+            "model.quantization int8 is not supported for replicas of several ranks yet, which 's' has",
         ),
     ],
 )
