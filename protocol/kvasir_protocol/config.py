@@ -25,6 +25,10 @@ AdmissionPolicyName = Literal["max-utilization", "no-evict"]
 TransportName = Literal["auto", "shared-memory", "process-group", "tcp"]
 
 
+MAX_NAME_LENGTH = 128
+"""Of a model: it is a part of the names of replicas and of their shared memory, which the system ends at 255."""
+
+
 def _require(condition: bool, message: str) -> None:
     if not condition:
         raise ConfigError(message)
@@ -44,6 +48,11 @@ class ModelConfig:
     max_model_len: int | None = None
 
     def __post_init__(self) -> None:
+        length = len(self.served_name)
+        _require(
+            length <= MAX_NAME_LENGTH,
+            f"model.served_name must have at most {MAX_NAME_LENGTH} characters, got {length}: {self.served_name[:32]}…",
+        )
         _require(
             self.max_model_len is None or self.max_model_len >= 2,
             f"model.max_model_len must be at least 2, got {self.max_model_len}",

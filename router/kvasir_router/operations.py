@@ -24,10 +24,14 @@ def operations_routes(house: House) -> APIRouter:
     @routes.get("/health")
     @routes.head("/health", include_in_schema=False)
     async def health() -> Response:
-        """200 as soon as one replica is up: any role can serve whole requests of its model."""
-        num_live = sum(len(door.fleet.live()) for door in house.doors)
+        """200 as soon as one replica is up: any role can serve whole requests of its model.
+
+        "models": how many replicas of each are up; a model with none is unavailable, also where others are not.
+        """
+        live = {door.served_name: len(door.fleet.live()) for door in house.doors}
+        num_live = sum(live.values())
         phase = house.doors[0].fleet.view.phase
-        body = {"status": "ok" if num_live else "unavailable", "phase": phase, "live": num_live}
+        body = {"status": "ok" if num_live else "unavailable", "phase": phase, "live": num_live, "models": live}
         return JSONResponse(body, 200 if num_live else 503, None if num_live else {"Retry-After": "1"})
 
     @routes.get("/version")

@@ -153,6 +153,7 @@ def test_wrong_type_names_the_path(tmp_path: Path, text: str, complaint: str) ->
         ),
         ("engine: {max_num_seqs: 9, max_num_batched_tokens: 8}", "every running sequence can get a token a step"),
         ("model: {max_model_len: 1}", "model.max_model_len must be at least 2"),
+        (f"model: {{served_name: {'n' * 129}}}", "model.served_name must have at most 128 characters, got 129"),
         ("handover: {deadline_s: 0}", "handover.deadline_s must be above 0"),
         ("handover: {deadline_s: .nan}", "handover.deadline_s must be above 0"),
         ("handover: {deadline_s: .inf}", "at most 30"),
