@@ -10,10 +10,10 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from kvasir.cli.host import check_model, find_hardware
+from kvasir.cli.host import check_models, find_hardware
 from kvasir.cli.options import make_config
 from kvasir_cluster.pools import num_replicas, resolve
-from kvasir_protocol.config import ClusterConfig, PoolConfig
+from kvasir_protocol.config import ClusterConfig, ModelConfig, PoolConfig
 from kvasir_workers.engine_directory.manifest import settle
 from kvasir_workers.kv.manager import pages_for
 from kvasir_workers.memory import Footprint, free_memory, page_bytes, plan_memory, step_bytes
@@ -78,29 +78,55 @@ class Speed:
     tokens_per_s: dict[int, float]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelPlan:
+    """What one model takes and gives; title: its name and form, for a person. num_replicas: in all its pools."""
+
+    title: str
+    num_replicas: int
+    replica: ReplicaPlan
+    speed: Speed
+
+
 def show_plan(options: argparse.Namespace) -> int:
-    """Print it. Raises KvasirError where the model can't be served like this."""
+    """Print it, for each model in its turn. Raises KvasirError where one can't be served like this."""
     config = resolve(make_config(options, default_is_mixed=False), find_hardware())
-    check_model(config.model, config.pools)
-    config = replace(config, model=settle(config.model, _shape_of(config.pools[0])))
-    device = resolve_device(config.engine)
-    spec = load_spec(Path(config.model.path))
+    check_models(config)
+    if config.engine.num_threads is not None:
+        torch.set_num_threads(config.engine.num_threads)
+    plans = {model.served_name: plan_model(alone(config, model)) for model in config.all_models}
+    if options.json:
+        told = {name: {"replica": asdict(plan.replica), "speed": asdict(plan.speed)} for name, plan in plans.items()}
+        print(json.dumps({"models": told} if len(told) > 1 else told[config.model.served_name], indent=2))
+        return 0
+    console = Console(highlight=False)
+    for plan in plans.values():
+        console.print(plan.title, markup=False)
+        console.print(_memory_table(plan))
+        console.print(_speed_table(plan.replica, plan.speed))
+    return 0
+
+
+def alone(config: ClusterConfig, model: ModelConfig) -> ClusterConfig:
+    """The configuration as if it were of this model only, with the model's own pools."""
+    pools = tuple(replace(pool, model="") for pool in config.pools if config.model_of(pool) == model)
+    return replace(config, model=settle(model, _shape_of(pools[0])), models=(), pools=pools)
+
+
+def plan_model(config: ClusterConfig) -> ModelPlan:
+    """For the only model of a configuration; the device is measured anew. Raises OutOfMemory if it does not fit."""
+    device, spec = resolve_device(config.engine), load_spec(Path(config.model.path))
     dtype = resolve_dtype(config.model, spec)
     quantization = resolve_quantization(config.model, spec, device)
     replica = plan_replica(config, spec, device, dtype)
-    if config.engine.num_threads is not None:
-        torch.set_num_threads(config.engine.num_threads)
     work = ModelWork.of(spec, dtype, quantization, resolve_cache_dtype(config.engine, dtype))
-    speed = predict(work, measure_rates(device, dtype), replica)
-    if options.json:
-        print(json.dumps({"replica": asdict(replica), "speed": asdict(speed)}, indent=2))
-        return 0
-    console = Console(highlight=False)
     weights = f"weights in {quantization.name}, " if quantization is not None else ""
-    console.print(f"{config.model.served_name}: {spec.architecture}, {weights}{dtype} on {device}", markup=False)
-    console.print(_memory_table(config, replica))
-    console.print(_speed_table(replica, speed))
-    return 0
+    return ModelPlan(
+        title=f"{config.model.served_name}: {spec.architecture}, {weights}{dtype} on {device}",
+        num_replicas=num_replicas(config.pools),
+        replica=replica,
+        speed=predict(work, measure_rates(device, dtype), replica),
+    )
 
 
 def _shape_of(pool: PoolConfig) -> GangShape:
@@ -151,7 +177,8 @@ def predict(work: ModelWork, rates: DeviceRates, replica: ReplicaPlan) -> Speed:
     )
 
 
-def _memory_table(config: ClusterConfig, replica: ReplicaPlan) -> Table:
+def _memory_table(plan: ModelPlan) -> Table:
+    replica = plan.replica
     table = Table(box=None, pad_edge=False, show_header=False)
     table.add_column()
     table.add_column(justify="right")
@@ -169,9 +196,8 @@ def _memory_table(config: ClusterConfig, replica: ReplicaPlan) -> Table:
     for name, num_bytes in rows.items():
         if num_bytes:
             table.add_row(name, _mib(num_bytes))
-    number = num_replicas(config.pools)
-    if number > 1:
-        table.add_row(f"{number} replicas", _mib(number * replica.total_bytes))
+    if plan.num_replicas > 1:
+        table.add_row(f"{plan.num_replicas} replicas", _mib(plan.num_replicas * replica.total_bytes))
     return table
 
 

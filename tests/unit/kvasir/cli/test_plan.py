@@ -1,6 +1,7 @@
 """What is said before anything is loaded, against what loading it takes."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ import torch
 from kvasir.cli.main import build_parser, main
 from kvasir.cli.options import make_config
 from kvasir.cli.plan import PROMPTS, ReplicaPlan, plan_replica, predict
-from kvasir.demo import demo_model_path
+from kvasir.demo import DEMO_MODEL_NAME, demo_model_path
 from kvasir_protocol.config import EngineConfig, ModelConfig
 from kvasir_workers.load import load_model
 from kvasir_workers.model.loader import load_decoder, load_spec
@@ -80,6 +81,27 @@ def test_command_tells_it_as_a_table_and_as_json(capsys: pytest.CaptureFixture[s
     assert main([*flags, "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert told["replica"]["num_pages"] == planned("--kv-cache-memory-bytes", "32MiB").num_pages
+
+
+def test_each_of_several_models_is_planned_with_its_own_pools(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "two.yaml"
+    file.write_text(
+        f"""\
+models: [{{path: {demo_model_path()}, served_name: small, max_model_len: 64}}]
+engine: {{device: cpu, kv_cache_bytes: 32MiB}}
+pools: [{{role: mixed}}, {{role: mixed, model: small, replicas: 3}}]
+"""
+    )
+    assert main(["plan", "--config", str(file)]) == 0
+    first, _, second = capsys.readouterr().out.partition("small: ")
+    assert (first.count("one replica"), "replicas " in first) == (1, False)
+    assert "3 replicas " in second
+    assert main(["plan", "--config", str(file), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)["models"]
+    assert told["small"]["replica"]["max_sequence_tokens"] == 64
+    assert told[DEMO_MODEL_NAME]["replica"]["max_sequence_tokens"] > 64
 
 
 def test_what_cannot_fit_is_refused_with_what_to_change(capsys: pytest.CaptureFixture[str]) -> None:
