@@ -26,12 +26,13 @@ def operations_routes(house: House) -> APIRouter:
     async def health() -> Response:
         """200 as soon as one replica is up: any role can serve whole requests of its model.
 
-        "models": how many replicas of each are up; a model with none is unavailable, also where others are not.
+        "models_down": how many have none, also where others have. Their names are for those who have a key.
         """
-        live = {door.served_name: len(door.fleet.live()) for door in house.doors}
-        num_live = sum(live.values())
+        live = [len(door.fleet.live()) for door in house.doors]
+        num_live = sum(live)
         phase = house.doors[0].fleet.view.phase
-        body = {"status": "ok" if num_live else "unavailable", "phase": phase, "live": num_live, "models": live}
+        status, num_down = "ok" if num_live else "unavailable", live.count(0)
+        body = {"status": status, "phase": phase, "live": num_live, "models_down": num_down}
         return JSONResponse(body, 200 if num_live else 503, None if num_live else {"Retry-After": "1"})
 
     @routes.get("/version")

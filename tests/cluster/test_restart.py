@@ -149,7 +149,7 @@ def make_keeper(local_ray):
 
 def test_routers_of_an_earlier_controller_are_found_and_can_be_ended(make_keeper, free_port, tmp_path, wait_for):
     order = RouterOrder(
-        model=ModelConfig(path=str(tmp_path), served_name="fake"),
+        models=(ModelConfig(path=str(tmp_path), served_name="fake"),),
         router=RouterConfig(host="127.0.0.1", port=free_port),
         handover_deadline_s=1.0,
         secret=b"s" * 32,
