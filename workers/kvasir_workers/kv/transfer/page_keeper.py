@@ -2,8 +2,9 @@
 
 import logging
 import socket
+import time
 from contextlib import suppress
-from threading import Thread
+from threading import Lock, Thread
 
 from torch import Tensor
 
@@ -13,11 +14,9 @@ from kvasir_protocol.messages import PageDoor, ReadPages, WritePages
 from kvasir_protocol.wire import decode
 from kvasir_workers.kv.transfer.page_content import pack_pages, page_bytes_of, unpack_pages
 from kvasir_workers.kv.transfer.page_link import LinkKeys, SealedLink
+from kvasir_workers.kv.transfer.waiting_room import WaitingRoom
 
 _log = logging.getLogger(__name__)
-
-_FIRST_WORD_S = 5.0
-"""For whoever connects to show that it is the leader: a stranger must not keep the leader out for longer."""
 
 
 class PageKeeper:
@@ -31,6 +30,8 @@ class PageKeeper:
         """host: the rank's own address, at which the leader reaches it."""
         self._keys = LinkKeys.fresh()
         self._listener = socket.create_server((host, 0), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+        self._lock = Lock()
+        self._is_closed = False
         self._link: SealedLink | None = None
         self._thread: Thread | None = None
         self.door = PageDoor(host=host, port=self._listener.getsockname()[1], keys=self._keys.to_bytes())
@@ -42,48 +43,49 @@ class PageKeeper:
 
     def close(self) -> None:
         """End the thread and the link, if there are any. Idempotent."""
-        with suppress(OSError):  # wakes whoever waits in accept; nobody does after the leader has come
+        with self._lock:
+            self._is_closed = True
+            if self._link is not None:
+                self._link.hang_up()
+        with suppress(OSError):  # wakes whoever waits for the leader; nobody does after it has come
             self._listener.shutdown(socket.SHUT_RDWR)
-        self._listener.close()
-        if self._link is not None:
-            self._link.hang_up()
         if self._thread is not None:
             self._thread.join()
+        self._listener.close()
 
     def _serve(self, pages: Tensor) -> None:
         try:
-            self._link = self._meet_leader(pages)
-            self._listener.close()
-            self._link.set_patience(None)
+            link, question = self._meet_leader()
+            _answer(link, question, memoryview(b""), pages)
             while True:
-                _answer(self._link, pages)
+                _answer(link, *link.receive(), pages)
         except OSError:
             pass  # closed, here or there
         except KvasirError as error:
             _log.warning("the link to the leader is given up: %s", error)
         finally:
-            if self._link is not None:
-                self._link.close()
+            with self._lock:
+                if self._link is not None:
+                    self._link.close()
 
-    def _meet_leader(self, pages: Tensor) -> SealedLink:
-        """The first connection that knows the keys; its first question is answered. Raises OSError once closed."""
-        while True:
-            connection, peer = self._listener.accept()
-            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            link = SealedLink(connection, sends=self._keys.answers, receives=self._keys.asks)
-            link.set_patience(_FIRST_WORD_S)
-            try:
-                _answer(link, pages)
-            except (OSError, WireError) as error:
-                _log.warning("%s is not the leader: %s", peer[0], error)
-                link.close()
-                continue
-            return link
+    def _meet_leader(self) -> tuple[SealedLink, bytes]:
+        """Its link, and what it has asked; nobody else is let in any more. Raises OSError once closed."""
+        room = WaitingRoom(self._listener, self._keys, time.monotonic)
+        try:
+            link, question = room.await_first()
+        finally:
+            room.close()
+            self._listener.close()
+        link.set_patience(None)
+        with self._lock:
+            self._link = link
+            if self._is_closed:
+                link.hang_up()
+        return link, question
 
 
-def _answer(link: SealedLink, pages: Tensor) -> None:
-    """Do what the next frame asks for. Raises WireError if that can't be, OSError if there will be none."""
-    header, content = link.receive()
+def _answer(link: SealedLink, header: bytes, content: memoryview, pages: Tensor) -> None:
+    """Do what a frame asks for. Raises WireError if that can't be, OSError if nobody takes the answer."""
     match message := decode(header):
         case ReadPages(page_indices=indices):
             _check(indices, pages)

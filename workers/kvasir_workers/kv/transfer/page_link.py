@@ -15,7 +15,17 @@ from kvasir_protocol.errors import WireError
 from kvasir_protocol.wire import MAX_MESSAGE_BYTES
 from kvasir_workers.kv.transfer.sealing import KEY_BYTES, PageSeal
 
-_SIZES = struct.Struct("<IQ")
+SIZES = struct.Struct("<IQ")
+
+
+def frame_sizes(prefix: bytes | bytearray, most_header: int, most_sealed: int) -> tuple[int, int]:
+    """Of a frame's header and sealed content, in bytes. Raises WireError if one of them is larger than it may be."""
+    header_size, sealed_size = SIZES.unpack(prefix)
+    if header_size > most_header or sealed_size > most_sealed:
+        raise WireError(
+            f"a frame of {header_size} and {sealed_size} bytes; the most is {most_header} and {most_sealed}"
+        )
+    return header_size, sealed_size
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,19 +61,21 @@ class SealedLink:
 
     def send(self, header: bytes, content: memoryview) -> None:
         sealed = self._out.seal(header, content)
-        self._link.sendall(_SIZES.pack(len(header), len(sealed)) + header)
+        self._link.sendall(SIZES.pack(len(header), len(sealed)) + header)
         self._link.sendall(sealed)
 
     def receive(self) -> tuple[bytes, memoryview]:
         """The next frame's header and content."""
-        header_size, sealed_size = _SIZES.unpack(self._read(_SIZES.size))
-        if max(header_size, sealed_size) > MAX_MESSAGE_BYTES:
-            raise WireError(f"a frame of {header_size} and {sealed_size} bytes; the most is {MAX_MESSAGE_BYTES}")
+        header_size, sealed_size = frame_sizes(self._read(SIZES.size), MAX_MESSAGE_BYTES, MAX_MESSAGE_BYTES)
         header, sealed = bytes(self._read(header_size)), self._read(sealed_size)
+        return header, self.open(header, sealed)
+
+    def open(self, header: bytes, sealed: bytearray) -> memoryview:
+        """The content of the next frame, which somebody else has read. Raises WireError if the seal is broken."""
         content = self._in.open(header, memoryview(sealed))
         if content is None:
             raise WireError("a frame with a broken seal")
-        return header, content
+        return content
 
     def _read(self, num_bytes: int) -> bytearray:
         content = bytearray(num_bytes)

@@ -115,6 +115,23 @@ def test_keeper_does_nothing_but_read_and_write_pages(keeper: PageKeeper) -> Non
             link.receive()
 
 
+def test_who_knew_the_keys_and_asked_for_nonsense_ends_the_keeper(keeper: PageKeeper, reach: Reach) -> None:
+    keys = LinkKeys.from_bytes(keeper.door.keys)
+    with socket.create_connection((keeper.door.host, keeper.door.port), PATIENCE_S) as connection:
+        link = SealedLink(connection, keys.asks, keys.answers)
+        link.send(encode(CancelPush(generation=Generation(1))), memoryview(b""))
+        with pytest.raises(ConnectionResetError):
+            link.receive()
+    with pytest.raises(RankLost):
+        reach()
+
+
+def test_keeper_ends_though_a_stranger_is_in_the_middle_of_a_word(keeper: PageKeeper) -> None:
+    with socket.create_connection((keeper.door.host, keeper.door.port), PATIENCE_S) as stranger:
+        stranger.sendall(b"half")
+        keeper.close()
+
+
 def test_keeper_ends_though_nobody_came(memory: torch.Tensor) -> None:
     keeper = PageKeeper("127.0.0.1")
     keeper.keep(memory)
