@@ -34,7 +34,9 @@ class GroupIntake:
             meeting = PairMeeting(host=self._seat.host, port=self._store[1], name=secrets.token_hex(8))
             seat = replace(self._seat, deadline_s=patience_s)
             self._groups[writer] = meeting, PairGroup(meeting, seat, partial(self._lose, writer, meeting))
-        return self._groups[writer][0].to_text()
+        meeting, group = self._groups[writer]
+        group.stay()
+        return meeting.to_text()
 
     def expect(self, writer: Peer, message: PushPages) -> bool:
         """The writer sends the contents of these pages now. Read also if nobody wants them: others come after them.

@@ -8,20 +8,25 @@ import torch
 from kvasir_protocol.ids import Generation
 from kvasir_workers.kv.transfer.pair_group import WRITER, PairGroup, PairMeeting, PairSeat
 
+MOST_FAILURES = 64
+"""Broken groups that are remembered: a grant that names one may still be on its way."""
+
 
 class GroupLine:
     """One push's share of a group; holds one frame at a time, as a PageLine does.
 
-    failure tells why the group is of no use any more. on_idle is called when a frame is gone.
+    meeting: where the group is. failure tells why it is of no use any more. on_idle is called when a frame is gone.
     """
 
     def __init__(
         self,
         group: PairGroup,
+        meeting: str,
         generation: Generation,
         failure: Callable[[], str | None],
         on_idle: Callable[[], None],
     ) -> None:
+        self.meeting = meeting
         self._group = group
         self._generation = generation
         self._failure = failure
@@ -71,16 +76,26 @@ class PairGroups:
         self._failures: dict[str, str] = {}
 
     def line(self, meeting: str, generation: Generation, deadline_s: float, on_idle: Callable[[], None]) -> GroupLine:
-        """A push's way to whoever waits at a meeting. Raises ValueError if that is no place to meet."""
+        """A push's way to whoever waits at a meeting.
+
+        Raises ValueError if that is no place to meet, ConnectionError if the group there is broken.
+        """
+        if (failure := self._failures.get(meeting)) is not None:
+            raise ConnectionError(failure)
         if meeting not in self._groups:
             seat = PairSeat(rank=WRITER, host=self._host, deadline_s=deadline_s, device=self._device, post=self._post)
-            self._groups[meeting] = PairGroup(PairMeeting.from_text(meeting), seat, partial(self._lose, meeting))
-        return GroupLine(self._groups[meeting], generation, partial(self._failures.get, meeting), on_idle)
+            self._groups[meeting] = PairGroup(PairMeeting.from_text(meeting), seat, partial(self.lose, meeting))
+        self._groups[meeting].stay()
+        return GroupLine(self._groups[meeting], meeting, generation, partial(self._failures.get, meeting), on_idle)
 
     def close(self) -> None:
         for group in self._groups.values():
             group.close()
 
-    def _lose(self, meeting: str, reason: str) -> None:
+    def lose(self, meeting: str, reason: str) -> None:
+        """The group there is of no use any more."""
+        self._groups.pop(meeting, None)
         self._failures[meeting] = reason
+        if len(self._failures) > MOST_FAILURES:
+            del self._failures[next(iter(self._failures))]
         self._on_lost()

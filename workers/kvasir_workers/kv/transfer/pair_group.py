@@ -3,13 +3,14 @@
     writer -> decode side     preface (generation, number of bytes), content, both as tensors of bytes
 
 torch's operations wait, and a group whose operation failed can't be mended: each end has a thread for them, and whoever
-sees a failure lets go of the group. The next hand-over meets in a new one.
+sees a failure lets go of the group. The next hand-over meets in a new one. So does whoever has not used it for long:
+the other side may be dead, which nobody is told.
 """
 
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from threading import Thread
 
 import torch
@@ -17,12 +18,17 @@ from torch import Tensor
 
 from kvasir_protocol.errors import WireError
 from kvasir_protocol.ids import Generation
+from kvasir_protocol.messages import MAX_DEADLINE_S
 from kvasir_workers.parallel.torch_groups import Group, join_store, open_group
 
 _log = logging.getLogger(__name__)
 
 DECODE_SIDE, WRITER = range(2)
 """Ranks."""
+
+IDLE_S = (2 * MAX_DEADLINE_S, 6 * MAX_DEADLINE_S)
+"""By rank, for a group that is not used: longer than any reservation waits for pages, and shorter at the decode side,
+which names the place to meet, than at the writer, which must still be there."""
 
 _TAG = 0
 
@@ -49,7 +55,8 @@ class PairMeeting:
 class PairSeat:
     """One end's own side of it. host: its own address. deadline_s: for any one operation. device: of what travels.
 
-    post: how results get from the group's thread to that of the owner.
+    post: how results get from the group's thread to that of the owner. idle_s: for how long it stays though nobody uses
+    it; None: as IDLE_S says.
     """
 
     rank: int
@@ -57,6 +64,12 @@ class PairSeat:
     deadline_s: float
     device: torch.device
     post: Callable[[Callable[[], None]], None]
+    idle_s: float | None = None
+
+    @property
+    def patience_s(self) -> float:
+        """For the next use of the group."""
+        return IDLE_S[self.rank] if self.idle_s is None else self.idle_s
 
 
 class PairGroup:
@@ -77,6 +90,10 @@ class PairGroup:
         """What the other side sent next, which must be of this generation."""
         self._work.put(lambda group: self._receive(group, generation, most_bytes, on_received))
 
+    def stay(self) -> None:
+        """It is going to be used."""
+        self._work.put(lambda group: None)
+
     def close(self) -> None:
         """Leave it once what was asked for is done."""
         self._work.put(None)
@@ -86,12 +103,19 @@ class PairGroup:
     def _run(self) -> None:
         try:
             group = self._open()
-            while (work := self._work.get()) is not None:
+            while (work := self._next_work()) is not None:
                 work(group)
         except (RuntimeError, OSError, WireError) as error:
             reason = str(error).partition("\n")[0]
             _log.warning("a process group for pages is given up: %s", reason)
             self._seat.post(lambda: self._on_broken(reason))
+
+    def _next_work(self) -> Callable[[Group], None] | None:
+        patience_s = self._seat.patience_s
+        try:
+            return self._work.get(timeout=patience_s)
+        except Empty:
+            raise TimeoutError(f"nobody has used it for {patience_s:g} s") from None
 
     def _open(self) -> Group:
         meeting, seat = self._meeting, self._seat

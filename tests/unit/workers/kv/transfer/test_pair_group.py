@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from kvasir_protocol.ids import Generation
-from kvasir_workers.kv.transfer.group_line import GroupLine, PairGroups
-from kvasir_workers.kv.transfer.pair_group import DECODE_SIDE, WRITER, PairGroup, PairMeeting, PairSeat
+from kvasir_protocol.messages import MAX_DEADLINE_S
+from kvasir_workers.kv.transfer.group_line import MOST_FAILURES, GroupLine, PairGroups
+from kvasir_workers.kv.transfer.pair_group import DECODE_SIDE, IDLE_S, WRITER, PairGroup, PairMeeting, PairSeat
 from kvasir_workers.parallel.torch_groups import Store, host_store
 
 HOST = "127.0.0.1"
@@ -40,8 +41,15 @@ class Meeting:
     def place(self) -> PairMeeting:
         return PairMeeting(host=HOST, port=self.store[1], name="pair")
 
-    def join(self, rank: int, owner: Owner, deadline_s: float = DEADLINE_S) -> PairGroup:
-        seat = PairSeat(rank=rank, host=HOST, deadline_s=deadline_s, device=torch.device("cpu"), post=owner.posted.put)
+    def join(self, rank: int, owner: Owner, deadline_s: float = DEADLINE_S, idle_s: float | None = None) -> PairGroup:
+        seat = PairSeat(
+            rank=rank,
+            host=HOST,
+            deadline_s=deadline_s,
+            device=torch.device("cpu"),
+            post=owner.posted.put,
+            idle_s=idle_s,
+        )
         self.groups.append(PairGroup(self.place, seat, owner.broken.append))
         return self.groups[-1]
 
@@ -101,6 +109,19 @@ def test_contents_that_never_come_break_the_group_at_the_deadline(meeting: Meeti
     writer.close()
 
 
+@pytest.mark.parametrize("rank", [DECODE_SIDE, WRITER])
+def test_end_that_nobody_uses_leaves_its_group_and_tells_why(meeting: Meeting, rank: int) -> None:
+    ours, theirs = Owner(), Owner()
+    meeting.join(rank, ours, idle_s=0.0)
+    meeting.join(1 - rank, theirs)
+    ours.do_next()
+    assert (ours.broken, theirs.broken) == (["nobody has used it for 0 s"], [])
+
+
+def test_decode_side_outwaits_its_reservations_and_the_writer_the_decode_side() -> None:
+    assert MAX_DEADLINE_S < IDLE_S[DECODE_SIDE] < IDLE_S[WRITER] - MAX_DEADLINE_S
+
+
 def test_lines_of_one_place_share_a_group_and_hear_when_it_breaks(meeting: Meeting) -> None:
     theirs, woken = Owner(), list[str]()
     reader = meeting.join(DECODE_SIDE, Owner())
@@ -121,3 +142,16 @@ def test_lines_of_one_place_share_a_group_and_hear_when_it_breaks(meeting: Meeti
     for line in lines:
         with pytest.raises(OSError):
             line.flush()
+    with pytest.raises(ConnectionError):
+        groups.line(meeting.place.to_text(), Generation(2), 1.0, lambda: None)
+
+
+def test_groups_that_broke_are_forgotten_and_a_few_of_their_failures_kept() -> None:
+    theirs = Owner()
+    groups = PairGroups(HOST, torch.device("cpu"), theirs.posted.put, lambda: None)
+    for number in range(MOST_FAILURES + 1):
+        groups.lose(f"place {number}", "gone")
+    with pytest.raises(ConnectionError, match="gone"):
+        groups.line("place 1", GENERATION, 1.0, lambda: None)
+    with pytest.raises(ValueError):
+        groups.line("place 0", GENERATION, 1.0, lambda: None)
