@@ -237,10 +237,14 @@ class CancelPush:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Quiet:
-    """This side will not write into the reservation's pages any more."""
+    """This side will not write into the reservation's pages any more.
+
+    broken_meeting: where the process group was that is of no use any more, if that is why.
+    """
 
     generation: Generation
     reason: str
+    broken_meeting: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -216,7 +216,7 @@ class ReplicaServer:
                 self._importer.commit(peer, message)
             case Quiet():
                 self._importer.quiet(peer, message)
-                self._groups.drop(peer)
+                self._groups.drop(peer, message)
             case _:
                 raise WireError(f"a replica has no use for {type(message).__name__}")
 

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
-from kvasir_protocol.messages import MAX_DEADLINE_S, PushPages
+from kvasir_protocol.messages import MAX_DEADLINE_S, PushPages, Quiet
 from kvasir_workers.kv.transfer.importer import PageImporter
 from kvasir_workers.kv.transfer.pair_group import DECODE_SIDE, PairGroup, PairMeeting, PairSeat
 from kvasir_workers.kv.transfer.reservation import Peer
@@ -50,14 +50,18 @@ class GroupIntake:
         group.receive(message.generation, most_bytes, partial(self._importer.take_received, writer, message))
         return True
 
-    def drop(self, writer: Peer) -> None:
-        """Let go of the writer's group, if there is one: it has given up a push, maybe since the group is broken."""
+    def drop(self, writer: Peer, message: Quiet) -> None:
+        """Let go of the writer's group if it says that this one is broken: its other pushes may use it otherwise."""
         if writer in self._groups:
-            self._groups.pop(writer)[1].close()
+            meeting, group = self._groups[writer]
+            if meeting.to_text() == message.broken_meeting:
+                group.close()
+                self._lose(writer, meeting, message.reason)
 
     def close(self) -> None:
-        for writer in list(self._groups):
-            self.drop(writer)
+        for _, group in self._groups.values():
+            group.close()
+        self._groups.clear()
 
     def _lose(self, writer: Peer, meeting: PairMeeting, reason: str) -> None:
         if writer in self._groups and self._groups[writer][0] == meeting:

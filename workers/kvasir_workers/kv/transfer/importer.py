@@ -179,6 +179,9 @@ class PageImporter:
         reservation = self._pushed_by(writer, message.generation)
         if reservation is None:
             return
+        if reservation.uses_group:
+            self._fail(reservation, "the process group that its pages were to come through is gone")
+            return
         if not (reservation.is_written_straight and _asks_for(reservation, message)):
             self._fail(reservation, "the writer told of pages that were not asked for")
             return

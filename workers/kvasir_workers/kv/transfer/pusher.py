@@ -151,7 +151,7 @@ class PagePusher:
             try:
                 push.way = self._way(push, message)
             except (OSError, ValueError) as error:
-                self._end(key_of(push.ticket), f"the grant is of no use: {error}")
+                self._end(key_of(push.ticket), f"the grant is of no use: {error}", message.meeting)
                 return
             self._flush(push, push.way)
         push.is_granted = True
@@ -257,8 +257,8 @@ class PagePusher:
         way, header = push.way, encode(message)
         assert way is not None, f"{push.request_id} was granted no way"
         if writer.label == "process_group":
-            self._peers.send(push.ticket.endpoint, message)
             content = [writer.packed(pages)]
+            self._peers.send(push.ticket.endpoint, message)  # only now: the other side waits for what was announced
         elif way.seal is not None:
             content = [writer.sealed(pages, header, way.seal)]
         else:
@@ -278,7 +278,8 @@ class PagePusher:
             if way.line.flush():
                 self._postpone(push)
         except OSError as error:
-            self._end(key_of(push.ticket), f"pages can't be sent: {error.strerror}")
+            broken = way.line.meeting if isinstance(way.line, GroupLine) else ""
+            self._end(key_of(push.ticket), f"pages can't be sent: {error.strerror}", broken)
             return
         self._watch(push, way)
         if way.line.is_idle and way.pages_on_line:
@@ -327,10 +328,10 @@ class PagePusher:
     def _used_endpoints(self) -> set[str]:
         return {endpoint for endpoint, _ in self._pushes}
 
-    def _end(self, key: PushKey, reason: str) -> None:
+    def _end(self, key: PushKey, reason: str, broken_meeting: str = "") -> None:
         """Write no more and say so; Quiet is owed even for a push that is unknown or done here."""
         if key in self._pushes or key[0] in self._peers:
-            self._peers.send(key[0], Quiet(generation=key[1], reason=reason))
+            self._peers.send(key[0], Quiet(generation=key[1], reason=reason, broken_meeting=broken_meeting))
         self._forget(key)
 
     def _forget(self, key: PushKey) -> None:

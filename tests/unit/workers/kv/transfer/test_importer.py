@@ -737,6 +737,12 @@ def test_broken_group_fails_what_was_to_come_through_it_and_nothing_else(side: S
     assert side.desk.started == {"other": (7,)}
 
 
+def test_pages_that_were_to_come_through_a_group_that_is_gone_fail_with_this_reason(side: Side) -> None:
+    indices = (PageIndex(2), PageIndex(5))
+    side.importer.take_pages(WRITER, PushPages(generation=in_group(side), page_indices=indices))
+    assert side.failures() == ["the process group that its pages were to come through is gone"]
+
+
 def test_group_that_can_not_be_had_fails_the_hand_over(side: Side) -> None:
     def refuse(writer: Peer, patience_s: float) -> str:
         raise OSError("no address")

@@ -5,6 +5,7 @@ import queue
 import select
 import socket
 from collections.abc import Iterator
+from collections.abc import Sequence as Many
 from typing import Any, TypeVar
 
 import pytest
@@ -12,6 +13,7 @@ import torch
 import zmq
 from zmq.utils.monitor import recv_monitor_message
 
+from kvasir_protocol.errors import RankLost
 from kvasir_protocol.ids import Generation, PageIndex
 from kvasir_protocol.messages import (
     BeginPush,
@@ -153,15 +155,24 @@ class DecodeSide:
         self.context.destroy(linger=0)
 
 
+class LostPages(PartedPages):
+    """The rank that holds them is gone."""
+
+    def pack(self, indices: Many[PageIndex], room: bytearray | None = None) -> memoryview:
+        raise RankLost("rank 1 is gone", (1,))
+
+
 class PrefillSide:
     """A pusher, its clock, and the pages that came back from it."""
 
-    def __init__(self, *, is_sealed: bool = True, uses_process_groups: bool = False) -> None:
+    def __init__(
+        self, *, is_sealed: bool = True, uses_process_groups: bool = False, pages: PartedPages | None = None
+    ) -> None:
         self.released: queue.Queue[list[PageIndex]] = queue.Queue()
         self.clock = Clock()
         layout = make_layout()
         writers = WriterFactory(
-            PartedPages.whole(layout, PAGES), allow_shared_memory=True, uses_process_groups=uses_process_groups
+            pages or PartedPages.whole(layout, PAGES), allow_shared_memory=True, uses_process_groups=uses_process_groups
         )
         self.pusher = PagePusher(layout, writers, SECRET, self.released.put, self.clock, is_sealed=is_sealed)
         self.pusher.start()
@@ -723,6 +734,25 @@ def test_group_that_breaks_ends_the_push(grouped: PrefillSide, decode_side: Deco
     place = PairMeeting(host="127.0.0.1", port=port, name="pair")
     decode_side.says(PushGranted(generation=Generation(1), meeting=place.to_text()))
     decode_side.expect(PushPages)
-    assert "pages can't be sent" in decode_side.expect(Quiet).reason
+    quiet = decode_side.expect(Quiet)
+    assert "pages can't be sent" in quiet.reason
+    assert quiet.broken_meeting == place.to_text()
     assert grouped.expect_released() == [7, 0]
     assert store
+
+
+@pytest.fixture
+def unreadable() -> Iterator[PrefillSide]:
+    side = PrefillSide(uses_process_groups=True, pages=LostPages.whole(make_layout(), PAGES))
+    yield side
+    side.close()
+
+
+def test_pages_that_can_not_be_read_are_not_announced(unreadable: PrefillSide, decode_side: DecodeSide) -> None:
+    _, port = host = host_store("127.0.0.1")
+    begun(unreadable, decode_side)
+    place = PairMeeting(host="127.0.0.1", port=port, name="pair")
+    decode_side.says(PushGranted(generation=Generation(1), meeting=place.to_text()))
+    quiet = decode_side.expect(Quiet)
+    assert (quiet.reason, quiet.broken_meeting) == ("pages can't be read: rank 1 is gone", "")
+    assert host
