@@ -13,6 +13,7 @@ from kvasir_workers.parallel.mesh import LEADER
 from kvasir_workers.parallel.pipeline import Stage
 from kvasir_workers.parallel.planned_step import PlannedStep, from_message, to_message
 from kvasir_workers.runner.batch import BatchBuilder, sampled_rows
+from kvasir_workers.runner.device_copies import Homecoming
 from kvasir_workers.runner.executor import CallersThread, Masks, StepInPlace, StepInThread, Steps
 from kvasir_workers.runner.sampler import SampledToken, Sampler
 from kvasir_workers.runner.sampling_rows import SampledRows
@@ -74,6 +75,7 @@ class GangRunner:
         if step.is_shown:
             self._show(plan, step, hidden[step.num_sampled :])
         if logits is None:
+            Homecoming((), self._stage.pages.device).wait()  # whoever lands it may hand its pages over
             return []
         sample = self._sampler.sample(logits, sampled, masks())
         self._sampled_before = sample.token_ids
