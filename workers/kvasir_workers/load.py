@@ -22,7 +22,6 @@ from kvasir_workers.kv.offload.open_tiers import OpenTiers
 from kvasir_workers.kv.offload.page_mover import PageMover
 from kvasir_workers.kv.page_memory import PageShape, SharedSegment
 from kvasir_workers.kv.prefix_tree import PageWatcher
-from kvasir_workers.kv.transfer.distant_pages import DistantPages
 from kvasir_workers.memory import (
     Footprint,
     MemoryPlan,
@@ -60,8 +59,9 @@ from kvasir_workers.runner.model_runner import ModelRunner
 from kvasir_workers.runner.sampler import SampledToken
 from kvasir_workers.runner.stream_runner import StreamRunner
 
-if TYPE_CHECKING:  # an engine whose requests have no grammar does without
+if TYPE_CHECKING:  # an engine without grammars, or with all its ranks on one host, does without what these need
     from kvasir_workers.grammar.compiler import GrammarCompiler
+    from kvasir_workers.kv.transfer.distant_pages import DistantPages
 
 _log = logging.getLogger(__name__)
 
@@ -90,7 +90,7 @@ class RankPages:
     """One rank's pages, and what of the model they are of. segment: the shared memory that they lie in, if they do."""
 
     cut: PageCut
-    memory: Tensor | DistantPages
+    memory: "Tensor | DistantPages"
     segment: SharedSegment | None
 
 
@@ -206,13 +206,21 @@ def _reach_parts(plan: RankPlan, leader: LoadedRank, seat: LeaderSeat) -> tuple[
         elif segment is not None:
             memory = segment.tensor
         elif (door := seat.doors().get(number)) is not None:
-            memory = DistantPages.reach(number, door, shape, plan.cache_dtype, seat.meeting.deadline_s)
+            memory = _distant_pages(number, door, shape, plan.cache_dtype, seat.meeting.deadline_s)
         else:
             return ()
         layers, heads = shard.kv.layers, shard.kv.kv_heads
         cut = PageCut(first_layer=layers.start, num_layers=len(layers), kv_heads=heads)
         parts.append(RankPages(cut, memory, segment))
     return tuple(parts)
+
+
+def _distant_pages(
+    rank: int, door: PageDoor, shape: PageShape, dtype: torch.dtype, deadline_s: float
+) -> "DistantPages":
+    from kvasir_workers.kv.transfer.distant_pages import DistantPages
+
+    return DistantPages.reach(rank, door, shape, dtype, deadline_s)
 
 
 def _find_segment(name: str, shape: PageShape, dtype: torch.dtype) -> SharedSegment | None:
