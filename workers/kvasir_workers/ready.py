@@ -25,7 +25,7 @@ from kvasir_workers.runner.recorder import CudaRecorder, Recorder
 _log = logging.getLogger(__name__)
 
 _ANSWER_TOKENS = 2
-"""The second comes from a step of decodes."""
+"""The second comes from a step of decodes, where a sequence may have so many."""
 
 _MANY_LOGPROBS = 21
 """More than are usually asked for, which is computed otherwise."""
@@ -85,16 +85,24 @@ def warm_up(loaded: LoadedModel, config: EngineConfig) -> None:
 
 
 def waves(limits: EngineLimits, config: EngineConfig) -> Iterator[list[GenerationRequest]]:
-    """Each is computed alone: chunks of every power of two and of a full step, then every way to sample, together."""
-    longest = min(config.step_tokens, limits.max_sequence_tokens - _ANSWER_TOKENS)
-    sizes = [size for size in (2**power for power in range(longest.bit_length())) if size < longest]
-    for size in (*sizes, longest):
-        yield [_request(f"chunk of {size}", size, SamplingParams(temperature=0, max_tokens=_ANSWER_TOKENS, seed=0))]
-    yield [_request(f"sampling {index}", 1, sampling) for index, sampling in enumerate(_ways_to_sample())]
+    """Each is computed alone: prompts of every power of two and of a full step, then every way to sample, together.
+
+    What is more than a sequence may have, or a step takes of one, is several prompts. Nothing where no request fits.
+    """
+    answer_tokens = min(_ANSWER_TOKENS, limits.max_sequence_tokens - 1)
+    if answer_tokens < 1:
+        return
+    longest = min(limits.max_sequence_tokens - answer_tokens, config.max_prefill_chunk_tokens or config.step_tokens)
+    full = min(config.step_tokens, config.max_num_seqs * longest)
+    greedy = SamplingParams(temperature=0, max_tokens=answer_tokens, seed=0)
+    for size in (*(2**power for power in range((full - 1).bit_length())), full):
+        prompts = [min(longest, size - start) for start in range(0, size, longest)]
+        yield [_request(f"{size} tokens, prompt {index}", tokens, greedy) for index, tokens in enumerate(prompts)]
+    yield [_request(f"sampling {index}", 1, sampling) for index, sampling in enumerate(_ways_to_sample(answer_tokens))]
 
 
-def _ways_to_sample() -> Iterable[SamplingParams]:
-    common = {"max_tokens": _ANSWER_TOKENS, "ignore_eos": True, "seed": 0}
+def _ways_to_sample(answer_tokens: int) -> Iterable[SamplingParams]:
+    common = {"max_tokens": answer_tokens, "ignore_eos": True, "seed": 0}
     ways: list[dict[str, object]] = [
         {"temperature": 0},
         {"temperature": 1.0},

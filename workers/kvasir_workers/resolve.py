@@ -6,6 +6,7 @@ from typing import assert_never
 import torch
 
 from kvasir_kernels.paged_cache import MAX_GPU_HEAD_DIM
+from kvasir_kernels.user_kernels import is_any_replaced
 from kvasir_protocol.config import EngineConfig, ModelConfig
 from kvasir_protocol.errors import ConfigError
 from kvasir_workers.memory import graph_bytes
@@ -67,5 +68,9 @@ def planned_graph_bytes(model: ModelConfig, config: EngineConfig, spec: DecoderS
 
 
 def uses_graphs(spec: DecoderSpec, device: torch.device, config: EngineConfig) -> bool:
-    """Whether decode steps are recorded: on GPUs, unless that was forbidden, or attention would ask the host."""
-    return device.type == "cuda" and not config.enforce_eager and spec.head_dim <= MAX_GPU_HEAD_DIM
+    """Whether decode steps are recorded: on GPUs, unless that was forbidden, or attention would ask the host.
+
+    Nor with kernels of users: they know nothing of lengths that a graph reads only on the device.
+    """
+    may_record = device.type == "cuda" and not config.enforce_eager and not is_any_replaced()
+    return may_record and spec.head_dim <= MAX_GPU_HEAD_DIM

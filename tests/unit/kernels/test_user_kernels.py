@@ -15,18 +15,30 @@ def silu_mul(gate_up):
 """
 
 
-def _run(directory: Path, entry_points: str) -> subprocess.CompletedProcess[str]:
+CALL = """
+import torch
+from kvasir_kernels.dispatch import silu_mul
+print(silu_mul(torch.ones(1, 4)).shape, silu_mul(torch.ones(2, 4)).shape)
+"""
+
+USES_GRAPHS = """
+import torch
+from kvasir_protocol.config import EngineConfig
+from kvasir_workers.model.loader import load_spec
+from kvasir_workers.resolve import uses_graphs
+from tests.integration.engine.conftest import DEMO_MODEL
+print(uses_graphs(load_spec(DEMO_MODEL), torch.device("cuda"), EngineConfig()))
+"""
+
+
+def _run(directory: Path, entry_points: str, code: str = CALL) -> subprocess.CompletedProcess[str]:
     (directory / "their_kernels.py").write_text(PACKAGE)
     metadata = directory / "their_kernels-1.0.dist-info"
     metadata.mkdir()
     (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: their-kernels\nVersion: 1.0\n")
     (metadata / "entry_points.txt").write_text(f"[kvasir.kernels]\n{entry_points}\n")
-    code = (
-        f"import logging, sys; logging.basicConfig(level=logging.INFO); sys.path.insert(0, {str(directory)!r})\n"
-        "import torch; from kvasir_kernels.dispatch import silu_mul\n"
-        "print(silu_mul(torch.ones(1, 4)).shape, silu_mul(torch.ones(2, 4)).shape)\n"
-    )
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    setup = f"import logging, sys; logging.basicConfig(level=logging.INFO); sys.path.insert(0, {str(directory)!r})\n"
+    return subprocess.run([sys.executable, "-c", setup + code], capture_output=True, text=True, timeout=60)
 
 
 def test_a_users_kernel_computes_what_it_takes_and_ours_the_rest(tmp_path: Path) -> None:
@@ -40,3 +52,10 @@ def test_a_kernel_for_no_operation_is_told_the_nearest(tmp_path: Path) -> None:
     assert 'entry point "silu_mull"' in run.stderr
     assert "did you mean silu_mul?" in run.stderr
     assert "theirs" not in run.stdout
+
+
+def test_steps_are_not_recorded_where_a_users_kernel_must_be_asked_each_time(tmp_path: Path) -> None:
+    for folder, entry_points in (("with", "silu_mul = their_kernels:silu_mul"), ("without", "")):
+        (tmp_path / folder).mkdir()
+        run = _run(tmp_path / folder, entry_points, USES_GRAPHS)
+        assert run.stdout.split() == [str(not entry_points)], run.stderr

@@ -8,7 +8,7 @@ import pytest
 from kvasir_protocol.config import EngineConfig, ModelConfig
 from kvasir_workers.load import LoadedModel, load_model
 from kvasir_workers.ready import make_ready, record_graphs, warm_up, waves
-from kvasir_workers.request_check import EngineLimits
+from kvasir_workers.request_check import EngineLimits, check_request
 from kvasir_workers.runner.recorder import Rerun, Work
 
 DEMO_MODEL = Path(__file__).parents[3] / "kvasir" / "demo_model"
@@ -24,17 +24,33 @@ def limits(max_sequence_tokens: int) -> EngineLimits:
     return EngineLimits(max_sequence_tokens=max_sequence_tokens, vocab_size=10, eos_token_ids=frozenset({2}))
 
 
-def chunk_sizes(max_sequence_tokens: int) -> list[int]:
-    *chunks, _ = waves(limits(max_sequence_tokens), CONFIG)
-    return [len(request.prompt_token_ids) for (request,) in chunks]
+def prompt_sizes(max_sequence_tokens: int, config: EngineConfig = CONFIG) -> list[list[int]]:
+    *prompts, _ = waves(limits(max_sequence_tokens), config)
+    return [[len(request.prompt_token_ids) for request in wave] for wave in prompts]
 
 
-def test_chunks_are_of_every_power_of_two_up_to_a_full_step() -> None:
-    assert chunk_sizes(1000) == [1, 2, 4, 8, 16, 32, 64, 100]
+def test_prompts_are_of_every_power_of_two_up_to_a_full_step() -> None:
+    assert prompt_sizes(1000) == [[1], [2], [4], [8], [16], [32], [64], [100]]
 
 
-def test_chunks_are_no_longer_than_a_sequence_may_be() -> None:
-    assert chunk_sizes(20) == [1, 2, 4, 8, 16, 18]
+def test_a_full_step_is_reached_by_several_prompts_where_sequences_are_short() -> None:
+    assert prompt_sizes(20)[4:] == [[16], [18, 14], [18, 18, 18, 10], [18, 18, 18, 18, 18, 10]]
+
+
+def test_a_full_step_is_reached_by_several_prompts_where_chunks_are_short() -> None:
+    assert prompt_sizes(1000, replace(CONFIG, max_prefill_chunk_tokens=40))[-1] == [40, 40, 20]
+
+
+def test_no_more_prompts_than_may_run_at_once() -> None:
+    assert prompt_sizes(5)[-1] == [3] * 9
+
+
+@pytest.mark.parametrize("max_sequence_tokens", [1, 2, 3, 4])
+def test_an_engine_takes_every_request_however_short_sequences_are(max_sequence_tokens: int) -> None:
+    found = [request for wave in waves(limits(max_sequence_tokens), CONFIG) for request in wave]
+    assert bool(found) == (max_sequence_tokens > 1)
+    for request in found:
+        check_request(request, limits(max_sequence_tokens))
 
 
 def test_every_way_to_sample_is_tried() -> None:
