@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import resource
 import shutil
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from kvasir_protocol.config import EngineConfig, ModelConfig, QuantizationName
 from kvasir_protocol.errors import CheckpointError, ConfigError
-from kvasir_workers.engine_directory.build import BuildOrder, build_engine_directory
+from kvasir_workers.engine_directory.build import BuildOrder, _new_directory, build_engine_directory
 from kvasir_workers.engine_directory.weights import open_engine_directory
 from kvasir_workers.load import build_engine, load_model
 from kvasir_workers.model.cache_scales import read_cache_scales
@@ -213,6 +214,45 @@ def test_a_build_that_fails_leaves_nothing(checkpoint: Path, tmp_path: Path) -> 
     with pytest.raises(CheckpointError):
         build_engine_directory(order(source, tmp_path / "engine"))
     assert [path.name for path in tmp_path.iterdir()] == ["source"]
+
+
+def test_a_place_that_can_not_be_written_is_named(checkpoint: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match=r"file/engine can't be written \(.*Not a directory"):
+        build_engine_directory(order(checkpoint, tmp_path / "file" / "engine"))
+
+
+def test_a_disk_that_is_full_is_named_and_gets_its_room_back(checkpoint: Path, tmp_path: Path) -> None:
+    largest = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, largest[1]))
+    try:
+        with pytest.raises(ConfigError, match=r"engine can't be written \(.*File too large"):
+            build_engine_directory(order(checkpoint, tmp_path / "engine"))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, largest)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_was_built_is_kept_if_its_name_was_taken_meanwhile(tmp_path: Path) -> None:
+    target = tmp_path / "engine"
+
+    def build_while_another_takes_the_name() -> None:
+        with _new_directory(target) as directory:
+            (directory / "weights").touch()
+            target.touch()
+
+    with pytest.raises(ConfigError, match=r"can't be given its name .* is in .*\.engine\.building: rename it"):
+        build_while_another_takes_the_name()
+    assert (tmp_path / ".engine.building" / "weights").exists()
+
+
+def test_a_header_of_an_absurd_size_is_refused(checkpoint: Path, tmp_path: Path) -> None:
+    source = Path(shutil.copytree(checkpoint, tmp_path / "source"))
+    for size in (2**62, 2**64 - 1, 3):
+        with (source / "model.safetensors").open("r+b") as stream:
+            stream.write(size.to_bytes(8, "little"))
+        with pytest.raises(CheckpointError, match=r"model\.safetensors (says that its header|has a header)"):
+            fingerprint(source)
 
 
 def test_what_a_build_that_was_killed_has_left_is_no_engine_directory_and_goes(

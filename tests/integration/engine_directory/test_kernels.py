@@ -137,6 +137,21 @@ def test_a_host_without_a_compiler_gets_the_cpus_library(
     assert built_library().read_bytes() == library.read_bytes()
 
 
+def test_kernels_are_used_whatever_groups_may_write_by_default(
+    library: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = os.umask(0o002)
+    try:
+        assert main(["build", str(DEMO_MODEL), "-o", str(tmp_path / "engine"), "--target", "cpu"]) == 0
+    finally:
+        os.umask(before)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "empty"))
+    bring_kernels(tmp_path / "engine", CPU)
+    assert built_library().parent == tmp_path / "empty" / "kvasir" / "kernels"
+    written = [path.stat().st_mode & 0o022 for path in (tmp_path / "engine" / "kernels").rglob("*")]
+    assert written == [0]
+
+
 def test_a_library_of_other_sources_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "kernels").mkdir()
     (tmp_path / "kernels" / "0123456789abcdef01234567.so").touch()

@@ -140,25 +140,49 @@ def _copy_texts(source: Path, directory: Path) -> None:
 def _new_directory(target: Path) -> Iterator[Path]:
     """A folder beside the target, which takes its name when all is there; what is left of a build that died goes.
 
-    Raises ConfigError if something has the name already, or is being built under it.
+    Raises ConfigError if something has the name already, or is being built under it, or files can't be written.
     """
-    if target.exists():
-        raise ConfigError(f"{target} is there already; remove it, or give another place with -o")
     beside = target.with_name(f".{target.name}.building")
-    beside.mkdir(parents=True, exist_ok=True)
-    lock = os.open(beside, os.O_RDONLY | os.O_DIRECTORY)
+    with _sole_builder(target, beside):
+        try:
+            _empty(beside)
+            yield beside
+        except OSError as error:
+            shutil.rmtree(beside, ignore_errors=True)
+            raise _unwritten(target, error) from error
+        except BaseException:
+            shutil.rmtree(beside, ignore_errors=True)
+            raise
+        try:
+            beside.rename(target)
+        except OSError as error:  # whatever has the name now: what was built is whole, and took long
+            raise ConfigError(
+                f"{target} can't be given its name ({error}); all that was built is in {beside}: rename it yourself, "
+                "before the next build under this name empties it"
+            ) from error
+
+
+@contextmanager
+def _sole_builder(target: Path, beside: Path) -> Iterator[None]:
+    """The folder beside the target is there, and no other process builds in it."""
+    try:
+        if target.exists():
+            raise ConfigError(f"{target} is there already; remove it, or give another place with -o")
+        beside.mkdir(parents=True, exist_ok=True)
+        lock = os.open(beside, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError as error:
+        raise _unwritten(target, error) from error
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        _empty(beside)
-        yield beside
-        beside.rename(target)
+        yield
     except BlockingIOError:
         raise ConfigError(f"{target} is being built by another process") from None
-    except BaseException:
-        shutil.rmtree(beside, ignore_errors=True)
-        raise
     finally:
         os.close(lock)
+
+
+def _unwritten(target: Path, error: OSError) -> ConfigError:
+    return ConfigError(f"{target} can't be written ({error})")
 
 
 def _empty(directory: Path) -> None:

@@ -56,6 +56,7 @@ def write_library(directory: Path) -> None:
         _log.warning("the engine directory gets no CPU kernels: %s", error)
         return
     (directory / KERNELS / library.name).write_bytes(library.read_bytes())
+    _close_to_others(directory / KERNELS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +92,7 @@ def compile_kernels(directory: Path, target: str, shard: ModelShard, types: Kern
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     if done.returncode:
         raise ConfigError(f"the kernels for {target} can't be compiled: {done.stderr.strip().rpartition(chr(10))[2]}")
+    _close_to_others(directory / KERNELS)
     return Compiled(target=target, triton=triton.__version__)
 
 
@@ -123,14 +125,17 @@ def _named(dtype: torch.dtype) -> str:
 
 
 def _write_tiles(file: Path, target: str) -> None:
-    """What was measured on the GPU that this is built for, if that is the one at hand."""
+    """What was measured on the GPU that this is built for, if that is the one at hand. Raises ConfigError."""
     if target != target_here():
         return
     from kvasir_kernels.tuning.choices import choices_at, place_of
-    from kvasir_kernels.tuning.table import write_table
+    from kvasir_kernels.tuning.table import TableError, write_table
 
-    if choices := choices_at(place_of(torch.device("cuda", torch.cuda.current_device()))):
-        write_table(file, choices)
+    try:
+        if choices := choices_at(place_of(torch.device("cuda", torch.cuda.current_device()))):
+            write_table(file, choices)
+    except TableError as error:
+        raise ConfigError(str(error)) from error
 
 
 def bring_kernels(directory: Path, device: torch.device) -> None:
@@ -164,6 +169,12 @@ def _check(directory: Path, manifest: Manifest) -> None:
             f"{directory} has kernels for {manifest.compiled}, and this is {here}; build it anew here: "
             f"`{build_command(manifest, target=here.target)}`"
         )
+
+
+def _close_to_others(folder: Path) -> None:
+    """Nobody but the owner may write what is in it, whatever the umask lets groups do: a start would not use it."""
+    for path in (folder, *folder.rglob("*")):
+        path.chmod(stat.S_IMODE(path.stat().st_mode) & ~(stat.S_IWGRP | stat.S_IWOTH))
 
 
 def _is_ours(folder: Path) -> bool:

@@ -67,10 +67,11 @@ class EngineDirectory:
         built = self.manifest.ranks[rank]
         file = self.path / built.file
         try:
-            if samples_of(file) != built.samples:
-                raise self._misfit(file)
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            samples = samples_of(file)
+        except (OSError, CheckpointError) as error:
             raise self._misfit(file, f" ({error})") from error
+        if samples != built.samples:
+            raise self._misfit(file)
         return file
 
     def _check_shapes(self, file: Path, stored: TensorFile, expected: dict[str, TensorSize]) -> None:

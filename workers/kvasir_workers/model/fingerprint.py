@@ -2,8 +2,10 @@
 
 import hashlib
 import json
+import os
 from pathlib import Path
 
+from kvasir_protocol.errors import CheckpointError
 from kvasir_workers.engine_directory.manifest import read_manifest
 from kvasir_workers.quantization.scheme import QuantizationSpec
 
@@ -15,7 +17,7 @@ def fingerprint(directory: Path, quantization: QuantizationSpec | None = None) -
     """Names a checkpoint by its config, its weight files' headers and a few bytes of each tensor, and its quantization.
 
     Headers alone would give a model and its fine-tuned child one name. The rest of the weights is not read.
-    An engine directory has the name of what it was built from.
+    An engine directory has the name of what it was built from. Raises CheckpointError for a damaged file.
     """
     manifest = read_manifest(directory)
     if manifest is not None:
@@ -30,7 +32,7 @@ def fingerprint(directory: Path, quantization: QuantizationSpec | None = None) -
 
 
 def samples_of(file: Path) -> str:
-    """Names one file of weights in the same way."""
+    """Names one file of weights in the same way. Raises CheckpointError, OSError."""
     digest = hashlib.sha256()
     for sample in _samples(file):
         digest.update(sample)
@@ -41,11 +43,17 @@ def _samples(file: Path) -> list[bytes]:
     """A safetensors file's header, and of each tensor what lies in its middle."""
     with file.open("rb") as stream:
         size_field = stream.read(8)
-        header = stream.read(int.from_bytes(size_field, "little"))
+        header_bytes = int.from_bytes(size_field, "little")
+        if len(size_field) + header_bytes > os.fstat(stream.fileno()).st_size:
+            raise CheckpointError(f"{file} says that its header has {header_bytes} bytes, more than it has itself")
+        header = stream.read(header_bytes)
         samples = [size_field + header]
-        for start in _sample_offsets(header):
-            stream.seek(len(size_field) + len(header) + start)
-            samples.append(stream.read(_SAMPLE_BYTES))
+        try:
+            for start in _sample_offsets(header):
+                stream.seek(len(size_field) + len(header) + start)
+                samples.append(stream.read(_SAMPLE_BYTES))
+        except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:
+            raise CheckpointError(f"{file} has a header that is none of safetensors ({error!r})") from error
     return samples
 
 
