@@ -22,8 +22,8 @@ from kvasir_kernels.move_pages.reference import PagePart
 from kvasir_kernels.tuning.choices import forced
 from kvasir_kernels.tuning.table import read_table
 
-_STEP_TOKENS = (1, 32, 64, 512)
-"""One of each size of tile that float8 products have."""
+_STEP_TOKENS = (1, 32, 64, 256, 512)
+"""One of each size of tile that float8 products have, and of each size that tiles are measured for."""
 
 _GRAPH_ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 """One of each size that the cut of a graph's decodes is compiled for."""

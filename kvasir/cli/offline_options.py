@@ -31,5 +31,5 @@ def add_tune_options(parser: argparse.ArgumentParser) -> None:
     add("--quantization", choices=get_args(QuantizationName), help="products of float8 have tiles, too")
     add("--kv-cache-dtype", choices=get_args(KvCacheDType), default="auto", help="what keys and values are stored in")
     add("--device", choices=("cuda",), default="cuda", help="only GPUs have tiles (default: %(default)s)")
-    add("--tensor-parallel-size", type=int, metavar="N", default=1, help="ranks that share each layer")
+    add("--tensor-parallel-size", type=int, metavar="N", help="ranks that share each layer (default: one)")
     add("-o", "--output", type=Path, metavar="FILE", help="where to write (default: what this user's servers look up)")

@@ -9,6 +9,7 @@ from rich.console import Console
 from kvasir.cli.host import check_model
 from kvasir_protocol.config import EngineConfig, ModelConfig, PoolConfig
 from kvasir_protocol.errors import ConfigError
+from kvasir_workers.engine_directory.manifest import settle, shape_for
 from kvasir_workers.model.loader import load_spec
 from kvasir_workers.parallel.mesh import GangShape, RankPlace
 from kvasir_workers.parallel.shard import cut_model
@@ -29,13 +30,12 @@ def show_tuning(options: argparse.Namespace) -> int:
     from kvasir_kernels.tuning.table import TableError, user_table, write_table
     from kvasir_workers.tuning import problems_of
 
-    path = str(Path(options.model).expanduser().absolute())
-    model = ModelConfig(path=path, served_name="", dtype=options.dtype, quantization=options.quantization)
-    check_model(model, (PoolConfig(role="mixed", tensor_parallel_size=options.tensor_parallel_size),))
-    spec = load_spec(Path(path))
-    shape = GangShape(tensor_parallel_size=options.tensor_parallel_size, pipeline_parallel_size=1)
+    model, shape = wanted(options)
+    spec = load_spec(Path(model.path))
     shard, device = cut_model(spec, RankPlace(shape, 0)), torch.device("cuda", torch.cuda.current_device())
     place, file, clock = place_of(device), options.output or user_table(), Clock(device)
+    if file is None:
+        raise ConfigError("this user has no home directory to keep choices in; give -o FILE, or set XDG_CACHE_HOME")
     console = Console(highlight=False, soft_wrap=True)
     console.print(f"{place.device}, Triton {place.triton}; choices go to {file}", markup=False)
     engine = EngineConfig(kv_cache_dtype=options.kv_cache_dtype)
@@ -52,3 +52,17 @@ def show_tuning(options: argparse.Namespace) -> int:
             markup=False,
         )
     return 0
+
+
+def wanted(options: argparse.Namespace) -> tuple[ModelConfig, GangShape]:
+    """The model and its ranks as they were asked for, or as an engine directory was built. Raises KvasirError."""
+    directory = Path(options.model).expanduser().absolute()
+    shape = shape_for(directory, options.tensor_parallel_size)
+    model = ModelConfig(path=str(directory), served_name="", dtype=options.dtype, quantization=options.quantization)
+    pool = PoolConfig(
+        role="mixed",
+        tensor_parallel_size=shape.tensor_parallel_size,
+        pipeline_parallel_size=shape.pipeline_parallel_size,
+    )
+    check_model(model, (pool,))
+    return settle(model, shape), shape

@@ -116,4 +116,5 @@ def _book(device_index: int) -> ChoiceBook:
 
 
 def _files() -> tuple[Path, ...]:
-    return (*_Process.preferred, user_table(), *shipped_tables())
+    own = user_table()
+    return (*_Process.preferred, *((own,) if own is not None else ()), *shipped_tables())

@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
-from triton.compiler.errors import CompilationError
-from triton.runtime.errors import OutOfResources
+from triton.errors import TritonError
 
 from kvasir_kernels.tuning.choices import forced
 from kvasir_kernels.tuning.table import Choice, Place, Tile, TileKey
@@ -76,7 +75,7 @@ def _fault(problem: Problem, expected: Tensor) -> str | None:
         allowed = problem.tolerance * (1 + expected.float().abs())
         # A NaN is no more than anything.
         return None if bool((error <= allowed).all()) else f"it is wrong by up to {error.max().item():.3g}"
-    except (OutOfResources, CompilationError, RuntimeError) as problem_met:
+    except (TritonError, RuntimeError) as problem_met:
         return str(problem_met).strip().partition("\n")[0] or type(problem_met).__name__
 
 

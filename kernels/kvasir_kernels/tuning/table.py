@@ -50,9 +50,12 @@ class Choice:
     default_seconds: float
 
 
-def user_table() -> Path:
-    """What this user has measured on this host's devices."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "kvasir" / "tiles.json"
+def user_table() -> Path | None:
+    """What this user has measured on this host's devices; None for one who has no home."""
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "kvasir" / "tiles.json"
+    except RuntimeError:
+        return None
 
 
 def shipped_tables() -> tuple[Path, ...]:

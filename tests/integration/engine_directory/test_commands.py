@@ -10,7 +10,10 @@ import pytest
 from kvasir import LLM, SamplingParams
 from kvasir.cli.main import build_parser, main
 from kvasir.cli.options import make_config
+from kvasir.cli.tune import wanted
+from kvasir_protocol.config import ModelConfig
 from kvasir_protocol.errors import ConfigError
+from kvasir_workers.parallel.mesh import GangShape
 from tests.integration.engine.conftest import DEMO_MODEL
 
 QUESTIONS = ["Who was Kvasir?", "What is a KV cache?"]
@@ -77,6 +80,17 @@ def test_a_directory_is_read_through(int8: Path, tmp_path: Path, capsys: pytest.
 def test_a_build_without_a_place_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["build", str(DEMO_MODEL)]) == 1
     assert "kvasir build needs -o DIR" in capsys.readouterr().err
+
+
+def test_tuning_is_for_what_a_directory_was_built_for(two_ranks: Path, int8: Path) -> None:
+    def found(directory: Path, *flags: str) -> tuple[ModelConfig, GangShape]:
+        return wanted(build_parser().parse_args(["tune", str(directory), *flags]))
+
+    assert found(two_ranks)[1] == GangShape(tensor_parallel_size=2)
+    assert found(int8)[0].quantization == "int8"
+    assert found(DEMO_MODEL, "--tensor-parallel-size", "2")[1] == GangShape(tensor_parallel_size=2)
+    with pytest.raises(ConfigError, match="tp=4 pp=1 in float32 is asked for"):
+        found(two_ranks, "--tensor-parallel-size", "4")
 
 
 def test_tuning_without_a_gpu_says_so() -> None:

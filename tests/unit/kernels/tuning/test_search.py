@@ -11,6 +11,7 @@ from kvasir_kernels.tuning.table import Place, TileKey
 
 search = pytest.importorskip("kvasir_kernels.tuning.search", reason="needs Triton", exc_type=ImportError)
 choices = pytest.importorskip("kvasir_kernels.tuning.choices", reason="needs Triton", exc_type=ImportError)
+errors = pytest.importorskip("triton.runtime.errors", reason="needs Triton", exc_type=ImportError)
 
 KEY = TileKey("doubling", (4,), "float32")
 HERE = Place("NVIDIA H200", "3.6.0")
@@ -37,9 +38,19 @@ def double() -> Tensor:
     """Right for tiles of up to 64 rows; nothing for 128, wrong for 256, no room for 512."""
     rows = choices.chosen(KEY, Tile(0), X.device).rows
     if rows == 512:
-        raise search.OutOfResources(9, 5, "shared memory")
+        raise errors.OutOfResources(9, 5, "shared memory")
     out = torch.empty(4)
     return out if rows == 128 else out.copy_(X * (3 if rows == 256 else 2))
+
+
+def test_whatever_triton_can_not_make_of_a_tile_refuses_it() -> None:
+    def compute() -> Tensor:
+        if choices.chosen(KEY, Tile(0), X.device).rows == 32:
+            raise errors.PTXASError("exit status 1")
+        return double()
+
+    tried = search.Problem(KEY, (Tile(16), Tile(32)), compute, lambda: X * 2, tolerance=1e-6)
+    assert search.tune(tried, CountedClock(1.0), HERE)[1].refused == [({"rows": 32}, "PTXAS error: exit status 1")]
 
 
 def problem(*rows: int) -> "search.Problem":

@@ -65,5 +65,11 @@ def test_the_users_table_lies_in_the_cache(monkeypatch: pytest.MonkeyPatch, tmp_
     assert user_table() == tmp_path / "kvasir" / "tiles.json"
 
 
+def test_a_user_without_a_home_has_no_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setenv("HOME", "~")  # what is left of "~" where no home is known
+    assert user_table() is None
+
+
 def test_every_table_that_is_shipped_can_be_read() -> None:
     assert all(read_table(file) for file in shipped_tables())
