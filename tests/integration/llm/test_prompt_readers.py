@@ -114,6 +114,6 @@ def test_embedding_of_a_cached_prompt_is_the_same(llm: LLM) -> None:
 
 
 def test_prompt_that_fills_the_context_has_an_embedding(llm: LLM) -> None:
-    prompt = [7] * llm._max_sequence_tokens
+    prompt = [7] * llm._limits.max_sequence_tokens
     (output,) = llm.encode([prompt], use_tqdm=False)
     assert len(output.outputs.embedding) == 64
