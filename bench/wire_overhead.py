@@ -4,8 +4,8 @@
 
 Two processes on this host share a model without layers, whose embedding and head say nothing: what is left is the plan,
 as one message from the leader to its follower, both laying the batch out, one all-reduce for the embedding and one
-gather of the logits, over gloo. Every sequence decodes one token a step. By wall clock, medians of rounds and between
-what they lie:
+gather of the logits, through shared memory where that can be had and over gloo otherwise. Every sequence decodes one
+token a step. By wall clock, medians of rounds and between what they lie:
 
     tp=1     microseconds of a step of one rank
     tp=2     of a step of two; the difference is the wire

@@ -1,4 +1,4 @@
-"""A decode step of whole models with random weights, as one captured graph: all but the scheduler and the sampler."""
+"""Decode steps of whole models with random weights: the model alone as one captured graph, and a whole engine's."""
 
 import torch
 

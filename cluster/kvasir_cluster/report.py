@@ -33,7 +33,9 @@ class Progress:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GangReport:
-    """One gang. pool: its name. hosts: the id of each rank's host, in their order; empty before it has a place."""
+    """One gang. pool: its role, behind its model's key if that is not the first.
+
+    hosts: the id of each rank's host, in their order; empty before it has a place."""
 
     replica_id: str
     pool: str

@@ -1,4 +1,6 @@
-"""Operations that users replace: entry points of the group `kvasir.kernels`, each named after an operation of dispatch.
+"""Operations that users replace: entry points of the group `kvasir.kernels`.
+
+Each is named after an operation of dispatch or sampling_dispatch.
 
     [project.entry-points."kvasir.kernels"]
     paged_attention = "my_package.attention:paged_attention"

@@ -26,10 +26,9 @@ def add_build_options(parser: argparse.ArgumentParser) -> None:
 def add_tune_options(parser: argparse.ArgumentParser) -> None:
     parser.description = "Measure the kernels' tiles for a model's shapes on this host's GPU, and write them down."
     add = parser.add_argument
-    add("model", metavar="MODEL", help="a folder in Hugging Face format")
+    add("model", metavar="MODEL", help="a folder in Hugging Face format, or an engine directory")
     add("--dtype", choices=get_args(DType), default="auto")
     add("--quantization", choices=get_args(QuantizationName), help="products of float8 have tiles, too")
     add("--kv-cache-dtype", choices=get_args(KvCacheDType), default="auto", help="what keys and values are stored in")
-    add("--device", choices=("cuda",), default="cuda", help="only GPUs have tiles (default: %(default)s)")
-    add("--tensor-parallel-size", type=int, metavar="N", help="ranks that share each layer (default: one)")
+    add("--tensor-parallel-size", type=int, metavar="N", help="ranks that share each layer (default: one, or as built)")
     add("-o", "--output", type=Path, metavar="FILE", help="where to write (default: what this user's servers look up)")

@@ -72,7 +72,7 @@ class HandoverTicket:
     """A decode replica's promise to take a request's pages; the router carries it to the prefill replica.
 
     The sequence's pages before first_page are held already; its page first_page + i goes to page_indices[i].
-    segments: the shared memory in which those pages lie, a piece for each rank; none where only TCP can reach them.
+    segments: the shared memory in which those pages lie, a piece for each rank; none where they can't be mapped.
     """
 
     endpoint: str
@@ -222,7 +222,10 @@ class PushPages:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Commit:
-    """All pages are there: the sequence may start. emitted_token_ids went to the client already."""
+    """The writer has written or sent all pages; once they are there the sequence may start.
+
+    emitted_token_ids went to the client already.
+    """
 
     generation: Generation
     emitted_token_ids: tuple[int, ...]

@@ -265,22 +265,20 @@ def build_engine(
     mover, tiers = (opened.mover, opened.tiers) if opened is not None else (None, None)
     num_stages = loaded.lead.stage.place.shape.pipeline_parallel_size if loaded.lead is not None else 1
     overlaps = num_stages == 1 and (loaded.pages.is_cuda if config.overlap is None else config.overlap)
-    thread: Steps[list[SampledToken]] = DeviceThread() if overlaps else CallersThread()
-    runner = _runner(loaded, config, thread, mover)
+    runner = _runner(loaded, config, mover, overlaps=overlaps)
     reuse = Reuse(enabled=config.enable_prefix_caching)
     kv = KvManager(loaded.pages.shape[2], config.page_size, reuse, watcher, tiers)
     config = replace(config, device="cuda" if loaded.pages.is_cuda else "cpu", overlap=overlaps)
     return Engine(runner, kv, config, loaded.limits, exporter, num_batches=num_stages)
 
 
-def _runner(
-    loaded: LoadedModel, config: EngineConfig, thread: Steps[list[SampledToken]], mover: PageMover | None
-) -> Runner:
+def _runner(loaded: LoadedModel, config: EngineConfig, mover: PageMover | None, *, overlaps: bool) -> Runner:
     eos_token_ids = loaded.limits.eos_token_ids
+    if loaded.lead is None and (loaded.pages.is_cuda or loaded.graphs is not None):
+        return StreamRunner(loaded.decoder, loaded.pages, eos_token_ids, config.max_num_seqs, loaded.graphs, mover)
+    thread: Steps[list[SampledToken]] = DeviceThread() if overlaps else CallersThread()
     if loaded.lead is not None:
         return GangRunner(loaded.lead.stage, loaded.lead.followers, eos_token_ids, thread)
-    if loaded.pages.is_cuda or loaded.graphs is not None:
-        return StreamRunner(loaded.decoder, loaded.pages, eos_token_ids, config.max_num_seqs, loaded.graphs, mover)
     return ModelRunner(loaded.decoder, loaded.pages, eos_token_ids, thread, mover)
 
 

@@ -50,7 +50,7 @@ def default_of(num_tokens: int, *, blocks: bool) -> Tile:
 
 
 def candidates(num_tokens: int, *, blocks: bool) -> tuple[Tile, ...]:
-    """36 at most, the default first. A weight's square of 128 outputs is never cut by a tile of them."""
+    """37 at most, the default first. A weight's square of 128 outputs is never cut by a tile of them."""
     default = default_of(num_tokens, blocks=blocks)
     most = min(128, max(16, power_of_two(num_tokens)))
     tokens = [size for size in (16, 32, 64, 128) if most // 4 <= size <= most]

@@ -90,7 +90,7 @@ def default_of_chunk(query: Tensor, cache: LayerCache) -> Tile:
 
 
 def decode_candidates(query: Tensor, cache: LayerCache) -> tuple[DecodeTile, ...]:
-    """54 at most, the default first: what peers have found best on some device is among them."""
+    """55 at most, the default first: what peers have found best on some device is among them."""
     default = default_of_decode(query, cache)
     tried = (
         replace(default, keys=keys, num_warps=num_warps, num_stages=num_stages, programs=programs)
@@ -100,7 +100,7 @@ def decode_candidates(query: Tensor, cache: LayerCache) -> tuple[DecodeTile, ...
 
 
 def chunk_candidates(query: Tensor, cache: LayerCache) -> tuple[Tile, ...]:
-    """24 at most, the default first."""
+    """25 at most, the default first."""
     default = default_of_chunk(query, cache)
     tried = (Tile(*sizes) for sizes in product((64, 128), (32, 64, 128), (4, 8), (2, 3)))
     return default, *(tile for tile in tried if tile != default)

@@ -34,7 +34,7 @@ SMALL = {
             "--chunk",
             "64",
         ],
-        "conditional over the better of the two",
+        "conditional, of separate:",
     ),
     "fairness": (["--rounds", "1", "--steps", "30", "--simulate"], "over an idle engine"),
     "front_door": (

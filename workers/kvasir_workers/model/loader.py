@@ -1,6 +1,5 @@
 """From a checkpoint to a decoder with weights in it."""
 
-import math
 from collections.abc import Iterator, Mapping
 from itertools import groupby
 from pathlib import Path
@@ -34,8 +33,9 @@ def load_decoder(
 ) -> Decoder:
     """Return the decoder of the checkpoint directory at `path`, its weights in `dtype` on `device`.
 
-    Weights are copied from a memory map one tensor at a time. With a quantization, or if it `packs`, each matrix gets
-    its last form as soon as it is whole: of what was read, and of plain copies, there is never more than about a layer.
+    Weights are read one tensor at a time: on a CPU from a memory map, for a GPU through staging. With a quantization,
+    or if it `packs`, each matrix gets its last form as soon as it is whole: of what was read, and of plain copies,
+    there is never more than about a layer.
     Everything is checked against the files' headers before memory is taken. Raises CheckpointError.
     """
     spec = load_spec(path)
@@ -57,11 +57,6 @@ def read_parts(filling: Filling, stored: Mapping[str, StoredTensor], parts: Part
         if wanted := {name: parts[name] for name in names if parts[name]}:
             with open_tensors(file, device) as tensors:
                 filling.read(tensors, wanted)
-
-
-def num_parameters(path: Path) -> int:
-    """Return how many weights the checkpoint at `path` puts in memory, from headers alone; raises CheckpointError."""
-    return sum(math.prod(tensor.shape) for tensor in _wanted_tensors(path, load_spec(path)).values())
 
 
 def weight_bytes(path: Path, dtype: torch.dtype, quantization: QuantizationSpec | None = None) -> int:

@@ -175,7 +175,10 @@ def _create_segment(name: str, shape: PageShape, plan: RankPlan) -> SharedSegmen
     try:
         return SharedSegment.create(name, shape, plan.cache_dtype)
     except OutOfMemory as error:
-        _log.warning("%s; until then the gang hands no pages over", error)
+        _log.warning(
+            "%s; until then its pages pass through a socket, or, of a child of its leader, are not handed over",
+            error,
+        )
         return None
 
 

@@ -54,7 +54,6 @@ class StreamRunner:
     """A decoder, its pages and the device they are on; as ModelRunner, but it never waits for the device.
 
     graphs: of the same decoder and pages; None: every step goes operation by operation.
-    said: what the step before said, [S] int64, where graphs look for it.
     """
 
     def __init__(

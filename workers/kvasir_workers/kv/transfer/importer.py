@@ -5,7 +5,7 @@
       | abort, deadline    | abort, deadline
       v                    v
     freed <------------ quarantined       (shared memory: until the writer says Quiet or is dead;
-                                           TCP: freed at once, since this process itself does the writing)
+                                           else freed at once, since this process itself does the writing)
 
 A writer asks before it writes, so an open reservation can be freed at once. Late messages are told apart by their
 generation, also those that were meant for a replica that was here before. One thread owns all of this; pages are given

@@ -1,6 +1,7 @@
 """Page contents encrypted and authenticated outside of the socket, at the speed of memory.
 
-AES-GCM (NIST SP 800-38D) with a key that serves one push: 10 GB/s on one core, where CURVE brings 0.4.
+AES-GCM (NIST SP 800-38D) with a key that serves one push, or one direction of a link between a leader and a rank:
+10 GB/s on one core, where CURVE brings 0.4.
 """
 
 import hashlib
@@ -21,7 +22,7 @@ def proof_of(key: bytes) -> bytes:
 
 
 class PageSeal:
-    """One side of one push: seals, or opens, in the order in which the other does.
+    """One side of one push or link: seals, or opens, in the order in which the other does.
 
     Frames are numbered on both sides, so that none can be repeated, left out or taken for another's.
     """

@@ -14,8 +14,8 @@ from kvasir_workers.kv.transfer.page_content import layout_dtype, layout_page_by
 from kvasir_workers.kv.transfer.page_parts import PartedPages, transfers_between
 from kvasir_workers.kv.transfer.sealing import TAG_BYTES, PageSeal
 
-SEALED_CHUNK_BYTES = 2**20
-"""Sent at a time: small enough to stay in a cache between the copy and the seal, and that tokens get in between."""
+SENT_CHUNK_BYTES = 2**20
+"""Sent at a time: small enough to stay in a cache between the copy and the seal, and that pushes take turns."""
 
 COPIED_CHUNK_BYTES = 16 * 2**20
 """Copied at a time: some milliseconds, so that a word to stop gets in between; a message for each costs 0.1."""
@@ -26,7 +26,7 @@ TransportLabel = Literal["shared_memory", "process_group", "tcp"]
 class ContentWriter:
     """Page contents to be sent."""
 
-    chunk_bytes: int = SEALED_CHUNK_BYTES
+    chunk_bytes: int = SENT_CHUNK_BYTES
 
     def __init__(self, pages: PartedPages, label: Literal["process_group", "tcp"]) -> None:
         self.label: TransportLabel = label
