@@ -77,9 +77,14 @@ class Workload:
     num_prompt: int
     num_steps: int
 
+    @property
+    def max_tokens(self) -> int:
+        """Of an answer: those who decode first, while others are prefilled, must still be there when it is timed."""
+        return self.num_steps + 2 * PAGE_SIZE
+
     def requests(self, vocab_size: int) -> Iterator[GenerationRequest]:
         draw = torch.Generator().manual_seed(0)
-        sampling = SamplingParams(temperature=0, max_tokens=self.num_steps + 2, seed=0, ignore_eos=True)
+        sampling = SamplingParams(temperature=0, max_tokens=self.max_tokens, seed=0, ignore_eos=True)
         for number in range(self.batch):
             prompt = torch.randint(3, vocab_size, (self.num_prompt,), generator=draw).tolist()
             yield GenerationRequest(
@@ -170,8 +175,12 @@ def measure(model: Model, engine: Engine, workload: Workload, figures: Figures, 
         while engine.counters().computed_prompt_tokens < num_prompt_tokens:
             engine.step()
 
+    def decode() -> None:
+        if len(engine.step()) != workload.batch:
+            raise RuntimeError("a step that was timed had not all rows: give it fewer --steps or shorter prompts")
+
     prefill_s = seconds(prefill)
-    times = [seconds(engine.step) for _ in range(workload.num_steps)]
+    times = [seconds(decode) for _ in range(workload.num_steps)]
     num_bytes = model.num_bytes(num_prompt_tokens + workload.batch * workload.num_steps // 2)
     step_s = median(times)
     figures.step_s.append(step_s)
