@@ -28,6 +28,7 @@ from kvasir_workers.resolve import (
     resolve_device,
     resolve_dtype,
     resolve_quantization,
+    resolve_step_tokens,
 )
 from kvasir_workers.roofline import DeviceRates, ModelWork, decode_s, measure_rates, prefill_s
 
@@ -136,6 +137,7 @@ def _shape_of(pool: PoolConfig) -> GangShape:
 def plan_replica(config: ClusterConfig, spec: DecoderSpec, device: torch.device, dtype: torch.dtype) -> ReplicaPlan:
     """What each replica takes. Raises OutOfMemory with the numbers if it does not fit."""
     engine, path = replace(config.engine, device="cuda" if device.type == "cuda" else "cpu"), Path(config.model.path)
+    engine = replace(engine, max_num_batched_tokens=resolve_step_tokens(engine, spec, dtype, device))
     footprint = Footprint(
         weight_bytes=weight_bytes(path, dtype, resolve_quantization(config.model, spec, device)),
         page_bytes=page_bytes(spec, engine.page_size, resolve_cache_dtype(engine, dtype)),

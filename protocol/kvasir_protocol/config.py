@@ -151,8 +151,9 @@ class EngineConfig:
     def step_tokens(self) -> int:
         """The most tokens of one step. device is to be settled before: as it was asked for, it may be "auto".
 
-        Unless it was set: 256 on CPUs, which compute a prompt's tokens hardly faster together, so that who comes first
-        need not wait for the others' prompts; elsewhere 2,048. In any case one for each running sequence.
+        Unless it was set: 256 on CPUs, which compute a prompt's tokens hardly faster together, so that nobody waits
+        long for others' prompts (a replica of a small model takes more); elsewhere 2,048. In any case one for each
+        running sequence.
         """
         if self.max_num_batched_tokens is not None:
             return self.max_num_batched_tokens

@@ -51,6 +51,7 @@ from kvasir_workers.resolve import (
     resolve_device,
     resolve_dtype,
     resolve_quantization,
+    resolve_step_tokens,
 )
 from kvasir_workers.runner.decode_graphs import DecodeGraphs
 from kvasir_workers.runner.device import Runner
@@ -269,6 +270,8 @@ def build_engine(
     reuse = Reuse(enabled=config.enable_prefix_caching)
     kv = KvManager(loaded.pages.shape[2], config.page_size, reuse, watcher, tiers)
     config = replace(config, device="cuda" if loaded.pages.is_cuda else "cpu", overlap=overlaps)
+    step_tokens = resolve_step_tokens(config, loaded.decoder.spec, loaded.decoder.dtype, loaded.pages.device)
+    config = replace(config, max_num_batched_tokens=step_tokens)
     return Engine(runner, kv, config, loaded.limits, exporter, num_batches=num_stages)
 
 

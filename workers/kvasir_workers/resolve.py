@@ -13,6 +13,12 @@ from kvasir_workers.memory import graph_bytes
 from kvasir_workers.model.spec import DecoderSpec
 from kvasir_workers.model.stored_quantization import stored_quantization
 from kvasir_workers.quantization.scheme import QuantizationSpec, find_scheme
+from kvasir_workers.roofline import ModelWork
+
+_CPU_STEP_PRODUCTS = 5 * 10**9
+"""What a core computes in about 0.1 s."""
+
+_MAX_CPU_STEP_TOKENS = 1024
 
 
 def resolve_device(config: EngineConfig) -> torch.device:
@@ -57,6 +63,19 @@ def resolve_quantization(model: ModelConfig, spec: DecoderSpec, device: torch.de
             "unquantized checkpoint"
         )
     return scheme or stored
+
+
+def resolve_step_tokens(engine: EngineConfig, spec: DecoderSpec, dtype: torch.dtype, device: torch.device) -> int:
+    """The most tokens of one step. spec: of what this device computes.
+
+    Unless it was set, a CPU takes more than EngineConfig.step_tokens says while that keeps nobody waiting for longer
+    than 0.1 s: prompts that come together are answered sooner the fewer steps they take, since each step also decodes
+    for those that were answered already.
+    """
+    if engine.max_num_batched_tokens is not None or device.type != "cpu":
+        return engine.step_tokens
+    affordable = _CPU_STEP_PRODUCTS // max(ModelWork.of(spec, dtype).num_products, 1)
+    return max(engine.step_tokens, min(2 ** affordable.bit_length() // 2, _MAX_CPU_STEP_TOKENS))
 
 
 def planned_graph_bytes(model: ModelConfig, config: EngineConfig, spec: DecoderSpec, device: torch.device) -> int:

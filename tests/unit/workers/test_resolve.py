@@ -1,0 +1,39 @@
+"""What "auto" stands for. Dtypes, caches and quantization have their tests where they are read."""
+
+from dataclasses import replace
+
+import torch
+
+from bench.cpu_path import read_shape
+from kvasir_protocol.config import EngineConfig
+from kvasir_workers.resolve import resolve_step_tokens
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+SMALL, LARGE = read_shape("demo"), read_shape("qwen3-0.6b")
+
+
+def step_tokens(spec=SMALL, device=CPU, **settings):
+    config = EngineConfig(**{"device": device.type, "max_num_seqs": 32, **settings})
+    return resolve_step_tokens(config, spec, torch.bfloat16, device)
+
+
+def test_small_models_take_more_tokens_at_once_on_cpus():
+    assert step_tokens() == 1024
+    assert step_tokens(replace(SMALL, intermediate_size=2 * SMALL.intermediate_size)) == 512
+    assert step_tokens(LARGE) == 256
+
+
+def test_any_sequence_may_decode_in_every_step():
+    assert step_tokens(LARGE, max_num_seqs=300) == 300
+
+
+def test_what_was_set_stands():
+    assert step_tokens(max_num_batched_tokens=100) == 100
+
+
+def test_a_gpu_takes_as_many_for_every_model():
+    assert step_tokens(device=CUDA) == step_tokens(LARGE, CUDA) == 2048
+
+
+def test_a_model_without_layers_has_a_step_too():
+    assert step_tokens(replace(SMALL, num_layers=0)) == 1024
