@@ -17,9 +17,12 @@ VITAL = ("gcs_server", "raylet")
 LOOPBACK = "127.0.0.1"
 
 
-def close_ray_to_others() -> None:
+def settle_ray() -> None:
     """Settle that this process's Ray listens on the loopback interface only, asks for a token of its own, reports
-    nothing home. Ray reads these variables while it is imported: call this before anything imports it."""
+    nothing home, and has workers of ordinary priority.
+
+    Ray reads these variables while it is imported: call this before anything imports it.
+    """
     assert "ray" not in sys.modules, "ray was imported before its environment was settled"
     os.environ.update(
         RAY_USAGE_STATS_ENABLED="0",
@@ -27,13 +30,15 @@ def close_ray_to_others() -> None:
         RAY_AUTH_TOKEN=secrets.token_hex(32),
         # Ray's switch for hosts that form no cluster: the only way to keep its servers on the loopback interface.
         RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER="0",
+        # Ray would have its workers yield to whatever else this host runs (niceness 15).
+        RAY_worker_niceness="0",
         # Ours never comes back. Long enough for an orderly end without it, before Ray ends whoever still misses it.
         RAY_gcs_rpc_server_reconnect_timeout_s="20",
     )
 
 
 class LocalRay:
-    """One Ray session on this host, after `close_ray_to_others`."""
+    """One Ray session on this host, after `settle_ray`."""
 
     def __init__(self, instance: str, directory: Path) -> None:
         """instance names its namespace. directory: its folder, there already, with a short path as sockets want it."""

@@ -13,7 +13,7 @@ from kvasir.cli.phases import Phases
 from kvasir.cli.setup import Setup, prepare
 from kvasir.cli.signals import StopRequested, StopSignals
 from kvasir_cluster.listening import url_of
-from kvasir_cluster.local_ray import LOOPBACK, LocalRay, close_ray_to_others
+from kvasir_cluster.local_ray import LOOPBACK, LocalRay, settle_ray
 from kvasir_cluster.pools import num_ranks, num_replicas
 from kvasir_cluster.router_process import DRAIN_S, RouterOrder, RouterProcess, router_command
 from kvasir_protocol.errors import ServiceUnavailable
@@ -90,7 +90,7 @@ class LocalServer:
         show_examples(self._phases, config, url_of(self._setup.listener))
 
     def _start_ray(self) -> None:
-        close_ray_to_others()
+        settle_ray()
         hardware, pools = self._setup.hardware, self._setup.config.pools
         try:
             self._ray.start(

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import zmq
 
-from kvasir_cluster.local_ray import LocalRay, close_ray_to_others
+from kvasir_cluster.local_ray import LocalRay, settle_ray
 from kvasir_cluster.plan import Pacing
 from kvasir_cluster.report import Progress
 from kvasir_cluster.spec import ControllerSpec, Timings
@@ -23,7 +23,7 @@ from kvasir_protocol.sockets import connect_client
 from kvasir_protocol.view import ClusterView
 from kvasir_protocol.wire import decode, encode
 
-close_ray_to_others()
+settle_ray()
 # The processes of the cluster import the fake replica by the same name as this one.
 sys.path.insert(0, str(Path(__file__).parent))
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (sys.path[0], os.environ.get("PYTHONPATH"))))

@@ -1,5 +1,6 @@
 """`kvasir serve` with the demo model, as a person runs it."""
 
+import os
 import signal
 import subprocess
 from pathlib import Path
@@ -100,6 +101,10 @@ def test_everything_listens_on_the_loopback_interface_only(server):
 def test_controller_loads_no_torch(server):
     controller = server.find_process("ray::Controller")
     assert "libtorch" not in Path(f"/proc/{controller.pid}/maps").read_text()
+
+
+def test_replicas_yield_to_nobody(server):
+    assert server.find_process("ray::RankActor").nice() == os.nice(0)
 
 
 def test_a_killed_router_is_started_again(server, wait_for):
