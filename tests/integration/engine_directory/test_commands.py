@@ -1,6 +1,8 @@
 """Engine directories where a person gives them: the command line and `LLM`."""
 
 import json
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -69,6 +71,16 @@ def test_plan_knows_what_a_directory_takes(int8: Path, capsys: pytest.CaptureFix
 
     built, quantized = planned(str(int8)), planned(str(DEMO_MODEL), "--quantization", "int8")
     assert built["weight_bytes"] == quantized["weight_bytes"]
+
+
+def test_plan_of_a_directory_that_was_cut_off_says_how_it_is_built_again(
+    int8: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = Path(shutil.copytree(int8, tmp_path / "copy"))
+    weights = copy / "weights" / "rank-0.safetensors"
+    os.truncate(weights, weights.stat().st_size - 1)
+    assert main(["plan", str(copy), "--device", "cpu"]) == 1
+    assert f"build the directory again: `kvasir build {DEMO_MODEL} -o {copy}" in capsys.readouterr().err
 
 
 def test_a_directory_is_read_through(int8: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

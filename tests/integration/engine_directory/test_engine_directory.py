@@ -21,7 +21,7 @@ from kvasir_workers.model.loader import load_decoder, load_spec, weight_bytes
 from kvasir_workers.model.stored_quantization import stored_quantization
 from kvasir_workers.parallel.mesh import GangShape, RankPlace
 from kvasir_workers.parallel.shard import cut_model
-from kvasir_workers.parallel.slices import load_shard
+from kvasir_workers.parallel.slices import load_shard, shard_bytes
 from kvasir_workers.quantization.scheme import find_scheme
 from tests.checkpoints import MODEL_TYPES, make_checkpoint
 from tests.float8_checkpoints import KINDS, make_float8_checkpoint
@@ -169,11 +169,34 @@ def test_weights_that_were_exchanged_are_refused_at_start(copy: Path, checkpoint
         load_decoder(copy, torch.float32, CPU)
 
 
-@pytest.mark.parametrize("size", [0, 5, 3000, 4097])
+def resize(file: Path, size: int) -> None:
+    """size: of the file; below 0, so many bytes less than it has."""
+    os.truncate(file, size if size >= 0 else file.stat().st_size + size)
+
+
+@pytest.mark.parametrize("size", [0, 5, 3000, 4097, -1])
 def test_weights_that_were_cut_off_are_refused_at_start(copy: Path, size: int) -> None:
-    os.truncate(copy / "weights" / "rank-0.safetensors", size)
+    resize(copy / "weights" / "rank-0.safetensors", size)
     with pytest.raises(CheckpointError, match="is not the file that was built"):
         load_decoder(copy, torch.float32, CPU)
+
+
+@pytest.mark.parametrize("size", [0, -1, 10**7])
+def test_what_weights_of_another_size_would_take_is_not_told(copy: Path, checkpoint: Path, size: int) -> None:
+    resize(copy / "weights" / "rank-0.safetensors", size)
+    with pytest.raises(
+        CheckpointError, match=rf"is not the file that was built .*`kvasir build {checkpoint} -o {copy}"
+    ):
+        weight_bytes(copy, torch.float32)
+
+
+def test_a_rank_looks_at_its_own_weights_before_it_plans(tmp_path: Path) -> None:
+    build_engine_directory(order(DEMO_MODEL, tmp_path / "engine", TWO))
+    resize(tmp_path / "engine" / "weights" / "rank-1.safetensors", -1)
+    spec = load_spec(tmp_path / "engine")
+    assert shard_bytes(tmp_path / "engine", torch.float32, cut_model(spec, RankPlace(TWO, 0))) > 0
+    with pytest.raises(CheckpointError, match=r"rank-1\.safetensors is not the file that was built"):
+        shard_bytes(tmp_path / "engine", torch.float32, cut_model(spec, RankPlace(TWO, 1)))
 
 
 def test_a_missing_rank_is_refused_at_start(copy: Path) -> None:

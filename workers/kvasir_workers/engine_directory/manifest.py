@@ -85,7 +85,10 @@ def read_manifest(directory: Path) -> Manifest | None:
     except (OSError, ValueError, AttributeError, ConfigError) as error:
         raise CheckpointError(f"{directory / MANIFEST} is damaged ({error}); build the directory again") from error
     if len(manifest.ranks) != manifest.shape.num_ranks:
-        raise CheckpointError(f"{directory / MANIFEST} names {len(manifest.ranks)} ranks for {manifest.shape}")
+        raise CheckpointError(
+            f"{directory / MANIFEST} names {len(manifest.ranks)} ranks for {manifest.shape}; build the directory "
+            f"again: `{build_command(manifest, str(directory))}`"
+        )
     return manifest
 
 

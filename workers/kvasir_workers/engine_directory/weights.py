@@ -32,7 +32,8 @@ class EngineDirectory:
     manifest: Manifest
 
     def weight_bytes(self, rank: int) -> int:
-        """Of the rank's weights, in memory as in the file."""
+        """Of the rank's weights, in memory as in the file. Raises CheckpointError where that isn't the one built."""
+        self._checked_file(rank)
         return self.manifest.ranks[rank].weight_bytes
 
     def fill(self, decoder: Decoder, rank: int, scheme: QuantizationSpec | None = None, *, packs: bool = False) -> None:
@@ -63,7 +64,7 @@ class EngineDirectory:
                 raise self._misfit(file)
 
     def _checked_file(self, rank: int) -> Path:
-        """By its size and a few bytes of each tensor: all of it is not read before it is needed."""
+        """By its header, its size and a few bytes of each tensor: all of it is not read before it is needed."""
         built = self.manifest.ranks[rank]
         file = self.path / built.file
         try:

@@ -47,17 +47,21 @@ def _samples(file: Path) -> list[bytes]:
         if len(size_field) + header_bytes > os.fstat(stream.fileno()).st_size:
             raise CheckpointError(f"{file} says that its header has {header_bytes} bytes, more than it has itself")
         header = stream.read(header_bytes)
-        samples = [size_field + header]
+        samples, first = [size_field + header], stream.tell()
         try:
-            for start in _sample_offsets(header):
-                stream.seek(len(size_field) + len(header) + start)
+            places = _places(header)
+            for start, end in places:
+                stream.seek(first + (start + end) // 2)
                 samples.append(stream.read(_SAMPLE_BYTES))
         except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:
             raise CheckpointError(f"{file} has a header that is none of safetensors ({error!r})") from error
+        num_bytes, num_told = os.fstat(stream.fileno()).st_size, first + max((end for _, end in places), default=0)
+    if num_bytes != num_told:
+        raise CheckpointError(f"{file} has {num_bytes} bytes, and its header tells of {num_told}")
     return samples
 
 
-def _sample_offsets(header: bytes) -> list[int]:
-    """The middle of each tensor, in bytes after the header."""
+def _places(header: bytes) -> list[tuple[int, int]]:
+    """Where each tensor begins and ends, in bytes after the header."""
     tensors = (tensor for name, tensor in json.loads(header).items() if name != "__metadata__")
-    return [sum(tensor["data_offsets"]) // 2 for tensor in tensors]
+    return [(start, end) for start, end in (tensor["data_offsets"] for tensor in tensors)]

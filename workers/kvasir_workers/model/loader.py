@@ -62,7 +62,7 @@ def read_parts(filling: Filling, stored: Mapping[str, StoredTensor], parts: Part
 def weight_bytes(path: Path, dtype: torch.dtype, quantization: QuantizationSpec | None = None) -> int:
     """Return the bytes that the weights of the checkpoint at `path` take in `dtype`; raises CheckpointError."""
     if (built := open_engine_directory(path)) is not None:
-        return sum(rank.weight_bytes for rank in built.manifest.ranks)
+        return sum(built.weight_bytes(rank) for rank in range(len(built.manifest.ranks)))
     spec = load_spec(path)
     checked_tensors(path, spec, quantization)
     decoder = Decoder(spec, dtype, torch.device("meta"), quantization=quantization)

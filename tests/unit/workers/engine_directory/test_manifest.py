@@ -115,5 +115,5 @@ def test_a_manifest_that_is_no_object_is_said_to_be_damaged(directory: Path, tex
 
 def test_a_rank_that_is_missing_from_the_manifest_is_said(directory: Path) -> None:
     edit(directory, tensor_parallel_size=4)
-    with pytest.raises(CheckpointError, match="names 2 ranks for tp=4 pp=1"):
+    with pytest.raises(CheckpointError, match="names 2 ranks for tp=4 pp=1; build the directory again: `kvasir build"):
         read_manifest(directory)
