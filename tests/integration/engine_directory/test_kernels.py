@@ -152,6 +152,22 @@ def test_kernels_are_used_whatever_groups_may_write_by_default(
     assert written == [0]
 
 
+def test_a_directory_from_a_host_without_a_compiler_starts_without_a_word(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "empty"))
+    monkeypatch.setenv("PATH", "")
+    before = os.umask(0o002)
+    try:
+        assert main(["build", str(DEMO_MODEL), "-o", str(tmp_path / "engine"), "--target", "cpu"]) == 0
+    finally:
+        os.umask(before)
+    assert "the engine directory gets no CPU kernels: no C++ compiler found" in caplog.text
+    caplog.clear()
+    bring_kernels(tmp_path / "engine", CPU)
+    assert caplog.text == ""
+
+
 def test_a_library_of_other_sources_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "kernels").mkdir()
     (tmp_path / "kernels" / "0123456789abcdef01234567.so").touch()
@@ -160,11 +176,13 @@ def test_a_library_of_other_sources_is_left_alone(tmp_path: Path, monkeypatch: p
     assert not (tmp_path / "empty").exists()
 
 
-def test_programs_in_a_folder_that_anybody_may_write_are_not_used(
-    library: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize("of", ["folder", "program"])
+def test_programs_that_anybody_may_write_are_not_used(
+    of: str, library: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     assert main(["build", str(DEMO_MODEL), "-o", str(tmp_path / "engine"), "--target", "cpu"]) == 0
-    (tmp_path / "engine" / "kernels").chmod(0o777)
+    folder = tmp_path / "engine" / "kernels"
+    (folder if of == "folder" else folder / library.name).chmod(0o777)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "empty"))
     bring_kernels(tmp_path / "engine", CPU)
     assert "may be written by others" in caplog.text

@@ -4,7 +4,7 @@
     kernels/<hash>.so        the CPU's library, for one kind of processor
     tiles.json               which tiles Triton's were compiled with
 
-They are programs. Those in a folder that others than its owner may write are left alone.
+They are programs. If anybody but the owner may write one of them, or a folder that they are in, all are left alone.
 """
 
 import logging
@@ -35,6 +35,8 @@ _log = logging.getLogger(__name__)
 CPU = "cpu"
 KERNELS, TILES = "kernels", "tiles.json"
 
+_OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
+
 
 def target_here() -> str:
     """What a directory for this host is built for: its GPU's name, or "cpu"."""
@@ -49,12 +51,12 @@ def target_here() -> str:
 
 def write_library(directory: Path) -> None:
     """The CPU's kernels, if they can be compiled here; else a start compiles them, or does without."""
-    (directory / KERNELS).mkdir()
     try:
         library = built_library()
     except BuildError as error:
         _log.warning("the engine directory gets no CPU kernels: %s", error)
         return
+    (directory / KERNELS).mkdir()
     (directory / KERNELS / library.name).write_bytes(library.read_bytes())
     _close_to_others(directory / KERNELS)
 
@@ -174,10 +176,10 @@ def _check(directory: Path, manifest: Manifest) -> None:
 def _close_to_others(folder: Path) -> None:
     """Nobody but the owner may write what is in it, whatever the umask lets groups do: a start would not use it."""
     for path in (folder, *folder.rglob("*")):
-        path.chmod(stat.S_IMODE(path.stat().st_mode) & ~(stat.S_IWGRP | stat.S_IWOTH))
+        path.chmod(stat.S_IMODE(path.stat().st_mode) & ~_OTHERS_WRITE)
 
 
 def _is_ours(folder: Path) -> bool:
-    """Whether nobody but this user and root can have written what is in it."""
-    found = folder.stat()
-    return found.st_uid in (0, os.geteuid()) and not found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+    """Whether nobody but this user and root can have written what is in it, or in folders in it."""
+    found = [path.stat() for path in (folder, *folder.rglob("*"))]
+    return all(each.st_uid in (0, os.geteuid()) and not each.st_mode & _OTHERS_WRITE for each in found)
