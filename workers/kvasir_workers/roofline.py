@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
+from kvasir_workers.memory import page_bytes
 from kvasir_workers.model.spec import DecoderSpec
 from kvasir_workers.quantization.scheme import QuantizationSpec
 
@@ -29,7 +30,7 @@ class DeviceRates:
 class ModelWork:
     """num_products: multiplications per token in all matrices but the head's; head_products: in the head's.
 
-    attention_products: per token and token of its context. kv_bytes: that a token leaves in the cache.
+    attention_products: per token and token of its context. kv_bytes: that a token leaves in the cache, with scales.
     read_bytes: of weights, that every step reads once.
     """
 
@@ -60,7 +61,7 @@ class ModelWork:
             num_products=num_products,
             head_products=head_products,
             attention_products=2 * spec.num_layers * query,
-            kv_bytes=spec.num_layers * key_value * (cache_dtype or dtype).itemsize,
+            kv_bytes=page_bytes(spec, 1, cache_dtype or dtype),
             read_bytes=round((num_products * layer_bits + head_products * head_bits) / 8),
         )
 

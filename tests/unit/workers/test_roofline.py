@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from kvasir_kernels.float8.reference import FLOAT8
 from kvasir_workers.model.decoder import Decoder
 from kvasir_workers.model.spec import read_spec
 from kvasir_workers.roofline import DeviceRates, ModelWork, decode_s, measure_rates, prefill_s
@@ -35,6 +36,12 @@ def test_every_matrix_of_the_decoder_is_counted_once() -> None:
 
 def test_kv_bytes_are_those_of_all_layers() -> None:
     assert WORK.kv_bytes == 2 * 3 * 2 * 8 * 2
+
+
+def test_an_int8_cache_is_read_with_the_scale_of_each_head_of_each_token() -> None:
+    wide, float8, int8 = (ModelWork.of(SPEC, torch.float32, None, dtype) for dtype in (None, FLOAT8, torch.int8))
+    assert wide.kv_bytes == 4 * float8.kv_bytes
+    assert int8.kv_bytes == float8.kv_bytes + 2 * 3 * 2 * 4
 
 
 def test_single_token_is_bound_by_reading_the_weights_and_its_context() -> None:
