@@ -44,20 +44,20 @@ class Matrix(nn.Module):
 
     def adopt(self, quantization: QuantizationSpec, codes: Tensor, scales: Tensor) -> None:
         """Take what `quantized` gave at another time, in place of the weights."""
-        form = self._format(quantization)
+        form = self._form(quantization)
         assert form is not None, f"{quantization.name} has no codes for this matrix"
         matrix = form.restored(codes, scales, self.weight.shape[1])
         self._hold(pack_quantized(matrix, self.weight.dtype))
 
     def quantized(self, quantization: QuantizationSpec) -> QuantizedMatrix | None:
         """The weights in the scheme's form; None for a matrix that it leaves as it is."""
-        form = self._format(quantization)
-        return form.quantize(self.weight) if form is not None and form.takes(self.weight.shape) else None
+        form = self._form(quantization)
+        return None if form is None else form.quantize(self.weight)
 
     def quantized_sizes(self, quantization: QuantizationSpec) -> tuple[TensorSize, TensorSize] | None:
         """Of what `quantized` gives."""
-        form = self._format(quantization)
-        return form.sizes(self.weight.shape) if form is not None and form.takes(self.weight.shape) else None
+        form = self._form(quantization)
+        return None if form is None else form.sizes(self.weight.shape)
 
     def _hold(self, packed: PackedWeight | None) -> None:
         """Nothing but what is packed, if it is."""
@@ -68,15 +68,20 @@ class Matrix(nn.Module):
 
     def num_saved_bytes(self, quantization: QuantizationSpec) -> int:
         """By how much quantized weights are smaller than those that are here now."""
-        shape, form = self.weight.shape, self._format(quantization)
-        return self.weight.nbytes - form.num_bytes(shape) if form is not None and form.takes(shape) else 0
+        form = self._form(quantization)
+        return 0 if form is None else self.weight.nbytes - form.num_bytes(self.weight.shape)
 
     def _quantized(self, quantization: QuantizationSpec | None) -> PackedWeight | None:
         matrix = None if quantization is None else self.quantized(quantization)
         return None if matrix is None else pack_quantized(matrix, self.weight.dtype)
 
-    def _format(self, quantization: QuantizationSpec) -> WeightFormat | None:
-        """Of the weights once they are packed."""
+    def _form(self, quantization: QuantizationSpec) -> WeightFormat | None:
+        """Of the weights once they are packed; None for a matrix that the scheme leaves as it is."""
+        wanted = self._wanted_form(quantization)
+        return wanted if wanted is not None and wanted.takes(self.weight.shape) else None
+
+    def _wanted_form(self, quantization: QuantizationSpec) -> WeightFormat | None:
+        """What the scheme has for all matrices of this kind."""
         return quantization.layers if isinstance(quantization.layers, WeightFormat) else None
 
     @property
@@ -172,7 +177,7 @@ class LogitHead(Matrix):
         """Return the next-token logits of `hidden` [R, E]: [R, V] float32."""
         return linear(hidden, self.weights, None, torch.float32)
 
-    def _format(self, quantization: QuantizationSpec) -> WeightFormat | None:
+    def _wanted_form(self, quantization: QuantizationSpec) -> WeightFormat | None:
         return quantization.head
 
 

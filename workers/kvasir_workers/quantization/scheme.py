@@ -1,6 +1,5 @@
 """The schemes by name. A new one is an entry here, and a form of matrix that the kernels multiply with."""
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
@@ -14,8 +13,7 @@ from kvasir_kernels.quantized_linear.reference import quantize
 from kvasir_protocol.errors import ConfigError
 from kvasir_workers.model.tensor_size import TensorSize
 
-_SCALE_BYTES = 2
-"""bfloat16."""
+_SCALE_DTYPE = torch.bfloat16
 
 _NIBBLE_BITS = 4
 
@@ -44,17 +42,15 @@ class WeightFormat:
         num_groups = -(-num_inputs // self._group_size(num_inputs))
         is_paired = self.num_bits == _NIBBLE_BITS
         codes = TensorSize(torch.uint8 if is_paired else torch.int8, (num_outputs, num_inputs // (1 + is_paired)))
-        return codes, TensorSize(torch.bfloat16, (num_outputs, num_groups))
+        return codes, TensorSize(_SCALE_DTYPE, (num_outputs, num_groups))
 
     def num_bytes(self, shape: tuple[int, ...]) -> int:
         """What a matrix [O, E] takes."""
-        num_outputs, num_inputs = shape
-        num_groups = -(-num_inputs // self._group_size(num_inputs))
-        return math.prod(shape) * self.num_bits // 8 + num_outputs * num_groups * _SCALE_BYTES
+        return sum(size.num_bytes for size in self.sizes(shape))
 
     def num_bits_per_weight(self, num_inputs: int) -> float:
         """With the scale that it shares."""
-        return self.num_bits + 8 * _SCALE_BYTES / self._group_size(num_inputs)
+        return self.num_bits + 8 * _SCALE_DTYPE.itemsize / self._group_size(num_inputs)
 
     def _group_size(self, num_inputs: int) -> int:
         return num_inputs if self.group_size is None else min(self.group_size, num_inputs)
