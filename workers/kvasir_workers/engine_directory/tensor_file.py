@@ -13,16 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from kvasir_workers.model.tensor_size import TensorSize
-
-_DTYPES = {
-    torch.float32: "F32",
-    torch.bfloat16: "BF16",
-    torch.float16: "F16",
-    torch.float8_e4m3fn: "F8_E4M3",
-    torch.int8: "I8",
-    torch.uint8: "U8",
-}
+from kvasir_workers.model.tensor_size import DTYPE_NAMES, TensorSize
 
 _ALIGNMENT = 4096
 """The first tensor begins with a page of memory."""
@@ -47,7 +38,7 @@ def _header(sizes: Mapping[str, TensorSize]) -> bytes:
     entries, start = {}, 0
     for name, size in sizes.items():
         end = start + size.num_bytes
-        entries[name] = {"dtype": _DTYPES[size.dtype], "shape": list(size.shape), "data_offsets": [start, end]}
+        entries[name] = {"dtype": DTYPE_NAMES[size.dtype], "shape": list(size.shape), "data_offsets": [start, end]}
         start = end
     text = json.dumps(entries).encode()
     text += b" " * (-(8 + len(text)) % _ALIGNMENT)

@@ -4,7 +4,7 @@ import json
 import math
 import os
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,19 +13,7 @@ from torch import Tensor
 
 from kvasir_protocol.errors import CheckpointError
 from kvasir_workers.model.staging import Block, CudaLane, Staging
-
-_DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "BF16": torch.bfloat16,
-    "F16": torch.float16,
-    "F8_E4M3": torch.float8_e4m3fn,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I8": torch.int8,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
-}
+from kvasir_workers.model.tensor_size import DTYPES
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +39,7 @@ class StagedSlice:
 
     def __getitem__(self, part: tuple[slice, ...]) -> Tensor:
         """Rows, and columns of them: nothing else is read. Without rows: all of it."""
-        shape, dtype = self._entry.shape, _DTYPES[self._entry.dtype]
+        shape, dtype = self._entry.shape, DTYPES[self._entry.dtype]
         ranges = [range(size)[wanted] for size, wanted in zip(shape, part, strict=False)]
         result = torch.empty([*map(len, ranges), *shape[len(ranges) :]], dtype=dtype, device=self._device)
         if result.numel():
@@ -60,7 +48,7 @@ class StagedSlice:
 
     def _block(self, ranges: list[range]) -> Block:
         """Where they lie: whole rows side by side, or a run in each row."""
-        shape, itemsize = self._entry.shape, _DTYPES[self._entry.dtype].itemsize
+        shape, itemsize = self._entry.shape, DTYPES[self._entry.dtype].itemsize
         if len(ranges) < 2:
             row_bytes = math.prod(shape[1:]) * itemsize
             first, count = (ranges[0].start, len(ranges[0])) if ranges else (0, shape[0] if shape else 1)
@@ -95,12 +83,11 @@ def open_staged(path: Path, device: torch.device, staging: Staging | None = None
         file = os.open(path, os.O_RDONLY)
     except OSError as error:
         raise CheckpointError(f"{path} can't be read ({error.strerror}); download it again") from None
-    staging = staging or Staging(CudaLane(device))
     try:
         os.posix_fadvise(file, 0, 0, os.POSIX_FADV_SEQUENTIAL)
-        yield StagedFile(file, _read_header(file, path), staging, device)
+        with closing(staging or Staging(CudaLane(device))) as buffers:
+            yield StagedFile(file, _read_header(file, path), buffers, device)
     finally:
-        staging.close()
         os.close(file)
 
 
