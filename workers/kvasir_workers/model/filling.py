@@ -139,6 +139,6 @@ class Filling:
 
 def _read(stored: TensorSlice, part: TensorPart) -> Tensor:
     if prod(stored.get_shape()) == 1:
-        return stored[()]  # without rows: one number for all
+        return stored[()].reshape(())  # without rows, in whatever shape: one number for all
     columns = () if part.columns is None else (slice(part.columns.start, part.columns.stop),)
     return stored[(slice(part.rows.start, part.rows.stop), *columns)]

@@ -82,6 +82,15 @@ def test_inputs_of_fused_tensors_get_the_largest_scale(tmp_path: Path) -> None:
     assert dict(decoder.named_parameters())["layers.0.attention.qkv.input_scale"].item() == pytest.approx(0.04)
 
 
+@pytest.mark.parametrize("name", ["input_scale", "weight_scale"])
+def test_a_single_scale_may_have_any_number_of_dimensions(name: str, tmp_path: Path) -> None:
+    path = make_float8_checkpoint(tmp_path, KINDS["compressed, static"])
+    expected = dict(load(path).named_parameters())[f"layers.0.attention.output.{name}"]
+    tensor = f"model.layers.0.self_attn.o_proj.{name}"
+    _edit(path, tensor, load_file(path / "model.safetensors")[tensor].reshape(1, 1, 1))
+    assert torch.equal(dict(load(path).named_parameters())[f"layers.0.attention.output.{name}"], expected)
+
+
 @pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
 def test_bytes_are_known_before_loading(kind: Float8Kind, tmp_path: Path) -> None:
     path = make_float8_checkpoint(tmp_path, kind)
