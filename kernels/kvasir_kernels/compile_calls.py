@@ -119,17 +119,27 @@ def linear_of_one_scale(num_tokens: int, num_inputs: int, num_outputs: int) -> N
     float8_linear(Quantized(x, torch.zeros(1)), Quantized(weight, torch.zeros(1)), None, HALF)
 
 
-def linear_float8(num_tokens: int, grain: Grain, num_inputs: int = 4096, num_outputs: int = 6144) -> None:
+def linear_float8(
+    num_tokens: int, grain: Grain, num_inputs: int = 4096, num_outputs: int = 6144, *, has_input_scale: bool = False
+) -> None:
     blocks = 1 if grain is Grain.ROW else -(-num_inputs // BLOCK)
-    x = Quantized(torch.zeros(num_tokens, num_inputs, dtype=FLOAT8), torch.zeros(num_tokens, blocks))
+    scale = torch.zeros(1) if has_input_scale else torch.zeros(num_tokens, blocks)
+    x = Quantized(torch.zeros(num_tokens, num_inputs, dtype=FLOAT8), scale)
     squares = (num_outputs, 1) if grain is Grain.ROW else (-(-num_outputs // BLOCK), blocks)
     weight = Quantized(torch.zeros(num_outputs, num_inputs, dtype=FLOAT8), torch.zeros(squares))
     float8_linear(x, weight, None, HALF)
 
 
-def move(part: PagePart, num_kv_heads: int = 8, head_dim: int = 128, dtype: torch.dtype = HALF) -> None:
+def move(
+    part: PagePart,
+    num_kv_heads: int = 8,
+    head_dim: int = 128,
+    dtype: torch.dtype = HALF,
+    *,
+    page_size: int = PAGE_SIZE,
+) -> None:
     num_layers = part.first_layer + part.num_layers
-    pages = torch.zeros(num_layers, 2, 8, PAGE_SIZE, num_kv_heads, head_dim, dtype=dtype)
+    pages = torch.zeros(num_layers, 2, 8, page_size, num_kv_heads, head_dim, dtype=dtype)
     page_ids = torch.zeros(3, dtype=torch.int64)
     scatter_pages(gather_pages(pages, page_ids, part), pages, page_ids, part)
 
@@ -144,18 +154,26 @@ def sample(vocabulary: int) -> None:
     sample_tokens(logits, SamplingRules(places, places, numbers, places.int(), numbers, numbers))
 
 
+def unpack(num_rows: int, num_pages: int, *, page_size: int = PAGE_SIZE) -> None:
+    """The inputs of a graph: of as many rows and pages as the largest has."""
+    inputs = DecodeInputs.empty(num_rows, num_pages, torch.device("cpu"))
+    packed = torch.zeros(packed_size(num_rows, num_pages), dtype=torch.int32)
+    unpack_decodes(packed, inputs.token_ids, num_rows, page_size, inputs)
+
+
 def decodes(
     num_rows: int,
     num_heads: int,
     num_kv_heads: int,
     head_dim: int,
+    window: int | None,
     dtype: torch.dtype,
+    *,
     stored: torch.dtype | None = None,
+    page_size: int = PAGE_SIZE,
 ) -> None:
-    """What a graph replays beside the model's layers."""
-    inputs = DecodeInputs.empty(num_rows, 8192, torch.device("cpu"))
-    packed = torch.zeros(packed_size(num_rows, 8192), dtype=torch.int32)
-    unpack_decodes(packed, inputs.token_ids, num_rows, PAGE_SIZE, inputs)
-    batch = PaddedDecodes(inputs.context_lens, inputs.page_tables)
+    """A graph's attention, whose cut the device finds."""
+    batch = PaddedDecodes(torch.zeros(num_rows, dtype=torch.int32), torch.zeros(num_rows, 128, dtype=torch.int64))
     query = torch.zeros(num_rows, num_heads, head_dim, dtype=dtype)
-    paged_attention(query, _cache(num_kv_heads, head_dim, stored or dtype), batch, head_dim**-0.5, None)
+    cache = _cache(num_kv_heads, head_dim, stored or dtype, page_size)
+    paged_attention(query, cache, batch, head_dim**-0.5, window)

@@ -22,6 +22,7 @@ from kvasir_kernels.compile_calls import (
     quantize_rows,
     rotate,
     sample,
+    unpack,
     write,
 )
 from kvasir_kernels.float8.reference import FLOAT8, Grain
@@ -78,7 +79,8 @@ def _cases() -> dict[str, Case]:
     cases["float8_linear 64 tensor"] = partial(linear_of_one_scale, 64, 4096, 6144)
     cases["move_pages 4 of 8x128"] = partial(move, PagePart(0, 2, 4, 4))
     cases[f"sample of {_VOCABULARY}"] = partial(sample, _VOCABULARY)
-    cases["256 decodes of a graph"] = partial(decodes, 256, 32, 8, 128, HALF)
+    cases["256 decodes of a graph"] = partial(decodes, 256, *llama, None, HALF)
+    cases["unpack_decodes 256 of 8192 pages"] = partial(unpack, 256, 8192)
     return cases
 
 

@@ -7,6 +7,8 @@ import shutil
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -17,6 +19,7 @@ from kvasir_kernels.native.build import BuildError, built_library, install_libra
 from kvasir_protocol.errors import CheckpointError
 from kvasir_workers.engine_directory.kernels import bring_kernels
 from kvasir_workers.engine_directory.manifest import Compiled, Manifest, read_manifest, write_manifest
+from kvasir_workers.runner.decode_graphs import graph_sizes
 from tests.checkpoints import make_checkpoint
 from tests.integration.engine.conftest import DEMO_MODEL
 
@@ -42,8 +45,9 @@ print(len(found), all(found))
 SHAPE = {
     "dtype": "bfloat16", "stored": "bfloat16", "hidden_size": 64, "intermediate_size": 96, "num_layers": 3,
     "num_heads": 4, "num_kv_heads": 2, "head_dim": 16, "vocab_size": 256, "page_size": 16, "windows": [None] * 3,
-    "has_head_norms": False, "matrices": [],
+    "has_head_norms": False, "graph_rows": graph_sizes(256), "max_pages": 32, "matrices": [],
 }  # fmt: skip
+"""Of the fixture's checkpoint, with default settings."""
 
 
 @pytest.fixture(scope="module")
@@ -79,6 +83,17 @@ def test_a_step_finds_all_kernels_wherever_the_directory_is_now(for_hopper: Path
     number, found_all = step(moved, "sm_90", tmp_path / "cache").split()
     assert int(number) >= 9
     assert found_all == "True"
+
+
+@needs_triton
+def test_each_window_of_a_model_has_its_own_cut_for_each_size_of_a_graph() -> None:
+    from kvasir_kernels import compile_calls as calls
+    from kvasir_kernels.compile_model import ModelShape, cases_of
+
+    shape = ModelShape.from_json(json.dumps(SHAPE | {"windows": [None, 64, 32, 64], "graph_rows": [1, 2]}))
+    cases = [case for case in cases_of(shape) if isinstance(case, partial) and case.func is calls.decodes]
+    found = [(case.args[0], case.args[4]) for case in cases]
+    assert sorted(found, key=str) == sorted(product((1, 2), (None, 64, 32)), key=str)
 
 
 @needs_triton

@@ -23,9 +23,11 @@ from kvasir_kernels.native.build import BuildError, built_library, install_libra
 from kvasir_protocol.config import EngineConfig, KvCacheDType
 from kvasir_protocol.errors import CheckpointError, ConfigError
 from kvasir_workers.engine_directory.manifest import Compiled, Manifest, build_command, read_manifest
+from kvasir_workers.kv.manager import pages_for
 from kvasir_workers.parallel.shard import ModelShard, layer_matrices
 from kvasir_workers.quantization.scheme import QuantizationSpec
 from kvasir_workers.resolve import resolve_cache_dtype
+from kvasir_workers.runner.decode_graphs import graph_sizes
 
 if TYPE_CHECKING:
     from kvasir_kernels.compile_model import ModelShape
@@ -116,6 +118,8 @@ def _shape(shard: ModelShard, types: KernelTypes) -> "ModelShape":
         page_size=engine.page_size,
         windows=local.windows,
         has_head_norms=local.qk_norm,
+        graph_rows=graph_sizes(engine.max_num_seqs),
+        max_pages=pages_for(local.max_position_embeddings, engine.page_size),
         grain=None if float8 is None else "row" if float8.grain is Grain.ROW else "block",
         has_input_scale=float8 is not None and float8.has_input_scale,
         matrices=layer_matrices(shard, types.dtype) if float8 is not None else (),
