@@ -161,7 +161,7 @@ def test_engine_that_failed_is_not_asked_again(make_llm: MakeLLM) -> None:
 def test_closing_frees_weights_and_pages(make_llm: MakeLLM) -> None:
     with make_llm() as llm:
         llm.generate(PROMPT, GREEDY, use_tqdm=False)
-        engine = weakref.ref(llm._driver.engine._runner._decoder)  # type: ignore[attr-defined]
+        engine = weakref.ref(llm._driver.engine._runner._model._decoder)  # type: ignore[attr-defined]
         open_stream = llm.stream(PROMPT, GREEDY)
     assert engine() is None
     with pytest.raises(RuntimeError, match="closed"):

@@ -12,7 +12,6 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from kvasir_kernels.paged_cache import LayerCache
 from kvasir_workers.kv.offload.page_mover import PageMover
 from kvasir_workers.model.decoder import Decoder
 from kvasir_workers.runner.batch import BatchBuilder, StepArrays, lay_out, sampled_sequences
@@ -20,8 +19,7 @@ from kvasir_workers.runner.decode_graphs import DecodeGraphs
 from kvasir_workers.runner.device_copies import Homecoming
 from kvasir_workers.runner.device_sampler import DeviceSampler, SampleOnItsWay
 from kvasir_workers.runner.executor import Masks
-from kvasir_workers.runner.model_runner import show_prompts, shows_prompts
-from kvasir_workers.runner.page_copies import copy_tokens
+from kvasir_workers.runner.paged_decoder import PagedDecoder, shows_prompts
 from kvasir_workers.runner.sampler import SampledToken
 from kvasir_workers.step_plan import StepPlan
 
@@ -65,38 +63,29 @@ class StreamRunner:
         graphs: DecodeGraphs | None,
         mover: PageMover | None = None,
     ) -> None:
-        self._decoder = decoder
-        self._pages = pages
-        self._caches = [LayerCache(layer[0], layer[1]) for layer in pages]
-        self._cache_scales = decoder.cache_scales
-        self._builder = BatchBuilder(pages.shape[3], pages.device)
-        self._mover = mover
+        self._model = PagedDecoder(decoder, pages, mover)
+        self._page_size, self._device = pages.shape[3], pages.device
+        self._builder = BatchBuilder(self._page_size, self._device)
         self._graphs = graphs
-        said = torch.zeros(max_num_seqs, dtype=torch.int64, device=pages.device) if graphs is None else graphs.said
+        said = torch.zeros(max_num_seqs, dtype=torch.int64, device=self._device) if graphs is None else graphs.said
         self._sampler = DeviceSampler(eos_token_ids, decoder.spec.vocab_size, said)
 
     @torch.inference_mode()
     def launch(self, plan: StepPlan) -> StreamFlight:
         """Steps run in the order of their launches. One that samples must be allowed to before the next is launched."""
         step = self._builder.arrays(plan)
-        if self._mover is not None and plan.moves is not None:
-            self._mover.move(plan.moves)
-        for copy in plan.copies:
-            copy_tokens(self._pages, copy, self._cache_scales)
+        self._model.prepare(plan)
         if self._graphs is not None and self._graphs.takes(step) and not shows_prompts(plan):
             logits = self._graphs.run(step)
             return self._flight(plan, logits, self._graphs.inputs.positions[: len(logits)])
         return self._launch_eager(plan, step)
 
     def _launch_eager(self, plan: StepPlan, step: StepArrays) -> StreamFlight:
-        batch = lay_out(step, self._pages.shape[3], self._pages.device)
-        if batch.coming is not None:
-            batch.token_ids[batch.coming.places] = self._sampler.said[batch.coming.rows]
-        hidden = self._decoder(batch.token_ids, batch.positions, batch.slots, self._caches, batch.attention)
-        show_prompts(plan, hidden, self._decoder.logits)
+        batch = lay_out(step, self._page_size, self._device)
+        hidden = self._model.compute(plan, batch, self._sampler.said)
         if not len(batch.sample_rows):
-            return StreamFlight(None, self._pages.device)
-        logits = self._decoder.logits(hidden[batch.sample_rows])
+            return StreamFlight(None, self._device)
+        logits = self._model.logits(hidden[batch.sample_rows])
         return self._flight(plan, logits, batch.positions[batch.sample_rows])
 
     def _flight(self, plan: StepPlan, logits: Tensor, positions: Tensor) -> StreamFlight:
@@ -107,4 +96,4 @@ class StreamRunner:
             masks = make_masks() if make_masks is not None else None
             return self._sampler.sample(logits, sequences, positions, masks)
 
-        return StreamFlight(sample, self._pages.device)
+        return StreamFlight(sample, self._device)
