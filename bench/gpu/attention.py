@@ -28,18 +28,13 @@ def measure_attention(bench: Bench) -> None:
 
 def _paged(bench: Bench, lengths: list[Lengths], stored: torch.dtype) -> tuple[LayerCache, AttentionBatch]:
     """Random pages in random order."""
+    from kvasir_kernels.tuning.problems import scattered
+
     _, num_kv_heads, head_dim = bench.sizes.heads
-    counts = [-(-context // _PAGE_SIZE) for _, context in lengths]
-    order = torch.randperm(sum(counts))
-    tables = torch.zeros(len(lengths), max(counts), dtype=torch.int64)
-    for row, pages in enumerate(order.split(counts)):
-        tables[row, : len(pages)] = pages
-    shape = (sum(counts), _PAGE_SIZE, num_kv_heads, head_dim)
+    batch, num_pages = scattered(lengths, _PAGE_SIZE, bench.device)
+    shape = (num_pages, _PAGE_SIZE, num_kv_heads, head_dim)
     scales = CacheScales(*torch.ones(2, num_kv_heads, device=bench.device)) if stored == FLOAT8 else None
-    cache = LayerCache(*(bench.random(*shape).to(stored) for _ in "kv"), scales)
-    query_lens, context_lens = (tuple(column) for column in zip(*lengths, strict=True))
-    batch = AttentionBatch(query_lens, context_lens, tables.to(bench.device), query_lens.count(1))
-    return cache, batch
+    return LayerCache(*(bench.random(*shape).to(stored) for _ in "kv"), scales), batch
 
 
 def _ours(bench: Bench, query: Tensor, lengths: list[Lengths], stored: torch.dtype) -> Work:

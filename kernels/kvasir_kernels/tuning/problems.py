@@ -1,6 +1,6 @@
 """What is computed to choose a tile: each tunable operation on random numbers, at the shapes of a model."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -61,22 +61,26 @@ def attention_problems(shape: AttentionShape, loads: Loads, device: torch.device
     yield _attention(chunk_key(query, cache), chunk_candidates(query, cache), chunks)
 
 
+def scattered(lengths: Sequence[tuple[int, int]], page_size: int, device: torch.device) -> tuple[AttentionBatch, int]:
+    """A step of sequences whose pages lie in random order, and the number of pages; single tokens come first."""
+    query_lens, context_lens = (tuple(column) for column in zip(*lengths, strict=True))
+    counts = [-(-context // page_size) for context in context_lens]
+    tables = torch.zeros(len(lengths), max(counts), dtype=torch.int64)
+    order = torch.randperm(sum(counts), generator=torch.Generator().manual_seed(0))
+    for row, pages in enumerate(torch.split(order, counts)):
+        tables[row, : len(pages)] = pages
+    return AttentionBatch(query_lens, context_lens, tables.to(device), query_lens.count(1)), sum(counts)
+
+
 class _AttentionStep:
     """Random queries, and random pages in random order."""
 
     def __init__(self, shape: AttentionShape, lengths: Lengths, device: torch.device) -> None:
-        dice = torch.Generator().manual_seed(0)
-        query_lens, context_lens = (tuple(column) for column in zip(*lengths, strict=True))
-        counts = [-(-context // shape.page_size) for context in context_lens]
-        tables = torch.zeros(len(lengths), max(counts), dtype=torch.int64)
-        order = torch.randperm(sum(counts), generator=dice)
-        for row, pages in enumerate(torch.split(order, counts)):
-            tables[row, : len(pages)] = pages
-        self.query = torch.randn(sum(query_lens), shape.num_heads, shape.head_dim, generator=dice).to(
-            device, shape.dtype
-        )
-        self.cache = _cache(shape, sum(counts), device)
-        self.batch = AttentionBatch(query_lens, context_lens, tables.to(device), query_lens.count(1))
+        self.batch, num_pages = scattered(lengths, shape.page_size, device)
+        num_tokens = sum(self.batch.query_lens)
+        numbers = torch.randn(num_tokens, shape.num_heads, shape.head_dim, generator=torch.Generator().manual_seed(0))
+        self.query = numbers.to(device, shape.dtype)
+        self.cache = _cache(shape, num_pages, device)
         self.scale = shape.head_dim**-0.5
 
     def compute(self) -> Tensor:
