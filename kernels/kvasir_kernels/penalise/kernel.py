@@ -46,9 +46,7 @@ def _penalise(
     places = logits + row * row_stride + tl.load(token_ids + index, mask=is_pair, other=0)
     count = tl.load(counts + index, mask=is_pair, other=0.0)
     values = tl.load(places, mask=is_pair, other=0.0)
-    repetition = tl.load(repetitions + row)
-    values = tl.where(values > 0, values / repetition, values * repetition)
-    values -= tl.load(frequencies + row) * count + tl.where(count > 0, tl.load(presences + row), 0.0)
+    values = _penalised(values, count, repetitions + row, presences + row, frequencies + row)
     tl.store(places, values, mask=is_pair)
 
 
@@ -73,7 +71,15 @@ def _penalise_all(
     entries = tl.load(table + place * WIDTH + tokens, mask=tokens < WIDTH, other=0)
     is_seen, count = entries > 0, (entries >> 1).to(tl.float32)
     values = tl.load(logits + row * row_stride + tokens, mask=is_seen, other=0.0)
-    repetition = tl.load(repetitions + row)
-    values = tl.where(values > 0, values / repetition, values * repetition)
-    values -= tl.load(frequencies + row) * count + tl.where(count > 0, tl.load(presences + row), 0.0)
+    values = _penalised(values, count, repetitions + row, presences + row, frequencies + row)
     tl.store(logits + row * row_stride + tokens, values, mask=is_seen)
+
+
+@triton.jit
+def _penalised(
+    values: tl.tensor, count: tl.tensor, repetition: tl.tensor, presence: tl.tensor, frequency: tl.tensor
+) -> tl.tensor:
+    """Return logits of tokens that were seen, `count` times in the answer; the rest: where each one's penalties are."""
+    factor = tl.load(repetition)
+    values = tl.where(values > 0, values / factor, values * factor)
+    return values - (tl.load(frequency) * count + tl.where(count > 0, tl.load(presence), 0.0))

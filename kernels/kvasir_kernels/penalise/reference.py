@@ -45,15 +45,18 @@ def penalise(logits: Tensor, seen: SeenTokens | SeenTable) -> None:
     if isinstance(seen, SeenTable):
         _penalise_all(logits, seen)
         return
-    values, repetition = logits[seen.rows, seen.token_ids], seen.repetition[seen.rows]
-    values = torch.where(values > 0, values / repetition, values * repetition)
-    values -= seen.frequency[seen.rows] * seen.counts + seen.presence[seen.rows] * (seen.counts > 0)
-    logits[seen.rows, seen.token_ids] = values
+    penalties = (column[seen.rows] for column in (seen.repetition, seen.presence, seen.frequency))
+    place = (seen.rows, seen.token_ids)
+    logits[place] = _penalised(logits[place], seen.counts, *penalties)
 
 
 def _penalise_all(logits: Tensor, seen: SeenTable) -> None:
     entries = torch.where(seen.places[:, None] >= 0, seen.table[seen.places.clamp(min=0)], 0)
-    repetition, counts = seen.repetition[:, None], entries // 2
-    values = torch.where(logits > 0, logits / repetition, logits * repetition)
-    values = values - (seen.frequency[:, None] * counts + seen.presence[:, None] * (counts > 0))
-    logits.copy_(torch.where(entries > 0, values, logits))
+    penalties = (column[:, None] for column in (seen.repetition, seen.presence, seen.frequency))
+    logits.copy_(torch.where(entries > 0, _penalised(logits, entries // 2, *penalties), logits))
+
+
+def _penalised(values: Tensor, counts: Tensor, repetition: Tensor, presence: Tensor, frequency: Tensor) -> Tensor:
+    """Logits of tokens that were seen, so many times in the answer."""
+    values = torch.where(values > 0, values / repetition, values * repetition)
+    return values - (frequency * counts + presence * (counts > 0))
