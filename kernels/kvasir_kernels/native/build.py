@@ -57,9 +57,10 @@ def install_library(folder: Path) -> None:
         if not offered.is_file() or target.is_file():
             return
         target.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        with tempfile.NamedTemporaryFile(dir=target.parent, delete=False) as scratch:
-            scratch.write(offered.read_bytes())
-        Path(scratch.name).replace(target)
+        with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
+            copy = Path(scratch) / target.name
+            copy.write_bytes(offered.read_bytes())
+            copy.replace(target)
     except (BuildError, OSError) as error:
         _log.warning("the CPU kernels in %s can't be used (%s)", folder, error)
 

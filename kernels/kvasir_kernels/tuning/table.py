@@ -80,10 +80,12 @@ def write_table(file: Path, choices: Iterable[Choice]) -> None:
     """
     merged = {(choice.key, choice.place): choice for choice in (*read_table(file), *choices)}
     file.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile("w", dir=file.parent, prefix=file.name, delete=False) as scratch:
-        json.dump({"choices": [_entry(merged[name]) for name in sorted(merged, key=str)]}, scratch, indent=1)
-    os.chmod(scratch.name, 0o644)
-    os.replace(scratch.name, file)
+    with tempfile.TemporaryDirectory(dir=file.parent, prefix=file.name) as folder:
+        scratch = Path(folder) / file.name
+        scratch.write_text(
+            json.dumps({"choices": [_entry(merged[name]) for name in sorted(merged, key=str)]}, indent=1)
+        )
+        scratch.replace(file)
 
 
 def _entry(choice: Choice) -> dict[str, object]:

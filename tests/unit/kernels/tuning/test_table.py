@@ -1,6 +1,7 @@
 """Tables of measured tiles as files."""
 
 import json
+import resource
 from dataclasses import replace
 from pathlib import Path
 
@@ -44,6 +45,19 @@ def test_a_new_choice_takes_the_place_of_the_old_one_and_leaves_others(tmp_path:
     write_table(file, [newer])
     assert sorted(read_table(file), key=str) == sorted([other, newer], key=str)
     assert [path.name for path in file.parent.iterdir()] == ["tiles.json"]
+
+
+def test_a_full_disk_leaves_a_table_as_it_was_and_nothing_beside_it(tmp_path: Path) -> None:
+    file, largest = tmp_path / "tiles.json", resource.getrlimit(resource.RLIMIT_FSIZE)
+    write_table(file, [CHOICE])
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10, largest[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            write_table(file, [replace(CHOICE, place=Place("NVIDIA H100", "3.6.0"))])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, largest)
+    assert read_table(file) == (CHOICE,)
+    assert [path.name for path in tmp_path.iterdir()] == ["tiles.json"]
 
 
 def test_no_file_holds_no_choices(tmp_path: Path) -> None:
