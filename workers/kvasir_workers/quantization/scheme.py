@@ -92,8 +92,9 @@ ScaleName = Literal["weight_scale", "weight_scale_inv"]
 class QuantizationSpec:
     """What a scheme makes of a model while it is loaded, or what its checkpoint holds. Norms and biases stay wide.
 
-    layers: of the matrices of all layers. head: of the embedding and the output matrix, which err for every token;
-    None: they stay wide. stored_scales: of a checkpoint that is quantized already; None: it is done while loading.
+    layers: of the matrices of all layers. head: of the output matrix, which errs for every token, also where it is the
+    embedding; None: it stays wide. stored_scales: of a checkpoint that is quantized already; None: it is done while
+    loading.
     unquantized: parameters, matrices of layers, that stay wide all the same.
     """
 
