@@ -26,6 +26,7 @@ class CompileWatch:
         self._on_late = on_late
         self._is_armed = False
         self._num_permits = 0
+        self._is_watching = False
         self._other_hook: Callable[..., object] | None = None
 
     @contextmanager
@@ -49,12 +50,12 @@ class CompileWatch:
             self._on_late(name)
 
     def watch_triton(self) -> None:
-        """See what Triton compiles, beside whoever watches it already."""
+        """See what Triton compiles, beside whoever watches it already. Who comes later may call us: so only once."""
         import triton
 
-        present = triton.knobs.runtime.jit_post_compile_hook
-        if present != self._on_compiled:
-            self._other_hook = present
+        if not self._is_watching:
+            self._is_watching = True
+            self._other_hook = triton.knobs.runtime.jit_post_compile_hook
             triton.knobs.runtime.jit_post_compile_hook = self._on_compiled
 
     def _on_compiled(self, **facts: Any) -> object:

@@ -1,6 +1,9 @@
 """Who compiles too late is told of; who may, is not."""
 
+import importlib.util
 from types import SimpleNamespace
+
+import pytest
 
 from kvasir_kernels.compile_watch import CompileWatch
 
@@ -40,3 +43,23 @@ def test_only_our_kernels_are_counted() -> None:
     for module in ("kvasir_kernels.rms_norm.kernel", "somebody.elses"):
         found._on_compiled(fn=SimpleNamespace(module=module), repr=f"kernel of {module}")
     assert told == ["kernel of kvasir_kernels.rms_norm.kernel"]
+
+
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
+def test_another_watcher_that_came_later_and_calls_us_is_not_called_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    import triton
+
+    monkeypatch.setattr(triton.knobs.runtime, "jit_post_compile_hook", None)
+    found, _ = watch()
+    found.watch_triton()
+    ours = triton.knobs.runtime.jit_post_compile_hook
+    seen: list[object] = []
+
+    def theirs(**facts: object) -> None:
+        seen.append(facts["repr"])
+        ours(**facts)
+
+    triton.knobs.runtime.jit_post_compile_hook = theirs
+    found.watch_triton()
+    triton.knobs.runtime.jit_post_compile_hook(fn=SimpleNamespace(module="kvasir_kernels.x"), repr="a")
+    assert (seen, found.num_counted) == (["a"], 1)
