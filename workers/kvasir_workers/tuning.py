@@ -20,7 +20,7 @@ def problems_of(
     scheme: QuantizationSpec | None = None,
     loads: Loads = SERVED,
 ) -> Iterator[Problem]:
-    """One after the other, so that no two have their numbers in memory at once."""
+    """One after the other: each has its numbers in memory from when it is asked for."""
     local = shard.local
     shape = AttentionShape(
         num_heads=local.num_heads,

@@ -1,6 +1,6 @@
 """What is computed to choose a tile: each tunable operation on random numbers, at the shapes of a model."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -54,11 +54,9 @@ SERVED = Loads(
 
 
 def attention_problems(shape: AttentionShape, loads: Loads, device: torch.device) -> Iterator[Problem]:
-    decodes = [_AttentionStep(shape, lengths, device) for lengths in loads.decodes]
-    query, cache = decodes[0].query, decodes[0].cache
-    yield _attention(decode_key(query, cache), decode_candidates(query, cache), decodes)
-    chunks = [_AttentionStep(shape, lengths, device) for lengths in loads.chunks]
-    yield _attention(chunk_key(query, cache), chunk_candidates(query, cache), chunks)
+    """Of decodes, then of chunks: nothing of the former is held for the latter."""
+    yield _attention(decode_key, decode_candidates, [_AttentionStep(shape, each, device) for each in loads.decodes])
+    yield _attention(chunk_key, chunk_candidates, [_AttentionStep(shape, each, device) for each in loads.chunks])
 
 
 def scattered(lengths: Sequence[tuple[int, int]], page_size: int, device: torch.device) -> tuple[AttentionBatch, int]:
@@ -105,13 +103,18 @@ def _cache(shape: AttentionShape, num_pages: int, device: torch.device) -> Layer
     return LayerCache(key, value, scales)
 
 
-def _attention(key: TileKey, tried: tuple[Tile, ...], steps: list[_AttentionStep]) -> Problem:
+def _attention(
+    key_of: Callable[[Tensor, LayerCache], TileKey],
+    candidates_of: Callable[[Tensor, LayerCache], tuple[Tile, ...]],
+    steps: list[_AttentionStep],
+) -> Problem:
+    query, cache = steps[0].query, steps[0].cache
     return Problem(
-        key=key,
-        candidates=tried,
+        key=key_of(query, cache),
+        candidates=candidates_of(query, cache),
         compute=lambda: torch.cat([step.compute() for step in steps]),
         reference=lambda: torch.cat([step.expected() for step in steps]),
-        tolerance=_ATTENTION_ERROR[steps[0].query.dtype],
+        tolerance=_ATTENTION_ERROR[query.dtype],
     )
 
 
