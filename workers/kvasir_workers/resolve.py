@@ -75,7 +75,7 @@ def resolve_step_tokens(engine: EngineConfig, spec: DecoderSpec, dtype: torch.dt
     if engine.max_num_batched_tokens is not None or device.type != "cpu":
         return engine.step_tokens
     affordable = _CPU_STEP_PRODUCTS // max(ModelWork.of(spec, dtype).num_products, 1)
-    return max(engine.step_tokens, min(2 ** affordable.bit_length() // 2, _MAX_CPU_STEP_TOKENS))
+    return max(engine.step_tokens, min((1 << affordable.bit_length()) // 2, _MAX_CPU_STEP_TOKENS))
 
 
 def planned_graph_bytes(model: ModelConfig, config: EngineConfig, spec: DecoderSpec, device: torch.device) -> int:
