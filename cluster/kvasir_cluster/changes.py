@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from kvasir_cluster.desired import fingerprint
+from kvasir_cluster.renames import WEIGHT_SETTINGS, find_renames, rename_models
 from kvasir_protocol.config import ClusterConfig, ModelConfig, PoolConfig
 from kvasir_protocol.errors import ConfigError
 
@@ -30,7 +31,7 @@ def check_same_models(present: ClusterConfig, wanted: ClusterConfig) -> None:
 
 
 def _check_same_model(present: ModelConfig, wanted: ModelConfig, which: str) -> None:
-    for name in ("path", "dtype", "quantization"):
+    for name in WEIGHT_SETTINGS:
         old, new = getattr(present, name), getattr(wanted, name)
         if old != new:
             raise ConfigError(
@@ -47,11 +48,22 @@ def find_changes(present: ClusterConfig | None, wanted: ClusterConfig | None) ->
 def _changes(present: ClusterConfig | None, wanted: ClusterConfig | None) -> Iterator[Change]:
     if present is None and wanted is not None:
         yield Change("create", f"controller of {wanted.name!r}, on the head")
+    if present is not None and wanted is not None:
+        renames = find_renames(present, wanted)
+        yield from _name_changes(present, wanted, renames)
+        present = rename_models(present, renames)
     yield from _pool_changes(present, wanted)
     yield from _setting_changes(present, wanted)
     yield from _router_changes(present, wanted)
     if wanted is None and present is not None:
         yield Change("remove", f"controller of {present.name!r}")
+
+
+def _name_changes(present: ClusterConfig, wanted: ClusterConfig, renames: dict[str, str]) -> Iterator[Change]:
+    first = (present.model.served_name, wanted.model.served_name)
+    for old, new in (first, *renames.items()):
+        if old != new:
+            yield Change("change", f"model {old}: its name is {new} from now on, its replicas stay")
 
 
 def _pool_changes(present: ClusterConfig | None, wanted: ClusterConfig | None) -> Iterator[Change]:
@@ -81,7 +93,8 @@ def _movers(
     movers = []
     for other, pool in _pools(present).items():
         count = min(spare[other], num_more)
-        if other != goal.name and count > 0 and fingerprint(present, pool) == form:
+        may_move = pool.model == goal.model and other != goal.name
+        if may_move and count > 0 and fingerprint(present, pool) == form:
             spare[other] -= count
             num_more -= count
             movers.append(f"{count} from {other}, with the weights they have")
@@ -97,6 +110,8 @@ def _setting_changes(present: ClusterConfig | None, wanted: ClusterConfig | None
     halls += [(f"model {model.served_name}", model, later[model.served_name]) for model in both]
     for hall, before, after in halls:
         for name, old, new in _differences(before, after):
+            if name == "served_name":
+                continue  # told above, and no reason to replace anything
             yield Change("change", f"{hall}.{name}: {old} -> {new} ({REPLACED})")
 
 

@@ -138,7 +138,7 @@ class Controller:
             self._fatal = None
             if self._server is None:
                 self._server = self._serve_view()
-            self._want(dataclasses.replace(self._desired, config=wish, resolved=config))
+            self._want(self._desired.wanting(wish, config))
             self._tell("new settings")
             self._step()
             self._observe()
@@ -157,6 +157,7 @@ class Controller:
     def report(self) -> ClusterReport:
         """All that there is to know, for a person."""
         gangs = {**self._gangs, **{replica_id: drain.gang for replica_id, drain in self._drains.items()}}
+        pools = {record.replica_id: record.pool.name for record in self._desired.gangs}
         return ClusterReport(
             instance=self._spec.instance,
             wish=self._desired.config,
@@ -164,12 +165,13 @@ class Controller:
             gangs=tuple(
                 GangReport(
                     replica_id=observed.replica_id,
-                    pool=f"{observed.slot.model}/{observed.slot.role}" if observed.slot.model else observed.slot.role,
+                    pool=pools[observed.replica_id],
                     state=observed.state,
                     is_outdated=observed.is_outdated,
                     hosts=tuple(gangs[observed.replica_id].where()) if observed.replica_id in gangs else (),
                 )
                 for observed in self._observed
+                if observed.replica_id in pools  # it may have ended just now
             ),
         )
 

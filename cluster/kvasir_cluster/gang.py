@@ -193,10 +193,7 @@ class Gang:
             return Failure(message=answer.message, can_heal=answer.can_heal)
         if rank == LEADER:
             self._address = ReplicaAddress(
-                replica_id=self.replica_id,
-                role=self._spec.replica.role,
-                endpoint=answer.endpoint,
-                model=self._spec.replica.model.served_name,
+                replica_id=self.replica_id, role=self._spec.replica.role, endpoint=answer.endpoint
             )
         return None
 

@@ -91,13 +91,32 @@ def cluster_endpoint(cluster, replica_id):
     return next(address.endpoint for address in cluster.view().replicas if address.replica_id == replica_id)
 
 
-def test_a_renamed_model_keeps_the_replicas_that_were_built_with_its_old_name(cluster, wait_for):
-    cluster.order("0:prefill-0", "streams", "3")  # nothing else is replaced before it has ended
+def test_a_renamed_model_keeps_its_replicas(cluster, wait_for):
+    pid = cluster.pid("decode-0")
     want(cluster, model=dataclasses.replace(cluster.spec.config.model, served_name="renamed"))
-    wait_for(lambda: names(cluster) == {"decode-0": "renamed"}, "the old replica under the new name")
-    cluster.order("0:prefill-0", "streams", "0")
+    wait_for(lambda: set(names(cluster).values()) == {"renamed"}, "the new name")
     cluster.wait_until_ready()
-    assert names(cluster) == {"prefill-0.2": "renamed", "decode-0.2": "renamed"}
+    assert names(cluster) == {"prefill-0": "renamed", "decode-0": "renamed"}
+    assert cluster.pid("decode-0") == pid
+
+
+def test_one_of_several_models_is_renamed_and_never_without_a_replica(cluster, wait_for):
+    want_second(cluster, "small")
+    cluster.wait_until_ready()
+    pid = cluster.pid("small.mixed-0")
+    want_second(cluster, "tiny")
+    assert names(cluster) == {"prefill-0": "fake", "decode-0": "fake", "small.mixed-0": "tiny"}
+    cluster.wait_until_ready()
+    assert cluster.pid("small.mixed-0") == pid
+    os.kill(pid, signal.SIGKILL)
+    wait_for(lambda: names(cluster).get("tiny.mixed-0") == "tiny", "its successor")
+
+
+def want_second(cluster, name):
+    config = cluster.spec.config
+    second = dataclasses.replace(config.model, served_name=name)
+    wish = dataclasses.replace(config, models=(second,), pools=(*config.pools, PoolConfig(role="mixed", model=name)))
+    ray.get(cluster.controller.apply.remote(wish, wish))
 
 
 def test_a_restarted_controller_remembers_what_is_wanted_and_who_took_which_role(cluster, wait_for):

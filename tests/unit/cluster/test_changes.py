@@ -91,6 +91,8 @@ def test_another_model_is_refused_and_other_settings_of_it_are_not(change):
 
 SMALL = ModelConfig(path="/s", served_name="org/small")
 SMALL_POOL = PoolConfig(role="mixed", model="org/small")
+NEXT = ModelConfig(path="/s", served_name="next")
+NEXT_POOL = PoolConfig(role="mixed", model="next")
 
 
 def with_small(**changes):
@@ -114,6 +116,29 @@ def test_settings_of_a_second_model_are_told_by_its_name_and_its_weights_can_not
     assert find_changes(with_small(), with_small(max_model_len=9)) == (told,)
     with pytest.raises(ConfigError, match=r"model\.path is /s and can't become /t"):
         check_same_models(with_small(), with_small(path="/t"))
+
+
+@pytest.mark.parametrize(
+    ("present", "wanted", "old", "new"),
+    [
+        (CONFIG, wanting(model=ModelConfig(path="/m", served_name="n")), "m", "n"),
+        (with_small(), wanting(models=(NEXT,), pools=(*CONFIG.pools, NEXT_POOL)), "org/small", "next"),
+    ],
+    ids=["the first", "a second"],
+)
+def test_another_name_alone_replaces_nothing(present, wanted, old, new):
+    told = Change("change", f"model {old}: its name is {new} from now on, its replicas stay")
+    assert find_changes(present, wanted) == (told,)
+
+
+def test_what_changes_with_the_name_is_told_by_the_new_one():
+    longer, more = dataclasses.replace(NEXT, max_model_len=9), dataclasses.replace(NEXT_POOL, replicas=2)
+    after = wanting(models=(longer,), pools=(*CONFIG.pools, more))
+    assert [change.what for change in find_changes(with_small(), after)] == [
+        "model org/small: its name is next from now on, its replicas stay",
+        "pool next/mixed: 1 replica -> 2 replicas",
+        "model next.max_model_len: None -> 9 (its replicas are replaced, one at a time)",
+    ]
 
 
 def named(path, name):

@@ -31,7 +31,8 @@ def test_a_gang_is_remembered_with_the_pool_it_was_built_for():
 
 def test_a_gang_may_hold_another_slot_and_be_forgotten():
     moved = with_one_gang().with_slot(PREFILL_1, Slot("decode", 4))
-    assert moved.record(PREFILL_1).reassigned == Slot("decode", 4)
+    record = moved.record(PREFILL_1)
+    assert (record.reassigned, record.pool.name) == (Slot("decode", 4), "decode")
     assert moved.without_gang(PREFILL_1).gangs == ()
 
 
@@ -95,15 +96,15 @@ def with_two_models():
     return desired.with_gang(SMALL_MIXED, Slot("mixed", 0, "org-small"))
 
 
-def shown(desired, **settled):
-    """What routers get by the names that the gangs were built with, once the settings are others."""
-    after = dataclasses.replace(desired, resolved=dataclasses.replace(desired.resolved, **settled))
-    built = {MIXED: "m", SMALL_MIXED: "org/small"}
-    addresses = [
-        ReplicaAddress(replica_id=replica_id, role="mixed", endpoint="tcp://h:1", model=name)
-        for replica_id, name in built.items()
-    ]
-    return [(address.replica_id, address.model) for address in after.shown(addresses)]
+def wanting_both(desired, **changes):
+    config = dataclasses.replace(desired.config, **changes)
+    return desired.wanting(config, config)
+
+
+def shown(desired):
+    """What routers get of all gangs."""
+    addresses = [ReplicaAddress(replica_id=name, role="mixed", endpoint="tcp://h:1") for name in (MIXED, SMALL_MIXED)]
+    return [(address.replica_id, address.model) for address in desired.shown(addresses)]
 
 
 def test_each_models_replicas_are_shown_under_its_name():
@@ -112,8 +113,32 @@ def test_each_models_replicas_are_shown_under_its_name():
 
 def test_replicas_of_a_first_model_that_was_renamed_are_shown_under_its_name_of_now():
     renamed = ModelConfig(path="/m", served_name="n")
-    assert shown(with_two_models(), model=renamed) == [(MIXED, "n"), (SMALL_MIXED, "org/small")]
+    assert shown(wanting_both(with_two_models(), model=renamed)) == [(MIXED, "n"), (SMALL_MIXED, "org/small")]
+
+
+def with_second_as(name, **changes):
+    second = dataclasses.replace(SMALL, served_name=name, **changes)
+    pools = (PoolConfig(role="mixed"), PoolConfig(role="mixed", model=name))
+    return wanting_both(with_two_models(), models=(second,), pools=pools)
+
+
+def test_replicas_of_a_second_model_that_was_renamed_hold_its_new_places_as_they_are():
+    renamed = with_second_as("Org/next")
+    record = renamed.record(SMALL_MIXED)
+    assert (record.slot, record.pool.name) == (Slot("mixed", 0, "org-next"), "Org/next/mixed")
+    assert (record.reassigned, renamed.fits(record)) == (record.slot, {"mixed"})
+    assert shown(renamed) == [(MIXED, "m"), (SMALL_MIXED, "Org/next")]
+
+
+def test_replicas_of_a_renamed_model_with_other_settings_answer_until_they_are_replaced():
+    changed = with_second_as("next", max_model_len=9)
+    assert changed.fits(changed.record(SMALL_MIXED)) == frozenset()
+    assert shown(changed) == [(MIXED, "m"), (SMALL_MIXED, "next")]
+
+
+def test_replicas_of_other_weights_are_not_shown_under_a_name_that_differs_in_signs_alone():
+    assert shown(with_second_as("Org-Small", path="/t")) == [(MIXED, "m")]
 
 
 def test_replicas_of_a_model_that_is_gone_are_not_shown_as_the_remaining_ones():
-    assert shown(with_two_models(), models=(), pools=(PoolConfig(role="mixed"),)) == [(MIXED, "m")]
+    assert shown(wanting_both(with_two_models(), models=(), pools=(PoolConfig(role="mixed"),))) == [(MIXED, "m")]

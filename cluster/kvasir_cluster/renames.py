@@ -1,0 +1,51 @@
+"""Models that only get another name: their replicas stay. Pure."""
+
+import dataclasses
+
+from kvasir_protocol.config import ClusterConfig, ModelConfig, model_key
+
+WEIGHT_SETTINGS = ("path", "dtype", "quantization")
+"""Of a model: with others of these, answers are others."""
+
+
+def find_renames(present: ClusterConfig, wanted: ClusterConfig) -> dict[str, str]:
+    """New served names by old ones, of models after the first, whose place tells which it is.
+
+    A name that goes and one that comes are one model's if the weights are the same.
+    """
+    before, after = _names(present), _names(wanted)
+    going = [model for model in present.models if model.served_name not in after]
+    renames: dict[str, str] = {}
+    for model in wanted.models:
+        if model.served_name in before:
+            continue
+        same = next((old for old in going if _weights(old) == _weights(model)), None)
+        # Replicas of two models would have the same names if one took over the key of another that is still there.
+        if same is not None and model_key(model.served_name) not in _keys(present) - {model_key(same.served_name)}:
+            going.remove(same)
+            renames[same.served_name] = model.served_name
+    return renames
+
+
+def rename_models(config: ClusterConfig, renames: dict[str, str]) -> ClusterConfig:
+    """The configuration with the names that `find_renames` found."""
+    return dataclasses.replace(
+        config,
+        models=tuple(
+            dataclasses.replace(model, served_name=renames.get(model.served_name, model.served_name))
+            for model in config.models
+        ),
+        pools=tuple(dataclasses.replace(pool, model=renames.get(pool.model, pool.model)) for pool in config.pools),
+    )
+
+
+def _names(config: ClusterConfig) -> set[str]:
+    return {model.served_name for model in config.all_models}
+
+
+def _keys(config: ClusterConfig) -> set[str]:
+    return {model_key(model.served_name) for model in config.models}
+
+
+def _weights(model: ModelConfig) -> tuple[object, ...]:
+    return tuple(getattr(model, name) for name in WEIGHT_SETTINGS)
