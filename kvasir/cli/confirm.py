@@ -11,4 +11,7 @@ def confirm(question: str, *, is_sure: bool) -> bool:
         return True
     if not sys.stdin.isatty():
         raise ConfigError("there is no terminal to ask at; say --yes")
-    return input(f"{question} [y/N] ").strip().lower() in ("y", "yes")
+    try:
+        return input(f"{question} [y/N] ").strip().lower() in ("y", "yes")
+    except EOFError:  # Ctrl-D
+        return False

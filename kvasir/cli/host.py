@@ -1,13 +1,16 @@
 """What this host has and holds: hardware, and the model's folder."""
 
+import contextlib
 import importlib.metadata
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 from kvasir_cluster.pools import Hardware
 from kvasir_protocol.config import ClusterConfig, ModelConfig, PoolConfig
-from kvasir_protocol.errors import CheckpointError
+from kvasir_protocol.config_tree import blame
+from kvasir_protocol.errors import CheckpointError, ConfigError
 from kvasir_workers.engine_directory.manifest import is_engine_directory, settle
 from kvasir_workers.model.spec import check_max_model_len, read_spec
 from kvasir_workers.parallel.mesh import GangShape, check_shape
@@ -28,9 +31,23 @@ def _count_gpus() -> int:
 
 
 def check_models(config: ClusterConfig) -> None:
-    """The same for all models of a cluster, each with its pools."""
+    """The same for all models of a cluster, each with its pools. Raises ConfigError, with the setting to blame."""
     for model in config.all_models:
-        check_model(model, tuple(pool for pool in config.pools if config.model_of(pool) == model))
+        place = config.place_of(model)
+        with _blaming(place, ("max_model_len",), f"{place}.path"):
+            check_model(model)
+    for index, pool in enumerate(config.pools):
+        with _blaming(f"pools[{index}]", ("tensor_parallel_size", "pipeline_parallel_size"), f"pools[{index}]"):
+            check_model(config.model_of(pool), (pool,))
+
+
+@contextlib.contextmanager
+def _blaming(where: str, settings: tuple[str, ...], otherwise: str) -> Iterator[None]:
+    try:
+        yield
+    except (CheckpointError, ConfigError) as error:
+        found = blame(str(error), settings, where)
+        raise ConfigError(str(error), found if found != where else otherwise) from error
 
 
 def check_model(model: ModelConfig, pools: tuple[PoolConfig, ...] = ()) -> None:

@@ -37,8 +37,7 @@ SIGNS = {"create": "+", "change": "~", "remove": "-"}
 
 def up(options: argparse.Namespace) -> int:
     """Make the cluster as the file says, and wait until it serves. Raises KvasirError."""
-    wish = settle_model(load_config(options.file, {"model": DEMO_MODEL}))
-    check_models(wish)
+    wish = load_config(options.file, {"model": DEMO_MODEL}, _settle)
     phases = Phases(sys.stdout)
     with connect(options.address, wish.name):
         nodes = read_nodes()
@@ -63,6 +62,13 @@ def up(options: argparse.Namespace) -> int:
     phases.say(f"ready in {phases.total_s:.1f} s")
     _show_endpoints(phases, wish, progress)
     return 0
+
+
+def _settle(config: ClusterConfig) -> ClusterConfig:
+    """With absolute paths and all names, if its models can be served like this. Raises ConfigError."""
+    wish = settle_model(config)
+    check_models(wish)
+    return wish
 
 
 def _check_place(config: ClusterConfig) -> None:

@@ -1,7 +1,7 @@
 """The one tree of settings, read from YAML or made from flags, checked at load and frozen."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -29,9 +29,14 @@ MAX_NAME_LENGTH = 128
 """Of a model: it is a part of the names of replicas and of their shared memory, which the system ends at 255."""
 
 
-def _require(condition: bool, message: str) -> None:
+RAYS_OWN = ("CPU", "GPU", "memory", "object_store_memory")
+"""Resources that every host has, in amounts of their own: no mark by which hosts are told apart."""
+
+
+def _require(condition: bool, message: str, setting: str | None = None) -> None:
+    """setting: its path, where the message does not begin with it."""
     if not condition:
-        raise ConfigError(message)
+        raise ConfigError(message, setting)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -213,6 +218,11 @@ class PoolConfig:
 
     def __post_init__(self) -> None:
         _require(self.node_resource != "", f"pool {self.role!r}: node_resource must not be empty; leave it out")
+        _require(
+            self.node_resource not in RAYS_OWN,
+            f"pool {self.role!r}: node_resource must be a mark of your own, as `ray start --resources` gives to hosts, "
+            f"and not {self.node_resource}, which ranks ask for themselves",
+        )
         _require(self.replicas >= 1, f"pool {self.role!r} needs at least one replica, got replicas: {self.replicas}")
         for name in ("tensor_parallel_size", "pipeline_parallel_size"):
             value = getattr(self, name)
@@ -247,6 +257,10 @@ class RouterConfig:
     def __post_init__(self) -> None:
         _require(0 <= self.port <= 65535, f"router.port must be between 0 and 65535, got {self.port}")
         _require(all(self.api_keys), "router.api_keys must not hold an empty key")
+        _require(
+            self.max_inflight_requests >= 1,
+            f"router.max_inflight_requests must be at least 1, got {self.max_inflight_requests}",
+        )
 
 
 SEPARATE_POOLS = (PoolConfig(role="prefill"), PoolConfig(role="decode"))
@@ -294,6 +308,7 @@ class ClusterConfig:
                 pool.num_ranks == 1 or served.quantization in _FOR_ANY_RANKS,
                 f"model.quantization {served.quantization} is not supported for replicas of several ranks yet, which "
                 f"{served.served_name!r} has; leave it out, or take fp8",
+                f"{self.place_of(served)}.quantization",
             )
 
     def _check_models(self) -> None:
@@ -302,11 +317,13 @@ class ClusterConfig:
         _require(
             len(set(names)) == len(names) and len(set(keys)) == len(keys) and all(keys),
             f"models need served names that differ in more than signs and capitals; got {names}",
+            "models",
         )
-        for pool in self.pools:
+        for index, pool in enumerate(self.pools):
             _require(
                 pool.model in ("", *names[1:]),
                 f"pools: {pool.name!r} is of none of the models {names[1:]}, nor of {names[0]!r}, which goes unnamed",
+                f"pools[{index}].model",
             )
 
     @property
@@ -316,6 +333,10 @@ class ClusterConfig:
     def model_of(self, pool: PoolConfig) -> ModelConfig:
         """The one that a pool of this configuration serves."""
         return next(model for model in self.models if model.served_name == pool.model) if pool.model else self.model
+
+    def place_of(self, model: ModelConfig) -> str:
+        """Where one of the models stands in the tree."""
+        return "model" if model == self.model else f"models[{self.models.index(model)}]"
 
 
 def model_key(served_name: str) -> str:
@@ -339,13 +360,22 @@ class ReplicaConfig:
     pipeline_parallel_size: int = 1
 
 
-def load_config(path: Path, defaults: Mapping[str, object]) -> ClusterConfig:
-    """The tree in a YAML file over defaults (a nested mapping). Raises ConfigError naming file, line and key."""
+def load_config(
+    path: Path,
+    defaults: Mapping[str, object],
+    settle: Callable[[ClusterConfig], ClusterConfig] = lambda config: config,
+) -> ClusterConfig:
+    """The tree in a YAML file over defaults (a nested mapping). Raises ConfigError naming file, line and key.
+
+    settle: what else is to be done with it; a ConfigError of that gets the line of its setting, too.
+    """
     document = read_document(path)
-    tree = {} if document.tree is None else document.tree
-    if not isinstance(tree, Mapping):
-        raise ConfigError(f"{path}: expected a mapping with keys such as `model` and `pools`")
+    if not isinstance(document.tree, Mapping):
+        found = "nothing" if document.tree is None else "something else"
+        raise ConfigError(
+            f"{document.place('')}: expected a mapping with keys such as `model` and `pools`, got {found}"
+        )
     try:
-        return build(ClusterConfig, merge(defaults, tree))
+        return settle(build(ClusterConfig, merge(defaults, document.tree)))
     except ConfigError as error:
         raise ConfigError(f"{document.place(error.setting)}: {error}", error.setting) from error

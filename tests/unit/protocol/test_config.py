@@ -80,12 +80,12 @@ def test_tiers_that_can_not_be_are_refused(tmp_path: Path, text: str, complaint:
         load(tmp_path, f"engine: {{{text}}}\n")
 
 
-def test_empty_file_gives_the_defaults(tmp_path: Path) -> None:
-    assert load(tmp_path, "# nothing\n") == ClusterConfig(model=ModelConfig(path="/models/llama", served_name="llama"))
+def test_a_file_that_sets_nothing_gives_the_defaults(tmp_path: Path) -> None:
+    assert load(tmp_path, "{}\n") == ClusterConfig(model=ModelConfig(path="/models/llama", served_name="llama"))
 
 
 def test_default_is_one_prefill_and_one_decode_pool(tmp_path: Path) -> None:
-    assert [pool.role for pool in load(tmp_path, "").pools] == ["prefill", "decode"]
+    assert [pool.role for pool in load(tmp_path, "{}").pools] == ["prefill", "decode"]
 
 
 @pytest.mark.parametrize(
@@ -95,6 +95,8 @@ def test_default_is_one_prefill_and_one_decode_pool(tmp_path: Path) -> None:
         ("modell: {}", "unknown setting 'modell'; did you mean 'model'?"),
         ("router: {zzzz: 1}", "unknown setting 'router.zzzz'; known are host, port"),
         ("pools: [{role: mixed, replica: 1}]", "unknown setting 'pools[0].replica'; did you mean 'replicas'?"),
+        ("port: 80", "unknown setting 'port'; it belongs in 'router'"),
+        ("tensor_parallel_size: 2", "unknown setting 'tensor_parallel_size'; it belongs in 'pools'"),
         ("1: 2", "unknown setting '1'"),
         ("true: 2", "unknown setting 'True'"),
     ],
@@ -108,24 +110,29 @@ def test_unknown_key_names_the_nearest_right_one(tmp_path: Path, text: str, comp
 @pytest.mark.parametrize(
     ("text", "complaint"),
     [
-        ("engine: {page_size: '8'}", "engine.page_size: expected int, got '8'"),
+        ("engine: {page_size: '8'}", "engine.page_size: expected a whole number, got '8'"),
+        ("engine: {kv_cache_bytes: 1.5}", "engine.kv_cache_bytes: expected a size such as 512MiB, got 1.5"),
+        ("model: {served_name: 7}", "model.served_name: expected a text (in quotes), got 7"),
         ("engine: {kv_cache_bytes: much}", "engine.kv_cache_bytes: 'much' is no size; write it like 512MiB"),
-        ("engine: {page_size: 8.0}", "engine.page_size: expected int"),
-        ("engine: {page_size: true}", "engine.page_size: expected int, got True"),
-        ("engine: {page_size: null}", "engine.page_size: expected int, got None"),
-        ("engine: {enable_prefix_caching: 1}", "engine.enable_prefix_caching: expected bool"),
-        ("engine: {scheduling_policy: lifo}", "'lifo' is none of 'fcfs', 'priority', 'longest-prefix'"),
-        ("engine: {admission_policy: all}", "'all' is none of 'max-utilization', 'no-evict'"),
-        ("engine: {device: tpu}", "engine.device: 'tpu' is none of 'auto', 'cpu', 'cuda'"),
-        ("engine: {device: [cpu]}", "engine.device: ['cpu'] is none of"),
+        ("engine: {page_size: 8.0}", "engine.page_size: expected a whole number, got 8.0"),
+        ("engine: {page_size: true}", "engine.page_size: expected a whole number, got True"),
+        ("engine: {page_size: null}", "engine.page_size: expected a whole number, got nothing"),
+        ("engine: {enable_prefix_caching: 1}", "engine.enable_prefix_caching: expected true or false"),
+        ("engine: {scheduling_policy: lifo}", "expected one of 'fcfs', 'priority', 'longest-prefix', got 'lifo'"),
+        ("engine: {admission_policy: all}", "expected one of 'max-utilization', 'no-evict', got 'all'"),
+        ("engine: {device: tpu}", "engine.device: expected one of 'auto', 'cpu', 'cuda', got 'tpu'"),
+        ("engine: {device: [cpu]}", "engine.device: expected one of 'auto', 'cpu', 'cuda', got a list"),
         ("engine: 5", "engine: expected keys and values, got 5"),
         ("engine: [1]", "engine: expected keys and values"),
-        ("handover: {deadline_s: soon}", "handover.deadline_s: expected float"),
+        ("handover: {deadline_s: soon}", "handover.deadline_s: expected a number, got 'soon'"),
         ("router: {api_keys: secret}", "router.api_keys: expected a list"),
-        ("router: {api_keys: [a, 5]}", "router.api_keys[1]: expected str, got 5"),
-        ("pools: {role: mixed}", "pools: expected a list"),
+        (
+            "router: {api_keys: [a, 5]}",
+            "router.api_keys[1]: expected a text (in quotes), got something else, which is not",
+        ),
+        ("pools: {role: mixed}", "pools: expected a list, got keys and values"),
         ("pools: [mixed]", "pools[0]: expected keys and values"),
-        ("pools: [{role: both}]", "pools[0].role: 'both' is none of"),
+        ("pools: [{role: both}]", "pools[0].role: expected one of 'prefill', 'decode', 'mixed', got 'both'"),
         ("pools: [{replicas: 2}]", "pools[0].role is missing"),
     ],
 )
@@ -159,6 +166,8 @@ def test_wrong_type_names_the_path(tmp_path: Path, text: str, complaint: str) ->
         ("handover: {deadline_s: .inf}", "at most 30"),
         ("router: {port: 65536}", "router.port must be between 0 and 65535"),
         ("router: {port: -1}", "router.port must be between 0 and 65535"),
+        ("router: {max_inflight_requests: 0}", "router.max_inflight_requests must be at least 1, got 0"),
+        ("pools: [{role: mixed, node_resource: CPU}]", "node_resource must be a mark of your own"),
         ("router: {api_keys: ['']}", "must not hold an empty key"),
         ("pools: [{role: mixed, replicas: 0}]", "at least one replica"),
         ("engine: {rank_deadline_s: 0}", "rank_deadline_s must be above 0"),
@@ -200,6 +209,17 @@ def test_contradiction_says_what_would_do(tmp_path: Path, text: str, complaint: 
     assert complaint in str(caught.value)
 
 
+TWO_MODELS = """\
+models:
+  - path: /s
+    served_name: s
+    quantization: int8
+pools:
+  - {role: mixed}
+  - {role: mixed, model: s, tensor_parallel_size: 2}
+"""
+
+
 @pytest.mark.parametrize(
     ("text", "line"),
     [
@@ -211,6 +231,13 @@ def test_contradiction_says_what_would_do(tmp_path: Path, text: str, complaint: 
         ("engine:\n  max_num_seqs: 9\n  max_num_batched_tokens: 8\n", 3),
         ("name: a\npools:\n  - role: prefill\n", 2),
         ("router: {port: 80}\nname: Ä\n", 2),
+        ("engine:\n  page_size: 8\n  kv_cache_dtype: int8\n", 3),
+        ("pools:\n  - role: mixed\n  - role: mixed\n    model: s\n", 4),
+        (TWO_MODELS, 4),
+        ("router:\r\n  port: 80\r\nengin: {}\r\n", 3),
+        ("\ufeffrouter:\n  port: 80\nengin: {}\n", 3),
+        ("# nothing\n", 1),
+        ("- model\n", 1),
     ],
 )
 def test_an_error_names_the_line_of_the_file(tmp_path: Path, text: str, line: int) -> None:
@@ -220,11 +247,29 @@ def test_an_error_names_the_line_of_the_file(tmp_path: Path, text: str, line: in
 
 
 @pytest.mark.parametrize(
+    "text", ["router: {api_keys: [{sesame: 1}]}", "router: {api_keys: sesame}", "router: [sesame]"]
+)
+def test_no_message_shows_a_key(tmp_path: Path, text: str) -> None:
+    with pytest.raises(ConfigError, match="router") as caught:
+        load(tmp_path, text)
+    assert "sesame" not in str(caught.value)
+
+
+def test_what_settles_a_configuration_may_blame_a_setting_of_the_file(tmp_path: Path) -> None:
+    def settle(config: ClusterConfig) -> ClusterConfig:
+        raise ConfigError("no such folder", "model.path")
+
+    (tmp_path / "cluster.yaml").write_text("name: a\nmodel:\n  path: /m\n")
+    with pytest.raises(ConfigError, match=r"cluster\.yaml:3: no such folder"):
+        load_config(tmp_path / "cluster.yaml", {"model": MODEL}, settle)
+
+
+@pytest.mark.parametrize(
     ("content", "complaint"),
     [
         (b"a: [", "is not YAML"),
-        (b"\xff\xfe\xfd", "is not YAML"),
-        (b"a: \x07", "is not YAML"),
+        (b"a: 1\n\xff\xfe\xfd", ":2: is not YAML in UTF-8; save it"),
+        (b"a: 1\nb: \x07", ":2: is not YAML: it has the character 0x07"),
         (b"- 1", "expected a mapping"),
         (b"just text", "expected a mapping"),
     ],
@@ -241,7 +286,7 @@ def test_missing_file_is_refused_with_the_reason(tmp_path: Path) -> None:
 
 def test_missing_model_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="model is missing"):
-        load(tmp_path, "", defaults={})
+        load(tmp_path, "{}", defaults={})
 
 
 def test_missing_part_of_the_model_is_named(tmp_path: Path) -> None:

@@ -58,6 +58,23 @@ def test_a_mistake_of_form_names_its_line(tmp_path):
         read(tmp_path, "a: 1\nb: 2\nc: d: e\n")
 
 
+def test_a_tab_is_answered_with_what_to_take_instead(tmp_path):
+    with pytest.raises(ConfigError, match=r"cluster.yaml:2: is not YAML: .*; indent with spaces$"):
+        read(tmp_path, "a:\n\tb: 1\n")
+
+
+@pytest.mark.parametrize("value", ["2001-99-99", "0x_"])
+def test_what_only_looks_like_a_date_or_a_number_is_to_be_quoted(tmp_path, value):
+    with pytest.raises(ConfigError, match=r"cluster.yaml:2: is not YAML: .*; if it is a text, put it in quotes"):
+        read(tmp_path, f"a: 1\nb: {value}\n")
+
+
+@pytest.mark.parametrize("text", ["a: &x [*x]\n", "[" * 5000])
+def test_what_never_ends_is_refused(tmp_path, text):
+    with pytest.raises(ConfigError, match=r"cluster.yaml: .* too deep in each other"):
+        read(tmp_path, text)
+
+
 def test_an_empty_file_has_one_line(tmp_path):
     document = read(tmp_path, "# nothing\n")
     assert document.tree is None

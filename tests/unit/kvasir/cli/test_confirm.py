@@ -18,6 +18,11 @@ def test_only_a_yes_is_one(monkeypatch, capsys, typed, agreed):
     assert capsys.readouterr().out == "Go ahead? [y/N] "
 
 
+def test_the_end_of_what_is_typed_is_no_yes(monkeypatch):
+    monkeypatch.setattr("sys.stdin", Terminal())
+    assert not confirm("Go ahead?", is_sure=False)
+
+
 def test_who_is_sure_is_not_asked(monkeypatch):
     monkeypatch.setattr("sys.stdin", io.StringIO())
     assert confirm("Go ahead?", is_sure=True)

@@ -1,0 +1,71 @@
+"""What `kvasir up` refuses before it asks any Ray: each with the line, and what to do."""
+
+import json
+
+import pytest
+
+from kvasir.cli.main import main
+
+CONFIG = {
+    "architectures": ["LlamaForCausalLM"],
+    "vocab_size": 256,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "rms_norm_eps": 1e-6,
+    "max_position_embeddings": 512,
+}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Of a model with 4 heads and 3 layers."""
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(CONFIG))
+    (folder / "tokenizer.json").write_text("{}")
+    (folder / "model.safetensors").write_bytes(b"")
+    return folder
+
+
+def refusal(tmp_path, capsys, text):
+    (tmp_path / "cluster.yaml").write_text(text)
+    assert main(["up", str(tmp_path / "cluster.yaml"), "--yes"]) == 1
+    return capsys.readouterr().err.removeprefix(f"kvasir: error: {tmp_path}/")
+
+
+@pytest.mark.parametrize(
+    ("rest", "said"),
+    [
+        ("  path: /nowhere\n", "cluster.yaml:2: no model folder /nowhere; give a folder with"),
+        ("  path: {}\n  max_model_len: 513\n", "cluster.yaml:3: max_model_len 513 is beyond the model's 512 positions"),
+        (
+            "  path: {}\npools:\n  - role: mixed\n    tensor_parallel_size: 3\n",
+            "cluster.yaml:5: tensor_parallel_size 3 does not divide the model's 4 heads; set one of 1, 2, 4",
+        ),
+        (
+            "  path: {}\npools:\n  - role: prefill\n  - role: decode\n    pipeline_parallel_size: 4\n",
+            "cluster.yaml:6: pipeline_parallel_size 4 is above the model's 3 layers; lower it",
+        ),
+        (
+            "  path: {}\nmodels:\n  - path: /nowhere\n    served_name: s\npools:\n  - role: mixed\n"
+            "  - {{role: mixed, model: s}}\n",
+            "cluster.yaml:4: no model folder /nowhere",
+        ),
+        (
+            "  path: {}\nmodels:\n  - path: {}\n    served_name: model\npools:\n  - role: mixed\n"
+            "  - {{role: mixed, model: model}}\n",
+            "cluster.yaml:3: models need served names that differ",
+        ),
+    ],
+    ids=["folder", "context", "heads", "layers", "a second folder", "the name that the first has of its folder"],
+)
+def test_what_a_model_does_not_allow_is_refused_with_the_line_that_asks_for_it(tmp_path, folder, capsys, rest, said):
+    text = "model:\n" + rest.format(*[folder] * rest.count("{}"))
+    assert refusal(tmp_path, capsys, text).startswith(said)
+
+
+def test_a_mistake_of_form_is_refused_with_its_line(tmp_path, capsys):
+    said = refusal(tmp_path, capsys, "name: main\npools:\n\t- role: mixed\n")
+    assert said.startswith("cluster.yaml:3: is not YAML") and said.endswith("; indent with spaces\n")
