@@ -13,7 +13,7 @@ from kvasir_cluster.hosts import own_address
 from kvasir_cluster.spec import BuildRank, Rendezvous, RunningRank
 from kvasir_protocol.config import ReplicaConfig
 from kvasir_protocol.errors import CheckpointError, ConfigError, KvasirError, OutOfMemory, PlacementError, RankLost
-from kvasir_protocol.view import Role
+from kvasir_protocol.view import Role, StartPhase
 
 HOPELESS = (CheckpointError, ConfigError, OutOfMemory, PlacementError)
 """Errors that another try with the same configuration can't heal."""
@@ -25,6 +25,7 @@ MEETING_S = 120.0
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RankStarted:
     endpoint: str
+    phases: tuple[StartPhase, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,7 +109,7 @@ class RankActor:
         # What is there now stays: looking through it again would stop the engine for 100 ms each time.
         gc.collect()
         gc.freeze()
-        return RankStarted(endpoint=self._rank.endpoint)
+        return RankStarted(endpoint=self._rank.endpoint, phases=self._rank.start_phases)
 
     def meeting_point(self) -> str:
         """Where this rank, which leads, waits for the others; as soon as it does."""

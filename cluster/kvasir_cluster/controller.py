@@ -145,10 +145,12 @@ class Controller:
 
     def progress(self) -> Progress:
         """How far the cluster has come."""
+        observed = self._observed
         return Progress(
             process_id=os.getpid(),
             phase=self._view.phase,
-            gangs=tuple((gang.replica_id, gang.state) for gang in self._observed),
+            gangs=tuple((gang.replica_id, gang.state) for gang in observed),
+            start_phases=tuple(gang.start_phases for gang in observed),
             news=tuple(self._news),
             routers=self._routers.states,
             fatal=self._fatal,

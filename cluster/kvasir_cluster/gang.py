@@ -13,12 +13,12 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from kvasir_cluster.actors import RankActor, RankRefused, RankStarted
 from kvasir_cluster.placement import NodeResources, Placement, Resource, explain_wait, place
-from kvasir_cluster.plan import Failure, ObservedGang
+from kvasir_cluster.plan import Failure, GangState, ObservedGang
 from kvasir_cluster.probe import HealthProbe, describe_error
 from kvasir_cluster.spec import BuildRank, Timings
 from kvasir_protocol.config import PoolConfig, ReplicaConfig
 from kvasir_protocol.ids import ReplicaId
-from kvasir_protocol.view import ReplicaAddress, Role
+from kvasir_protocol.view import ReplicaAddress, Role, StartPhase
 
 CALLS_AT_ONCE = 8
 """Threads of a rank actor: start and the death sentinel each hold one for long, questions must not wait for them."""
@@ -114,6 +114,7 @@ class Gang:
         self._health = HealthProbe(actors, spec.timings)
         self._starts = {actor.start.remote(): rank for rank, actor in enumerate(actors)}
         self._address: ReplicaAddress | None = None
+        self._start_phases: tuple[StartPhase, ...] = ()
         self._failure: Failure | None = None
 
     @classmethod
@@ -162,7 +163,8 @@ class Gang:
         self._failure = self._failure or self._find_failure(now_s)
         if self._failure is not None:
             return ObservedGang(replica_id=replica_id, state="failed", failure=self._failure)
-        return ObservedGang(replica_id=replica_id, state="starting" if self._starts else "ready")
+        state: GangState = "starting" if self._starts else "ready"
+        return ObservedGang(replica_id=replica_id, state=state, start_phases=self._start_phases)
 
     def _find_failure(self, now_s: float) -> Failure | None:
         failure = self._follow_start(now_s) if self._starts else None
@@ -192,6 +194,7 @@ class Gang:
         if isinstance(answer, RankRefused):
             return Failure(message=answer.message, can_heal=answer.can_heal)
         if rank == LEADER:
+            self._start_phases = answer.phases
             self._address = ReplicaAddress(
                 replica_id=self.replica_id, role=self._spec.replica.role, endpoint=answer.endpoint
             )

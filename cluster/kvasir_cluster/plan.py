@@ -17,7 +17,7 @@ from typing import Literal, cast, get_args
 
 from kvasir_protocol.config import PoolConfig, model_key
 from kvasir_protocol.ids import ReplicaId
-from kvasir_protocol.view import Role
+from kvasir_protocol.view import Role, StartPhase
 
 MAX_FIRST_STARTS = 3
 """Tries of a gang that has never served: one that crashes three times from the start will crash for ever."""
@@ -53,7 +53,8 @@ class ObservedGang:
     """One gang as it was found. failure is set when, and only when, state is "failed".
 
     reassigned: the slot that it has taken instead of the one in its id. fits: roles in whose pools, of its model, it
-    can serve as it is built; a gang that doesn't fit the role it has is outdated.
+    can serve as it is built; a gang that doesn't fit the role it has is outdated. start_phases: how it started, once it
+    has.
     """
 
     replica_id: ReplicaId
@@ -61,6 +62,7 @@ class ObservedGang:
     failure: Failure | None = None
     reassigned: Slot | None = None
     fits: frozenset[Role] = ALL_ROLES
+    start_phases: tuple[StartPhase, ...] = ()
 
     @property
     def slot(self) -> Slot:

@@ -5,12 +5,14 @@ from dataclasses import dataclass
 from kvasir_cluster.plan import GangState
 from kvasir_cluster.router_host import RouterState
 from kvasir_protocol.config import ClusterConfig
+from kvasir_protocol.view import StartPhase
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Progress:
     """How far the cluster has come. news: what happened since the controller lives, oldest first, for a person.
 
+    start_phases: of each gang in its turn, empty until it has started.
     routers: by host address, those that the controller placed; None where nothing is known of one yet.
     fatal: why it can't come up as it is configured; nothing is tried any more.
     """
@@ -19,6 +21,7 @@ class Progress:
     phase: str
     gangs: tuple[tuple[str, GangState], ...]
     news: tuple[str, ...]
+    start_phases: tuple[tuple[StartPhase, ...], ...] = ()
     routers: tuple[tuple[str, RouterState | None], ...] = ()
     fatal: str | None = None
 

@@ -6,7 +6,7 @@ from typing import Protocol
 
 from kvasir_cluster.plan import Pacing
 from kvasir_protocol.config import ClusterConfig, ReplicaConfig
-from kvasir_protocol.view import Role
+from kvasir_protocol.view import Role, StartPhase
 
 
 class RunningRank(Protocol):
@@ -21,6 +21,10 @@ class RunningRank(Protocol):
     @property
     def num_streams(self) -> int:
         """Requests that it holds."""
+
+    @property
+    def start_phases(self) -> tuple[StartPhase, ...]:
+        """What its start was made of, in order, if it leads."""
 
     def change_role(self, role: Role) -> None:
         """Call itself otherwise; whatever it is doing goes on."""

@@ -26,9 +26,9 @@ class Phases:
     def done(self, name: str, seconds: float) -> None:
         """A phase is over."""
         if self._console.is_terminal:
-            self._console.print(f"  [green]✓[/green] {name:<22}[dim]{seconds:5.1f} s[/dim]")
+            self._console.print(f"  [green]✓[/green] {name:<22} [dim]{seconds:4.1f} s[/dim]")
         else:
-            self.say(f"  {name:<24}{seconds:5.1f} s")
+            self.say(f"  {name:<24} {seconds:4.1f} s")
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:

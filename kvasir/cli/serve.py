@@ -125,9 +125,11 @@ class LocalServer:
             if progress is None:
                 continue
             self._check(progress)
-            for replica_id, state in progress.gangs:
+            for (replica_id, state), start_phases in zip(progress.gangs, progress.start_phases, strict=True):
                 if state == "ready" and replica_id not in shown:
                     shown.add(replica_id)
+                    for phase in start_phases:
+                        self._phases.done(f"{phase.name} of {replica_id}", phase.seconds)
                     self._phases.done(replica_id, time.monotonic() - started_at)
 
     def _controller_spec(self) -> "ControllerSpec":

@@ -34,6 +34,14 @@ class ClusterView:
         return replace(self, replicas=tuple(each for each in self.replicas if each.model in ("", name)))
 
 
+@dataclass(frozen=True, slots=True)
+class StartPhase:
+    """A part of a replica's start, for a person, and how long it took."""
+
+    name: str
+    seconds: float
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReplicaInfo:
     """What a replica says of itself when a router greets it.

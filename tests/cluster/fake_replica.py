@@ -12,10 +12,12 @@ from pathlib import Path
 from kvasir_cluster.spec import Rendezvous
 from kvasir_protocol.config import ReplicaConfig
 from kvasir_protocol.errors import CheckpointError
-from kvasir_protocol.view import ReplicaInfo, Role
+from kvasir_protocol.view import ReplicaInfo, Role, StartPhase
 
 
 class FakeReplica:
+    start_phases = (StartPhase("weights", 0.25),)
+
     def __init__(self, config: ReplicaConfig, rank: int) -> None:
         self._orders = Path(config.model.path)
         self._name = f"{rank}:{config.replica_id}"

@@ -21,6 +21,7 @@ def test_both_pools_come_up_and_enter_the_view(start_cluster):
         ("decode-0", "decode"),
     ]
     assert view.phase == "ready"
+    assert [[phase.name for phase in phases] for phases in cluster.progress().start_phases] == [["weights"]] * 2
 
 
 def test_killed_replica_is_replaced_under_a_new_id(start_cluster, wait_for):

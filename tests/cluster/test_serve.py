@@ -13,6 +13,8 @@ from serving import KVASIR, Serving, is_alive
 
 ANSWERED = "Norse"
 
+PARTS = ("weights", "warm-up", "test answer")
+
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
@@ -45,7 +47,8 @@ def kvasir(*arguments, given=""):
 
 
 def test_every_phase_of_the_start_is_shown_with_its_seconds(server):
-    for phase in ("ray", "prefill-0", "decode-0", "router", "ready in"):
+    parts = [f"{part} of {replica}" for replica in ("prefill-0", "decode-0") for part in PARTS]
+    for phase in ("ray", *parts, "prefill-0", "decode-0", "router", "ready in"):
         (line,) = [line for line in server.output.splitlines() if line.strip().startswith(phase)]
         assert line.endswith(" s")
 

@@ -4,13 +4,15 @@
 """
 
 import argparse
+import contextlib
 import dataclasses
 import os
 import secrets
 import signal
 import socket as os_socket
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from threading import Event
 from typing import Protocol
@@ -27,7 +29,7 @@ from kvasir_protocol.ids import RequestId
 from kvasir_protocol.messages import PageSegment
 from kvasir_protocol.request import GenerationRequest, SamplingParams
 from kvasir_protocol.sockets import bind_publisher, bind_server, load_or_create_secret, start_gatekeeper
-from kvasir_protocol.view import ReplicaInfo, Role
+from kvasir_protocol.view import ReplicaInfo, Role, StartPhase
 from kvasir_workers.kv.event_log import KvEventLog
 from kvasir_workers.kv.event_server import EventSockets, KvEventServer
 from kvasir_workers.kv.offload.open_tiers import OpenTiers, open_tiers
@@ -60,22 +62,26 @@ class Replica:
 
     open_gang: makes the gang that it leads, if its configuration asks for several ranks, with this name for the shared
     memory of their pages; without it the others are children of this process.
+    start_phases: what its start is made of, as far as it has come; complete after `start`.
     """
 
     def __init__(self, config: ReplicaConfig, secret: bytes, open_gang: "Callable[[str], Gang] | None" = None) -> None:
         if config.engine.num_threads is not None:
             torch.set_num_threads(config.engine.num_threads)
         self._config = config
+        self.start_phases: tuple[StartPhase, ...] = ()
         self._is_serving = False
         self._tiers: OpenTiers | None = None
         self._gang: Gang | None = None
         self._page_listener: os_socket.socket | None = None
         remove_abandoned_segments()
-        self._loaded = self._load(open_gang)
+        with self._phase("weights"):
+            self._loaded = self._load(open_gang)
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._gatekeeper = start_gatekeeper(self._context, secret)
         try:
-            self._loaded = make_ready(self._loaded, config.engine)
+            with self._phase("warm-up"):
+                self._loaded = make_ready(self._loaded, config.engine)
             socket, self.endpoint = bind_server(self._context, secret, config.host, config.port)
             self._page_listener, page_endpoint = listen_for_pages(config.host)
             self._events = _EventsDesk(self._context, config, secret) if config.engine.publish_kv_events else None
@@ -97,6 +103,12 @@ class Replica:
         except BaseException:
             self._close()
             raise
+
+    @contextlib.contextmanager
+    def _phase(self, name: str) -> Iterator[None]:
+        began_s = time.monotonic()
+        yield
+        self.start_phases = (*self.start_phases, StartPhase(name, time.monotonic() - began_s))
 
     def _load(self, open_gang: "Callable[[str], Gang] | None") -> LoadedModel:
         config, shape = self._config, shape_of(self._config)
@@ -160,7 +172,8 @@ class Replica:
 
     def start(self) -> None:
         """Send a canary through the model, then serve."""
-        _run_canary(self._loaded, self._config)
+        with self._phase("test answer"):
+            _run_canary(self._loaded, self._config)
         self._pusher.start()
         if self._events is not None:
             self._events.server.start()

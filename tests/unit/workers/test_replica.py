@@ -55,6 +55,15 @@ def test_restarted_replica_never_has_a_segment_of_its_old_name(checkpoint: Path)
     assert all(name.startswith(f"{PREFIX}-decode-0-") for name in (first, second))
 
 
+def test_parts_of_a_start_are_told_in_their_order(checkpoint: Path) -> None:
+    replica = Replica(config(checkpoint), SECRET)
+    assert [phase.name for phase in replica.start_phases] == ["weights", "warm-up"]
+    replica.start()
+    replica.stop()
+    assert [phase.name for phase in replica.start_phases] == ["weights", "warm-up", "test answer"]
+    assert all(phase.seconds >= 0 for phase in replica.start_phases)
+
+
 def test_replica_that_cannot_listen_leaves_nothing(checkpoint: Path) -> None:
     replica = Replica(config(checkpoint), SECRET)
     replica.start()

@@ -34,6 +34,9 @@ class HostedRank:
     num_streams = 0
     """Its leader counts them."""
 
+    start_phases = ()
+    """Its leader's are the gang's."""
+
     def __init__(self, config: ReplicaConfig, secret: bytes, rank: int, address: str) -> None:
         if config.engine.num_threads is not None:
             torch.set_num_threads(config.engine.num_threads)
