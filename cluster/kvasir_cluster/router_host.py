@@ -63,12 +63,12 @@ class RouterHost:
             self._order = None  # as it was before is another order, too
             self._fail(error)
             return
-        if self._router is not None:
-            self._leaving.append(self._router)
+        predecessor = self._router
         # The newcomer shares the socket, so that whoever connects meanwhile is served by one or the other.
         self._start(order, listener)
-        for router in self._leaving:
-            router.ask_to_stop()
+        if predecessor is not None:
+            predecessor.ask_to_leave()
+            self._leaving.append(predecessor)
 
     def _start(self, order: RouterOrder, listener: socket) -> None:
         self._router = RouterProcess(router_command(order, listener), listener)

@@ -123,6 +123,11 @@ class RouterProcess:
         if self._process is not None and self._process.poll() is None:
             self._process.send_signal(signal.SIGTERM)
 
+    def ask_to_leave(self) -> None:
+        """The same where another has the socket, too: what runs may take half a minute to end."""
+        if self._process is not None and self._process.poll() is None:
+            self._process.send_signal(signal.SIGUSR1)
+
     def has_stopped(self) -> bool:
         return self._process is None or self._process.poll() is not None
 

@@ -6,6 +6,7 @@ import contextlib
 import gc
 import logging
 import os
+import signal
 import socket
 import sys
 from collections.abc import Sequence
@@ -25,7 +26,11 @@ from kvasir_router.settings import RouterSettings, ServedModel, parse_replicas, 
 GRACE_S = 4
 """For running answers after SIGTERM; together with the closing of the links it stays below 5 s."""
 
-PARENT_CHECK_S = 0.5
+LEAVE_S = 30.0
+"""The same after SIGUSR1, when a successor has the socket: as long as the streams of a replica that leaves."""
+
+CHECK_S = 0.5
+"""Between two looks at what tells nothing by itself: whether the parent is gone, whether the last answer has ended."""
 
 BACKLOG = 2048
 
@@ -88,21 +93,40 @@ def _bind(host: str, port: int) -> socket.socket:
 
 
 async def serve(server: uvicorn.Server, listener: socket.socket, parent_pid: int | None) -> None:
-    """Until SIGTERM or SIGINT, or until the parent is gone."""
-    watcher = asyncio.create_task(_stop_with_parent(server, parent_pid)) if parent_pid is not None else None
+    """Until SIGTERM or SIGINT, or until the parent is gone; after SIGUSR1, until what runs has ended."""
+    asked_to_leave = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, asked_to_leave.set)
+    watchers = [asyncio.create_task(_leave(server, asked_to_leave))]
+    if parent_pid is not None:
+        watchers.append(asyncio.create_task(_stop_with_parent(server, parent_pid)))
     try:
         await server.serve(sockets=[listener])
     finally:
-        if watcher is not None:
+        for watcher in watchers:
             watcher.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await watcher
 
 
+async def _leave(server: uvicorn.Server, asked: asyncio.Event) -> None:
+    """Once asked to, take nothing new, let what runs end, and stop. SIGTERM still stops at once."""
+    await asked.wait()
+    if server.started:
+        for listener in server.servers:
+            listener.close()
+        for connection in list(server.server_state.connections):
+            connection.shutdown()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(LEAVE_S):
+                while server.server_state.connections:
+                    await asyncio.sleep(CHECK_S)
+    server.should_exit = True
+
+
 async def _stop_with_parent(server: uvicorn.Server, parent_pid: int) -> None:
     """An orphan gets another parent; that is how the death of a killed one is seen."""
     while os.getppid() == parent_pid:
-        await asyncio.sleep(PARENT_CHECK_S)
+        await asyncio.sleep(CHECK_S)
     logging.getLogger(__name__).warning("parent %d is gone, stopping", parent_pid)
     server.should_exit = True
 

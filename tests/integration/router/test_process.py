@@ -106,6 +106,33 @@ async def test_stopping_router_ends_a_stream_that_does_not_end_by_itself(
         await mixed.until(lambda replica: not replica.held)
 
 
+async def test_router_with_a_successor_takes_nothing_new_and_ends_its_streams_whole(
+    make_replica: MakeReplica, command: Command
+) -> None:
+    mixed, port = make_replica("mixed-0"), free_port()
+    mixed.faults.pause_at = 1
+    async with listening([mixed]), running([*command(mixed), "--port", str(port)], port) as (process, client):
+        await until_healthy(client)
+        async with client.stream("POST", "/v1/chat/completions", json={**CHAT, "stream": True}) as response:
+            chunks = response.aiter_bytes()
+            assert TEXT[:3].encode() in await anext(chunks)
+            process.send_signal(signal.SIGUSR1)
+            await asyncio.wait_for(until_refused(port), DEADLINE_S)
+            mixed.faults.resumed.set()
+            rest = b"".join([chunk async for chunk in chunks])
+            assert rest.endswith(b"data: [DONE]\n\n")
+        assert await asyncio.wait_for(process.wait(), DEADLINE_S) == 0
+
+
+async def until_refused(port: int) -> None:
+    while True:
+        try:
+            socket.create_connection(("127.0.0.1", port)).close()
+        except ConnectionRefusedError:
+            return
+        await asyncio.sleep(0.05)
+
+
 async def test_router_takes_a_listening_socket_of_its_parent(make_replica: MakeReplica, command: Command) -> None:
     mixed = make_replica("mixed-0")
     with socket.create_server(("127.0.0.1", 0)) as listener:

@@ -89,6 +89,17 @@ def test_a_living_router_is_left_alone_and_ends_when_asked(run):
     poll(router.has_stopped)
 
 
+def test_a_router_that_has_a_successor_hears_it_otherwise(run, listener):
+    router = run(
+        "import signal, socket, sys\n"
+        "signal.signal(signal.SIGUSR1, lambda *_: sys.exit(0))\n"
+        "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n" + ANSWER_HEALTH
+    )
+    poll(router.health)
+    router.ask_to_leave()
+    poll(router.has_stopped)
+
+
 @pytest.fixture
 def command(listener):
     config = ClusterConfig(
