@@ -184,7 +184,6 @@ class Controller:
         """
         with self._ending:
             if not self._has_ended:
-                self._view = dataclasses.replace(self._view, phase=STOPPING)
                 self._end_all()
                 self._has_ended = True
                 timer = threading.Timer(FAREWELL_S, lambda: ray.kill(self._itself, no_restart=True))
@@ -192,8 +191,11 @@ class Controller:
                 timer.start()
 
     def _end_all(self) -> None:
-        self._stopping.set()
+        with self._turn:  # what was asked for before is done first
+            self._stopping.set()
         self._loop.join()
+        # Only now: its last step tells a phase, too.
+        self._view = dataclasses.replace(self._view, phase=STOPPING)
         # Should this process die before the end, the next one goes on with it.
         self._want(dataclasses.replace(self._desired, is_ending=True))
         if self._spec.places_routers:

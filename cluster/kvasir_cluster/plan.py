@@ -25,6 +25,9 @@ MAX_FIRST_STARTS = 3
 GangState = Literal["starting", "ready", "draining", "failed"]
 """draining: it takes nothing new, and is stopped when it has ended what it has."""
 
+READY = "ready"
+"""The phase of a cluster of which every replica serves as it should."""
+
 STOPPING = "stopping"
 """The phase of a cluster that is being taken away."""
 
@@ -284,4 +287,4 @@ def describe_phase(slots: Iterable[Slot], gangs: Iterable[ObservedGang]) -> str:
     leaving = [gang.replica_id for gang in found if gang.state == "draining"]
     if missing:
         return f"waiting for {', '.join(missing)}"
-    return f"draining {', '.join(leaving)}" if leaving else "ready"
+    return f"draining {', '.join(leaving)}" if leaving else READY

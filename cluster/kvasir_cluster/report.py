@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from kvasir_cluster.plan import GangState
+from kvasir_cluster.plan import READY, GangState
 from kvasir_cluster.router_host import RouterState
 from kvasir_protocol.config import ClusterConfig
 from kvasir_protocol.view import StartPhase
@@ -29,9 +29,15 @@ class Progress:
     def is_ready(self) -> bool:
         """Every replica serves, and every router reaches them all."""
         num_serving = sum(state == "ready" for _, state in self.gangs)
-        return self.phase == "ready" and all(
+        return self.phase == READY and all(
             state is not None and (state.num_live or 0) >= num_serving for _, state in self.routers
         )
+
+    @property
+    def router_failure(self) -> str | None:
+        """Why the first router that can't serve can't; it is tried again now and then."""
+        failures = ((address, state.failure) for address, state in self.routers if state is not None)
+        return next((f"router on {address}: {failure}" for address, failure in failures if failure is not None), None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

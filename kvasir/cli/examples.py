@@ -9,12 +9,13 @@ QUESTION = "Who was Kvasir?"
 
 
 def describe(config: ClusterConfig) -> str:
-    """One line: the model, where it computes, and with which replicas."""
+    """One line: the models, where they compute, and with which replicas."""
+    models = ", ".join(f"{model.served_name} from {model.path}" for model in config.all_models)
     pools = " + ".join(f"{pool.replicas} {pool.name}" for pool in config.pools)
     engine = config.engine
     threads = f"{engine.num_threads} thread{'s' if engine.num_threads != 1 else ''} each"
     where = f"{engine.device}, {threads}" if engine.device == "cpu" else engine.device
-    return f"serving {config.model.served_name} from {config.model.path} ({pools}; {where})"
+    return f"serving {models} ({pools}; {where})"
 
 
 def show_examples(phases: Phases, config: ClusterConfig, url: str) -> None:

@@ -5,6 +5,7 @@ import secrets
 import sys
 import time
 from collections.abc import Iterable
+from typing import Protocol
 
 from kvasir.cli.confirm import confirm
 from kvasir.cli.host import check_models
@@ -19,7 +20,7 @@ from kvasir_cluster.gang import read_nodes
 from kvasir_cluster.handle import ClusterHandle
 from kvasir_cluster.hosts import Host, list_hosts
 from kvasir_cluster.placement import check_fits
-from kvasir_cluster.plan import STOPPING
+from kvasir_cluster.plan import READY, STOPPING
 from kvasir_cluster.pools import resolve_over, resource_of
 from kvasir_cluster.report import ClusterReport, Progress
 from kvasir_cluster.spec import ControllerSpec
@@ -58,7 +59,7 @@ def up(options: argparse.Namespace) -> int:
         elif changes or (report is not None and report.progress.fatal is not None):
             answer(controller.apply.remote(wish, config))
         num_told = len(report.progress.news) if report is not None else 0
-        progress = _wait_until_ready(phases, ClusterHandle(controller), num_told)
+        progress = wait_until_ready(phases, ClusterHandle(controller), num_told)
     phases.say(f"ready in {phases.total_s:.1f} s")
     _show_endpoints(phases, wish, progress)
     return 0
@@ -113,8 +114,17 @@ def _controller_spec(wish: ClusterConfig, config: ClusterConfig) -> ControllerSp
     )
 
 
-def _wait_until_ready(phases: Phases, cluster: ClusterHandle, num_told: int) -> Progress:
-    """Tell what happens, but for the first num_told news, until all serve. Raises ServiceUnavailable."""
+class Answering(Protocol):
+    """A controller, as `ClusterHandle` asks it."""
+
+    def poll(self, timeout_s: float) -> Progress | None: ...
+
+
+def wait_until_ready(phases: Phases, cluster: Answering, num_told: int) -> Progress:
+    """Tell what happens, but for the first num_told news, until all serve.
+
+    Raises ServiceUnavailable where that will not be before somebody does something.
+    """
     with phases.spinner("waiting for replicas and routers"):
         while True:
             progress = cluster.poll(POLL_S)
@@ -128,6 +138,10 @@ def _wait_until_ready(phases: Phases, cluster: ClusterHandle, num_told: int) -> 
                 raise ServiceUnavailable(f"{progress.fatal}. Correct the file and `kvasir up` again, or `kvasir down`")
             if progress.is_ready:
                 return progress
+            if progress.phase == READY and progress.router_failure is not None:
+                raise ServiceUnavailable(
+                    f"{progress.router_failure}. Put that right, and the cluster goes on by itself"
+                )
             time.sleep(POLL_S)
 
 

@@ -1,10 +1,16 @@
-"""What `kvasir up` refuses before it asks any Ray: each with the line, and what to do."""
+"""What `kvasir up` refuses before it asks any Ray, each with the line and what to do; and how it waits."""
 
+import io
 import json
 
 import pytest
 
 from kvasir.cli.main import main
+from kvasir.cli.phases import Phases
+from kvasir.cli.up import wait_until_ready
+from kvasir_cluster.report import Progress
+from kvasir_cluster.router_host import RouterState
+from kvasir_protocol.errors import ServiceUnavailable
 
 CONFIG = {
     "architectures": ["LlamaForCausalLM"],
@@ -69,3 +75,39 @@ def test_what_a_model_does_not_allow_is_refused_with_the_line_that_asks_for_it(t
 def test_a_mistake_of_form_is_refused_with_its_line(tmp_path, capsys):
     said = refusal(tmp_path, capsys, "name: main\npools:\n\t- role: mixed\n")
     assert said.startswith("cluster.yaml:3: is not YAML") and said.endswith("; indent with spaces\n")
+
+
+class Controller:
+    """Answers what it was given, one after the other."""
+
+    def __init__(self, *answers):
+        self._answers = iter(answers)
+
+    def poll(self, timeout_s):
+        del timeout_s
+        return next(self._answers)
+
+
+def progress(phase="ready", failure=None, **told):
+    router = RouterState(url="http://h:1", num_live=None if failure else 1, failure=failure)
+    told = {"news": (), **told}
+    return Progress(process_id=1, phase=phase, gangs=(("mixed-0", "ready"),), routers=(("h", router),), **told)
+
+
+def test_news_are_told_once_until_all_serve():
+    output = io.StringIO()
+    told, ready = progress("waiting for mixed-0", news=("old", "starting mixed-0")), progress(news=("old", "new", "er"))
+    assert wait_until_ready(Phases(output), Controller(None, told, ready), num_told=1) is ready
+    assert [line.strip() for line in output.getvalue().splitlines()] == ["starting mixed-0", "er"]
+
+
+def test_what_can_not_come_up_is_not_waited_for():
+    with pytest.raises(ServiceUnavailable, match=r"no room\. Correct the file"):
+        wait_until_ready(Phases(io.StringIO()), Controller(progress("waiting", fatal="no room")), num_told=0)
+
+
+def test_a_router_that_can_not_serve_is_not_waited_for_once_all_replicas_do():
+    taken = "can't listen on h port 1"
+    controller = Controller(progress("waiting for mixed-0", failure=taken), progress(failure=taken))
+    with pytest.raises(ServiceUnavailable, match=rf"router on h: {taken}\. Put that right"):
+        wait_until_ready(Phases(io.StringIO()), controller, num_told=0)
