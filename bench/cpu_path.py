@@ -259,7 +259,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--paths", nargs="*", choices=["by-op", "torch"], default=["by-op", "torch"], help="beside native"
     )
-    parser.add_argument("--quantization", nargs="+", choices=SCHEMES, default=[], help="each as one more path")
+    parser.add_argument("--quantization", nargs="+", choices=_INTEGERS, default=[], help="each as one more path")
     options = parser.parse_args(arguments)
     spec = read_shape(options.shape)
     models = make_models(options, spec)
