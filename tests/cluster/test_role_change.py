@@ -59,9 +59,16 @@ class Served:
         status = httpx.get(f"{self.url}/status", timeout=30, trust_env=False).json()
         return {replica["id"]: replica for replica in status["replicas"]}
 
-    def ask(self, question: str) -> str:
+    def process_ids(self) -> dict[str, int]:
+        return {replica_id: replica["info"]["process_id"] for replica_id, replica in self.replicas().items()}
+
+    def models(self) -> list[str]:
+        models = httpx.get(f"{self.url}/v1/models", timeout=30, trust_env=False).json()["data"]
+        return [model["id"] for model in models]
+
+    def ask(self, question: str, model: str = DEMO_MODEL_NAME) -> str:
         body = {
-            "model": DEMO_MODEL_NAME,
+            "model": model,
             "messages": [{"role": "user", "content": question}],
             "temperature": 0,
             "max_tokens": MAX_TOKENS,
@@ -117,3 +124,12 @@ def test_a_router_with_other_settings_takes_over_from_the_one_before(served, wai
     ask = {"url": f"{served.url}/v1/models", "timeout": 30, "trust_env": False}
     wait_for(lambda: httpx.get(**ask).status_code == 401, "router that asks for a key")
     assert httpx.get(**ask, headers={"Authorization": "Bearer sesame"}).status_code == 200
+
+
+def test_a_model_with_another_name_answers_with_the_replicas_that_it_has(served, wait_for):
+    undisturbed, before = served.ask(QUESTIONS[0]), served.process_ids()
+    model = dataclasses.replace(served.config.model, served_name="other")
+    served.want(dataclasses.replace(served.config, model=model))
+    wait_for(lambda: served.models() == ["other"] and served.progress().is_ready, "router with the new name")
+    assert served.ask(QUESTIONS[0], "other") == undisturbed
+    assert served.process_ids() == before
