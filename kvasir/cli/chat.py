@@ -9,14 +9,16 @@ PROMPT = "you> "
 
 
 class Chat:
-    """The talk so far, and the server that goes on with it."""
+    """The talk so far, and the server that goes on with it. model: one of those that it serves; None is the first."""
 
-    def __init__(self, url: str, api_key: str | None, system: str | None, max_tokens: int | None) -> None:
+    def __init__(
+        self, url: str, api_key: str | None, system: str | None, max_tokens: int | None, model: str | None = None
+    ) -> None:
         self._server = ServerApi(url, api_key)
         self._max_tokens = max_tokens
         self._opening: list[Message] = [{"role": "system", "content": system}] if system else []
         self._messages = list(self._opening)
-        self.model = self._server.first_model()
+        self.model = model or self._server.first_model()
 
     def clear(self) -> None:
         """Forget all but the system message."""

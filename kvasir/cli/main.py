@@ -80,6 +80,7 @@ def build_parser() -> argparse.ArgumentParser:
     for command in (status, chat):
         command.add_argument("--url", default=DEFAULT_URL, help="where it listens (default: %(default)s)")
         command.add_argument("--api-key", metavar="KEY", help="default: the environment's KVASIR_API_KEY")
+    chat.add_argument("--model", metavar="NAME", help="with whom to talk (default: the first of /v1/models)")
     chat.add_argument("--system", metavar="TEXT", help="a system message before the talk")
     chat.add_argument("--max-tokens", type=int, metavar="N", help="the longest answer")
     add_bench_options(commands.add_parser("bench", help="measure what it costs"))
@@ -130,7 +131,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             case _:
                 from kvasir.cli.chat import Chat, talk
 
-                return talk(Chat(options.url, options.api_key, options.system, options.max_tokens))
+                return talk(Chat(options.url, options.api_key, options.system, options.max_tokens, options.model))
     except KvasirError as error:
         print(f"kvasir: error: {error}", file=sys.stderr)
         return 1

@@ -35,7 +35,7 @@ class ServerApi:
         return self._get("/status")
 
     def first_model(self) -> str:
-        """The name of the model that is served."""
+        """The name of the model that is served, or of the first where there are several."""
         return str(self._get("/v1/models")["data"][0]["id"])
 
     def count_tokens(self, model: str, text: str) -> int | None:

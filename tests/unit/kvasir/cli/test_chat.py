@@ -132,3 +132,8 @@ def test_a_missing_key_is_asked_for_and_a_given_one_is_sent(server):
 
 def test_an_url_with_the_api_path_is_understood(server):
     assert Chat(f"{server.url}/v1/", None, None, None).model == "demo"
+
+
+def test_a_model_that_was_named_is_talked_with(server):
+    list(Chat(server.url, None, None, None, "other").answer("one"))
+    assert server.bodies[0]["model"] == "other"
