@@ -57,7 +57,7 @@ def test_sizes_may_have_a_unit(tmp_path: Path) -> None:
 
 
 def test_tiers_are_off_until_they_have_a_budget(tmp_path: Path) -> None:
-    assert (load(tmp_path, "").engine.host_cache_bytes, load(tmp_path, "").engine.disk_cache_bytes) == (0, 0)
+    assert (load(tmp_path, "{}").engine.host_cache_bytes, load(tmp_path, "{}").engine.disk_cache_bytes) == (0, 0)
     text = "engine: {host_cache_bytes: 10, disk_cache_bytes: 20, disk_cache_path: /cache}\n"
     engine = load(tmp_path, text).engine
     assert (engine.host_cache_bytes, engine.disk_cache_bytes, engine.disk_cache_path) == (10, 20, "/cache")
