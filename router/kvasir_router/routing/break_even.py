@@ -24,14 +24,16 @@ def share_held_up(replicas: Sequence[ReplicaLoad]) -> float | None:
     """Of the tokens, how many would wait for a prompt if all replicas shared all work; None while it isn't known.
 
     A prompt's step comes between two tokens of each stream beside it: so many such steps a second, each time a step
-    between two tokens, is the share.
+    between two tokens, is the share. Each replica would have as many tokens to say a second as any other: where one
+    decodes for all, its own steps are longer than they would be.
     """
     steps = [load.rates.prefill_steps_per_s for load in replicas]
     known_steps = [rate for rate in steps if rate is not None]
-    gaps_s = [load.rates.decode_step_s for load in replicas if load.rates.decode_step_s is not None]
-    if len(known_steps) < len(replicas) or not gaps_s:
+    decodes = [load.rates.decode_step for load in replicas if load.rates.decode_step is not None]
+    if len(known_steps) < len(replicas) or not decodes:
         return None
-    return sum(known_steps) / len(replicas) * max(gaps_s)
+    tokens_per_s = sum(step.tokens_per_s for step in decodes) / len(replicas)
+    return sum(known_steps) / len(replicas) * max(step.seconds_at(tokens_per_s) for step in decodes)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

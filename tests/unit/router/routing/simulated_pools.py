@@ -6,16 +6,20 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import count, pairwise
 
+from kvasir_protocol.events import EngineCounters, HandoverCounters, ReplicaStats, StepTimes
 from kvasir_protocol.ids import ReplicaId
 from kvasir_protocol.view import Role
 from kvasir_router.routing.load import ReplicaLoad
 from kvasir_router.routing.policy import RequestShape, RoutingPolicy
-from kvasir_router.routing.rates import ReplicaRates
+from kvasir_router.routing.rates import RateMeter
 
 STEP_S, SEQUENCE_S, PROMPT_TOKEN_S, HANDOVER_S = 0.9e-3, 0.1e-3, 1 / 12_000, 3e-3
 """What a step takes: itself, each sequence that decodes, each token of a prompt; about those of the demo model."""
 
 CHUNK = 256
+
+STATS_S = 0.5
+"""From one word of a replica to the next."""
 
 
 @dataclass
@@ -65,18 +69,41 @@ class Replica:
         self._running: list[Asked] = []
         self._line: list[Asked] = []
         self._is_busy = False
-        self._prompt_tokens, self._prompt_s, self._prompt_steps, self._step_s = 0, 0.0, 0, STEP_S
+        self._said = self._prompt_tokens = self._prompt_steps = self._decode_steps = self._num_passed_on = 0
+        self._prompt_s = self._decode_s = 0.0
+        self._meter = RateMeter(lambda: clockwork.now)
+        self._told_at = float("-inf")
 
     def load(self) -> ReplicaLoad:
-        rates = ReplicaRates(
-            prefill_tokens_per_s=self._prompt_tokens / self._prompt_s if self._prompt_s else None,
-            prefill_steps_per_s=self._prompt_steps / max(self._clockwork.now, 0.5),
-            decode_step_s=self._step_s,
-            handover_s=HANDOVER_S,
-        )
+        if self._clockwork.now - self._told_at >= STATS_S:
+            self._told_at = self._clockwork.now
+            self._meter.note(self._stats())
+        rates = self._meter.rates()
         waiting = sum(asked.prompt for asked in self._line)
         return ReplicaLoad(
             replica_id=self.name, role=self.role, num_inflight=self.num_streams, prefill_tokens=waiting, rates=rates
+        )
+
+    def _stats(self) -> ReplicaStats:
+        return ReplicaStats(
+            replica_id=self.name,
+            num_running=len(self._running),
+            num_waiting=len(self._line),
+            num_pages=1,
+            num_used_pages=0,
+            engine=EngineCounters(
+                num_steps=self._prompt_steps + self._decode_steps,
+                computed_prompt_tokens=self._prompt_tokens,
+                generated_tokens=self._said,
+            ),
+            handover=HandoverCounters(pushed_requests=self._num_passed_on, exposed_s=self._num_passed_on * HANDOVER_S),
+            resident_bytes=0,
+            step_times=StepTimes(
+                prefill_s=self._prompt_s,
+                prefill_steps=self._prompt_steps,
+                decode_s=self._decode_s,
+                decode_steps=self._decode_steps,
+            ),
         )
 
     def prefill(self, asked: Asked) -> None:
@@ -101,7 +128,7 @@ class Replica:
             self._prompt_tokens, self._prompt_s = self._prompt_tokens + num_tokens, self._prompt_s + step_s
             self._prompt_steps += 1
         else:
-            self._step_s += 0.01 * (step_s - self._step_s)
+            self._decode_s, self._decode_steps = self._decode_s + step_s, self._decode_steps + 1
         running = list(self._running)
         self._clockwork.at(self._clockwork.now + step_s, lambda: self._land(running, chunks))
 
@@ -119,6 +146,7 @@ class Replica:
 
     def _say(self, asked: Asked) -> None:
         asked.came.append(self._clockwork.now)
+        self._said += 1
         if len(asked.came) == asked.answer:
             self._running.remove(asked)
             self.num_streams -= 1
@@ -129,6 +157,7 @@ class Replica:
             self._running.append(asked)
             return
         self.num_streams -= 1
+        self._num_passed_on += 1
         self._clockwork.at(self._clockwork.now + HANDOVER_S, lambda: other.decode(asked))
 
 

@@ -12,7 +12,9 @@ from kvasir_router.routing.break_even import (
     weigh,
 )
 from kvasir_router.routing.load import ReplicaLoad
-from kvasir_router.routing.rates import UNKNOWN, ReplicaRates
+from kvasir_router.routing.rates import UNKNOWN, DecodeStep, ReplicaRates
+
+STEP = DecodeStep(seconds=0.004, num_streams=2)
 
 
 def replica(role: Role, rates: ReplicaRates = UNKNOWN, *, prefill_tokens: int = 0, num_streams: int = 0) -> ReplicaLoad:
@@ -33,11 +35,27 @@ def test_own_prompt_waits_for_those_in_line_and_running_streams_wait_for_it() ->
 
 def test_tokens_held_up_are_the_steps_with_prompts_that_fall_between_two_tokens() -> None:
     busy = replica("prefill", ReplicaRates(prefill_steps_per_s=9.0))
-    decodes = replica("decode", ReplicaRates(prefill_steps_per_s=1.0, decode_step_s=0.004))
+    decodes = replica("decode", ReplicaRates(prefill_steps_per_s=1.0, decode_step=STEP))
     assert share_held_up([busy, decodes]) == pytest.approx(0.02)
 
 
-@pytest.mark.parametrize("rates", [UNKNOWN, ReplicaRates(prefill_steps_per_s=1.0), ReplicaRates(decode_step_s=0.004)])
+def test_share_held_up_is_that_of_streams_that_all_replicas_share() -> None:
+    alone = DecodeStep(seconds=0.004, num_streams=6, s_per_stream=0.0005)
+    assert alone.seconds_at(alone.tokens_per_s) == pytest.approx(0.004)
+    decodes = replica("decode", ReplicaRates(prefill_steps_per_s=0.0, decode_step=alone))
+    busy = replica("prefill", ReplicaRates(prefill_steps_per_s=10.0))
+    step_s = alone.seconds_at(alone.tokens_per_s / 2)
+    assert step_s == pytest.approx(0.001 + 0.0005 * (alone.tokens_per_s / 2 * step_s))
+    assert share_held_up([busy, decodes]) == pytest.approx(5 * step_s)
+
+
+def test_replicas_that_decode_for_as_many_are_taken_as_they_are() -> None:
+    step = DecodeStep(seconds=0.004, num_streams=6, s_per_stream=0.0005)
+    mixed = replica("mixed", ReplicaRates(prefill_steps_per_s=5.0, decode_step=step))
+    assert share_held_up([mixed, mixed]) == pytest.approx(0.02)
+
+
+@pytest.mark.parametrize("rates", [UNKNOWN, ReplicaRates(prefill_steps_per_s=1.0), ReplicaRates(decode_step=STEP)])
 def test_share_held_up_is_unknown_until_both_kinds_of_steps_were_measured(rates: ReplicaRates) -> None:
     assert share_held_up([replica("prefill", rates), replica("decode", rates)]) is None
 

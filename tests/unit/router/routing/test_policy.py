@@ -14,7 +14,7 @@ from kvasir_router.routing.policy import (
     RoutingPolicy,
     make_policy,
 )
-from kvasir_router.routing.rates import UNKNOWN, ReplicaRates
+from kvasir_router.routing.rates import UNKNOWN, DecodeStep, ReplicaRates
 
 SHAPE = RequestShape(num_prompt_tokens=10, max_tokens=10)
 
@@ -155,7 +155,8 @@ def test_prefill_replica_with_the_fewest_tokens_in_line_is_asked() -> None:
 
 def held_up(prefill_steps_per_s: float) -> list[ReplicaLoad]:
     """The decode replica has streams; a step without prompts takes 2 ms."""
-    rates = replace(MEASURED, prefill_steps_per_s=prefill_steps_per_s, decode_step_s=0.002)
+    step = DecodeStep(seconds=0.002, num_streams=1)
+    rates = replace(MEASURED, prefill_steps_per_s=prefill_steps_per_s, decode_step=step)
     return [load("prefill-0", rates=rates), load("decode-0", rates=rates, num_inflight=4)]
 
 

@@ -16,6 +16,7 @@ class House:
         self.totals: dict[str, float] = dict.fromkeys(
             (
                 "steps",
+                "said",
                 "tokens",
                 "prefill_s",
                 "prefill_steps",
@@ -43,7 +44,11 @@ class House:
                 num_waiting=0,
                 num_pages=1,
                 num_used_pages=0,
-                engine=EngineCounters(num_steps=int(totals["steps"]), computed_prompt_tokens=int(totals["tokens"])),
+                engine=EngineCounters(
+                    num_steps=int(totals["steps"]),
+                    generated_tokens=int(totals["said"]),
+                    computed_prompt_tokens=int(totals["tokens"]),
+                ),
                 handover=HandoverCounters(
                     pushed_requests=int(totals["requests"]), push_s=totals["push_s"], exposed_s=totals["exposed_s"]
                 ),
@@ -78,9 +83,38 @@ def test_rates_are_those_of_what_was_done_since(house: House) -> None:
     house.tell(tokens=200, prefill_s=0.1, decode_s=0.5, decode_steps=100, requests=2, push_s=0.02, exposed_s=0.006)
     rates = house.meter.rates()
     assert rates.prefill_tokens_per_s == pytest.approx(2000)
-    assert rates.decode_step_s == pytest.approx(0.005)
+    assert rates.decode_step is not None
+    assert rates.decode_step.seconds == pytest.approx(0.005)
     assert rates.push_s_per_token == pytest.approx(0.0001)
     assert rates.handover_s == pytest.approx(0.003)
+
+
+def test_what_a_stream_adds_to_a_step_is_seen_where_their_number_changes(house: House) -> None:
+    for num_streams, step_s in ((2, 0.002), (6, 0.004)):
+        house.tell(steps=100, said=100 * num_streams, decode_steps=100, decode_s=100 * step_s)
+    step = house.meter.rates().decode_step
+    assert step is not None
+    assert (step.num_streams, step.seconds) == (pytest.approx(4), pytest.approx(0.003))
+    assert step.s_per_stream == pytest.approx(0.0005)
+
+
+@pytest.mark.parametrize(
+    ("points", "s_per_stream"),
+    [
+        (((4, 0.003), (4, 0.005)), 0.0),
+        (((2, 0.004), (6, 0.002)), 0.0),
+        (((2, 0.001), (6, 0.009)), 0.9 * 0.005 / 4),
+    ],
+    ids=["always as many", "fewer take longer", "none would take less than nothing"],
+)
+def test_what_a_stream_adds_is_never_more_than_can_be(
+    house: House, points: tuple[tuple[int, float], ...], s_per_stream: float
+) -> None:
+    for num_streams, step_s in points:
+        house.tell(steps=100, said=100 * num_streams, decode_steps=100, decode_s=100 * step_s)
+    step = house.meter.rates().decode_step
+    assert step is not None
+    assert step.s_per_stream == pytest.approx(s_per_stream)
 
 
 def test_steps_with_prompts_are_counted_by_the_clock(house: House) -> None:
