@@ -322,7 +322,7 @@ class ClusterConfig:
         for index, pool in enumerate(self.pools):
             _require(
                 pool.model in ("", *names[1:]),
-                f"pools: {pool.name!r} is of none of the models {names[1:]}, nor of {names[0]!r}, which goes unnamed",
+                f"pools: {pool.model!r} is none of `models` {names[1:]}; pools of the first, {names[0]!r}, name none",
                 f"pools[{index}].model",
             )
 

@@ -195,7 +195,10 @@ def test_wrong_type_names_the_path(tmp_path: Path, text: str, complaint: str) ->
         ("models: [{path: /s, served_name: s}]", "pools of model 's' must be one mixed pool, or one prefill and one"),
         ("models: [{path: /s, served_name: A.b}, {path: /t, served_name: a-B}]", "differ in more than signs"),
         ("models: [{path: /s, served_name: llama}]", "more than signs and capitals; got ['llama', 'llama']"),
-        ("pools: [{role: mixed}, {role: mixed, model: s}]", "pools: 's/mixed' is of none of the models"),
+        (
+            "pools: [{role: mixed}, {role: mixed, model: s}]",
+            "'s' is none of `models` []; pools of the first, 'llama', name none",
+        ),
         (
             "{models: [{path: /s, served_name: s, quantization: int8}], "
             "pools: [{role: mixed}, {role: mixed, model: s, tensor_parallel_size: 2}]}",
