@@ -43,6 +43,7 @@ def check_models(config: ClusterConfig) -> None:
 
 @contextlib.contextmanager
 def _blaming(where: str, settings: tuple[str, ...], otherwise: str) -> Iterator[None]:
+    """Errors of the block with the path of a setting: that of the settings of where which they name, or otherwise."""
     try:
         yield
     except (CheckpointError, ConfigError) as error:
