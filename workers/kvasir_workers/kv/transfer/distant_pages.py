@@ -42,15 +42,19 @@ class DistantPages:
         patience_s: for any one answer. Raises RankLost if it can't be reached.
         """
         try:
-            connection = socket.create_connection((door.host, door.port), patience_s)
             keys = LinkKeys.from_bytes(door.keys)
+            connection = socket.create_connection((door.host, door.port), patience_s)
         except (OSError, WireError) as error:
             raise RankLost(f"the pages of rank {rank} can't be reached: {error}", (rank,)) from error
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         link = SealedLink(connection, sends=keys.asks, receives=keys.answers)
         link.set_patience(patience_s)
         found = cls(rank, link, shape, dtype)
-        found.read(_FIRST_PAGE)
+        try:
+            found.read(_FIRST_PAGE)
+        except BaseException:
+            found.close()
+            raise
         return found
 
     def read(self, indices: Sequence[PageIndex]) -> Tensor:

@@ -37,7 +37,7 @@ from kvasir_protocol.wire import decode
 from kvasir_workers.kv.transfer.page_content import layout_page_bytes, with_room
 from kvasir_workers.kv.transfer.page_parts import PartedPages
 from kvasir_workers.kv.transfer.page_stream import Landing
-from kvasir_workers.kv.transfer.process_identity import process_start
+from kvasir_workers.kv.transfer.process_identity import is_running, process_start
 from kvasir_workers.kv.transfer.reservation import Peer, Reservation
 from kvasir_workers.kv.transfer.sealing import KEY_BYTES, TAG_BYTES, PageSeal, proof_of
 from kvasir_workers.sequence import Sequence
@@ -144,7 +144,7 @@ class PageImporter:
         reservation.state = "pushing"
         reservation.writer = writer
         # A writer in another process namespace can't be seen: its death proves nothing, only its word does.
-        if self.process_start(message.process_id) == message.process_start:
+        if is_running(message.process_id, message.process_start, self.process_start):
             reservation.writer_process = message.process_id, message.process_start
         self._extend(reservation)
         if message.uses_shared_memory:
@@ -225,7 +225,7 @@ class PageImporter:
             raise WireError("its reservation has ended")
         message = decode(header)
         if not isinstance(message, PushPages) or message.generation != generation:
-            raise WireError(f"contents of pages follow their own PushPages, not {message}")
+            raise WireError(f"contents follow a PushPages of their own generation, not {type(message).__name__}")
         expected_bytes = self.page_bytes * len(message.page_indices)
         expected_bytes += TAG_BYTES if reservation.seal else 0
         if num_bytes != expected_bytes or not _asks_for(reservation, message):
@@ -322,7 +322,7 @@ class PageImporter:
                 continue  # its router was found gone when another reservation failed
             if reservation.state == "quarantined":
                 writer = reservation.writer_process
-                if writer is not None and self.process_start(writer[0]) != writer[1]:
+                if writer is not None and is_running(*writer, self.process_start) is False:
                     self._free(reservation)
                 elif now >= reservation.deadline:
                     self._ask_for_quiet(reservation)

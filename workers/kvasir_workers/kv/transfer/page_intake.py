@@ -5,6 +5,7 @@ from collections.abc import Callable
 from socket import AF_INET, AF_INET6, SO_REUSEADDR, SOCK_STREAM, SOL_SOCKET, socket
 
 from kvasir_protocol.errors import ConfigError, WireError
+from kvasir_workers.kv.transfer.entrance import Entrance
 from kvasir_workers.kv.transfer.page_stream import PageReader, PageTaker
 from kvasir_workers.socket_thread import SocketThread
 
@@ -44,10 +45,13 @@ class PageIntake:
         self._thread = thread
         self._clock = clock
         self._readers: dict[PageReader, float] = {}
-        thread.register(listener, self._accept)
+        self._entrance = Entrance(
+            listener, lambda: thread.register(listener, self._accept), lambda: thread.unregister(listener), clock
+        )
 
     def tick(self) -> None:
         """Let go of connections that never said what they are for, or whose reservation has ended."""
+        self._entrance.tick()
         now = self._clock()
         for reader, accepted_at in list(self._readers.items()):
             if reader.generation is None:
@@ -63,11 +67,8 @@ class PageIntake:
         self._listener.close()
 
     def _accept(self) -> None:
-        try:
-            connection, _ = self._listener.accept()
-        except OSError:
-            return  # it has gone again, or there are too many open files: whoever wants it comes again
-        connection.setblocking(False)
+        if (connection := self._entrance.accept()) is None:
+            return
         ungreeted = [reader for reader in self._readers if reader.generation is None]
         if len(ungreeted) >= MOST_UNGREETED:
             self._close(ungreeted[0])

@@ -48,6 +48,8 @@ class PairMeeting:
     def from_text(cls, text: str) -> "PairMeeting":
         """What `to_text` gave. Raises ValueError if it is something else."""
         host, port, name = text.split("|")
+        if not 0 < int(port) < 2**16:
+            raise ValueError(f"{port} is no port")
         return cls(host=host, port=int(port), name=name)
 
 

@@ -34,7 +34,7 @@ from kvasir_workers.kv.transfer.connections import Connections
 from kvasir_workers.kv.transfer.group_line import GroupLine, PairGroups
 from kvasir_workers.kv.transfer.page_content import layout_page_bytes
 from kvasir_workers.kv.transfer.page_stream import PageLine
-from kvasir_workers.kv.transfer.process_identity import process_start
+from kvasir_workers.kv.transfer.process_identity import own_start
 from kvasir_workers.kv.transfer.push import Push, PushKey, PushTotals, Way, key_of
 from kvasir_workers.kv.transfer.sealing import KEY_BYTES, PageSeal, proof_of
 from kvasir_workers.kv.transfer.writers import ContentWriter, SharedMemoryWriter, WriterFactory
@@ -201,7 +201,7 @@ class PagePusher:
                 generation=ticket.generation,
                 layout=self._layout,
                 process_id=os.getpid(),
-                process_start=process_start(os.getpid()) or 0,
+                process_start=own_start(),
                 uses_shared_memory=writer.label == "shared_memory",
                 is_sealed=self._is_sealed,
                 uses_process_group=writer.label == "process_group",

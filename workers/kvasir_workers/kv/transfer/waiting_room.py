@@ -7,6 +7,7 @@ from selectors import EVENT_READ, DefaultSelector
 from socket import IPPROTO_TCP, TCP_NODELAY, socket
 
 from kvasir_protocol.errors import WireError
+from kvasir_workers.kv.transfer.entrance import Entrance
 from kvasir_workers.kv.transfer.page_intake import GREETING_S, MOST_UNGREETED
 from kvasir_workers.kv.transfer.page_link import SIZES, LinkKeys, SealedLink, frame_sizes
 from kvasir_workers.kv.transfer.sealing import TAG_BYTES
@@ -63,7 +64,12 @@ class WaitingRoom:
         self._guests: dict[socket, _Guest] = {}
         self._selector = DefaultSelector()
         listener.setblocking(False)
-        self._selector.register(listener, EVENT_READ)
+        self._entrance = Entrance(
+            listener,
+            lambda: self._selector.register(listener, EVENT_READ),
+            lambda: self._selector.unregister(listener),
+            clock,
+        )
 
     def await_first(self) -> tuple[SealedLink, bytes]:
         """The link of the first who knows the keys, which waits for nothing yet, and the header of what it has asked.
@@ -76,7 +82,9 @@ class WaitingRoom:
 
     def look(self) -> tuple[SealedLink, bytes] | None:
         """Wait once for something to come, and let go of those whose time is over. Raises OSError as above."""
-        for key, _ in self._selector.select(_LOOK_S if self._guests else None):
+        self._entrance.tick()
+        has_deadlines = bool(self._guests) or self._entrance.is_resting
+        for key, _ in self._selector.select(_LOOK_S if has_deadlines else None):
             if key.fileobj is self._listener:
                 self._accept()
             elif (guest := self._guests.get(key.data)) and (first := self._hear(guest)):
@@ -94,11 +102,8 @@ class WaitingRoom:
         self._selector.close()
 
     def _accept(self) -> None:
-        try:
-            connection, _ = self._listener.accept()
-        except (BlockingIOError, ConnectionAbortedError):
-            return  # it has gone again
-        connection.setblocking(False)
+        if (connection := self._entrance.accept()) is None:
+            return
         connection.setsockopt(IPPROTO_TCP, TCP_NODELAY, 1)
         if len(self._guests) >= MOST_UNGREETED:
             self._turn_away(next(iter(self._guests.values())), "too many wait")

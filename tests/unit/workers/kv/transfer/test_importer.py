@@ -1,5 +1,6 @@
 """The decode side's reservations: every turn of the state machine, with a clock turned by hand."""
 
+import errno
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -53,7 +54,7 @@ class FakeDesk:
 class Side:
     """An importer with pages 2 and 5 to be filled for each reservation, and a record of what it said and did.
 
-    refused: why connections for contents were closed.
+    refused: why connections for contents were closed. has_full_table: no process opens another file.
     """
 
     def __init__(self, *, is_sealed: bool = True) -> None:
@@ -62,6 +63,7 @@ class Side:
         self.clock, self.desk = Clock(), FakeDesk()
         self.sent: list[tuple[Peer, Message]] = []
         self.living = {WRITER_PROCESS: WRITER_START}
+        self.has_full_table = False
         self.refused: list[str] = []
         self.on_send: Callable[[Peer, Message], None] = lambda peer, message: None
         self.importer = PageImporter(
@@ -72,11 +74,16 @@ class Side:
             self.clock,
             PAGE_ENDPOINT,
             is_sealed,
-            self.living.get,
+            self.process_start,
         )
         self.keys: dict[Generation, bytes] = {}
         self.greeted: set[Generation] = set()
         self.seals: dict[Generation, PageSeal] = {}
+
+    def process_start(self, process_id: int) -> int | None:
+        if self.has_full_table:
+            raise OSError(errno.ENFILE, "too many open files")
+        return self.living.get(process_id)
 
     def send(self, peer: Peer, message: Message) -> None:
         self.sent.append((peer, message))
@@ -282,7 +289,7 @@ def test_contents_that_came_already_fail_the_hand_over(side: Side) -> None:
 def test_other_messages_do_not_announce_contents(side: Side, message: Message) -> None:
     generation = pushing(side)
     side.bring(generation, encode(message), memoryview(b""))
-    assert "follow their own PushPages" in side.refused[0]
+    assert side.refused == [f"contents follow a PushPages of their own generation, not {type(message).__name__}"]
     assert side.failures() == []
 
 
@@ -583,6 +590,27 @@ def test_quarantine_ends_with_the_writers_death_also_if_its_number_was_given_to_
 def test_process_here_that_only_has_the_writers_number_proves_nothing(side: Side) -> None:
     side.living[WRITER_PROCESS] = WRITER_START + 1
     quarantined(side)
+    side.living.clear()
+    side.pass_time(1e6)
+    assert side.num_quarantined == 3
+
+
+def test_writer_of_which_nothing_can_be_found_out_is_not_dead(side: Side) -> None:
+    """As when this process may open no more files."""
+    quarantined(side)
+    side.has_full_table = True
+    side.pass_time(0.1)
+    assert (side.desk.released, side.num_quarantined) == ([], 3)
+    side.has_full_table = False
+    side.living.clear()
+    side.pass_time(0.1)
+    assert (side.desk.released, side.num_quarantined) == (["r"], 0)
+
+
+def test_writer_that_could_not_be_seen_when_it_began_is_not_dead_when_it_still_can_not(side: Side) -> None:
+    side.has_full_table = True
+    quarantined(side)
+    side.has_full_table = False
     side.living.clear()
     side.pass_time(1e6)
     assert side.num_quarantined == 3

@@ -12,11 +12,13 @@ from kvasir_protocol.errors import ConfigError, WireError
 from kvasir_protocol.ids import Generation, PageIndex
 from kvasir_protocol.messages import PushPages
 from kvasir_protocol.wire import decode, encode
+from kvasir_workers.kv.transfer.entrance import REST_S
 from kvasir_workers.kv.transfer.page_intake import GREETING_S, MOST_UNGREETED, PageIntake, listen_for_pages
 from kvasir_workers.kv.transfer.page_stream import HELLO, LENGTHS, Landing, PageLine
 from kvasir_workers.kv.transfer.sealing import PROOF_BYTES
 from kvasir_workers.socket_thread import Rounds, SocketThread
 from tests.unit.workers.fakes import Clock
+from tests.unit.workers.kv.transfer.crowded import CrowdedListener
 
 DEADLINE_S = 10.0
 GENERATION = Generation(7)
@@ -54,15 +56,19 @@ class House:
     def __init__(self) -> None:
         self.context: zmq.Context[Any] = zmq.Context()
         self.clock, self.taker = Clock(), FakeTaker()
+        self.num_looks = 0
         self.thread = SocketThread(
             self.context, "test", Rounds(timeout_ms=lambda: 0, on_round=self.look, on_end=lambda: None)
         )
         listener, self.endpoint = listen_for_pages("127.0.0.1")
-        self.intake = PageIntake(listener, self.taker, self.thread, self.clock)
+        self.listener = CrowdedListener(listener)
+        self.listener.is_full = False
+        self.intake = PageIntake(self.listener, self.taker, self.thread, self.clock)
         self.visitors: list[socket.socket] = []
         self.thread.start()
 
     def look(self) -> None:
+        self.num_looks += 1
         self.intake.tick()
 
     def visit(self, first_words: bytes = HELLO.pack(GENERATION, PROOF)) -> socket.socket:
@@ -160,6 +166,28 @@ def test_crowd_of_strangers_keeps_nobody_out(house: House) -> None:
     expect_closed(crowd[0])
     house.visit().sendall(frame(b"content"))
     until_taken(house, 1)
+
+
+def test_process_that_may_open_no_more_files_serves_whom_it_has_and_asks_for_no_others_all_the_time(
+    house: House,
+) -> None:
+    friend = house.visit()
+    friend.sendall(frame(b"first"))
+    until_taken(house, 1)
+    house.listener.is_full = True
+    house.visit().sendall(frame(b"third"))
+    while not house.listener.num_asked:
+        assert house.thread.is_alive
+    num_looks = house.num_looks
+    while house.num_looks < num_looks + 100:
+        assert house.thread.is_alive
+    assert house.listener.num_asked == 1
+    friend.sendall(frame(b"second"))
+    until_taken(house, 2)
+    house.listener.is_full = False
+    house.clock.now += REST_S
+    until_taken(house, 3)
+    assert [content for _, content in house.taker.taken] == [b"first", b"second", b"third"]
 
 
 def test_connection_is_closed_once_its_contents_are_not_awaited_any_more(house: House) -> None:

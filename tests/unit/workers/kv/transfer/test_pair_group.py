@@ -64,7 +64,7 @@ def test_place_to_meet_survives_being_told() -> None:
     assert PairMeeting.from_text(place.to_text()) == place
 
 
-@pytest.mark.parametrize("text", ["", "nowhere", "a|b|c", "a|1|b|c"])
+@pytest.mark.parametrize("text", ["", "nowhere", "a|b|c", "a|1|b|c", "a|0|c", "a|65536|c"])
 def test_other_text_is_no_place_to_meet(text: str) -> None:
     with pytest.raises(ValueError):
         PairMeeting.from_text(text)

@@ -1,9 +1,10 @@
 """Which process it is."""
 
+import errno
 import os
 import subprocess
 
-from kvasir_workers.kv.transfer.process_identity import process_start
+from kvasir_workers.kv.transfer.process_identity import is_running, own_start, process_start
 
 
 def test_living_process_began_at_some_time_and_keeps_it() -> None:
@@ -28,3 +29,16 @@ def test_dead_process_that_nobody_has_collected_is_dead() -> None:
         assert process_start(child.pid) is None
     finally:
         child.wait()
+
+
+def test_process_runs_if_both_its_number_and_its_beginning_are_right() -> None:
+    assert is_running(os.getpid(), own_start()) is True
+    assert is_running(os.getpid(), own_start() + 1) is False
+    assert is_running(2**22 + 1, own_start()) is False
+
+
+def test_what_can_not_be_found_out_is_no_death() -> None:
+    def look_up(process_id: int) -> int | None:
+        raise OSError(errno.EMFILE, "too many open files")
+
+    assert is_running(os.getpid(), own_start(), look_up) is None

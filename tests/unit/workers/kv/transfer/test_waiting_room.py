@@ -7,10 +7,12 @@ from dataclasses import dataclass, field
 
 import pytest
 
+from kvasir_workers.kv.transfer.entrance import REST_S
 from kvasir_workers.kv.transfer.page_intake import GREETING_S, MOST_UNGREETED
 from kvasir_workers.kv.transfer.page_link import LinkKeys, SealedLink
 from kvasir_workers.kv.transfer.sealing import TAG_BYTES
 from kvasir_workers.kv.transfer.waiting_room import MOST_FIRST_BYTES, WaitingRoom
+from tests.unit.workers.kv.transfer.crowded import CrowdedListener
 
 KEYS = LinkKeys.fresh()
 EMPTY = memoryview(b"")
@@ -41,14 +43,17 @@ class Door:
         except ConnectionResetError:
             return True
 
+    def close(self) -> None:
+        self.room.close()
+        for each in (self.listener, *self.guests):
+            each.close()
+
 
 @pytest.fixture
 def door() -> Iterator[Door]:
     door = Door()
     yield door
-    door.room.close()
-    for each in (door.listener, *door.guests):
-        each.close()
+    door.close()
 
 
 def ask(connection: socket.socket, question: bytes, keys: LinkKeys = KEYS) -> SealedLink:
@@ -102,6 +107,20 @@ def test_broken_seal_is_turned_away(door: Door) -> None:
 def test_of_too_many_the_oldest_has_to_go(door: Door) -> None:
     guests = [door.connect() for _ in range(MOST_UNGREETED + 1)]
     assert door.is_turned_away(guests[0])
+
+
+def test_leader_that_came_while_no_file_could_be_opened_is_met_afterwards() -> None:
+    listener = CrowdedListener(socket.create_server(("127.0.0.1", 0)))
+    door = Door(listener=listener)
+    leader = ask(door.connect(), b"question")
+    assert listener.num_asked == 1
+    listener.is_full = False
+    door.now = REST_S
+    answerer, question = door.room.await_first()
+    answerer.send(b"", memoryview(b"answer"))
+    assert (question, leader.receive()) == (b"question", (b"", b"answer"))
+    door.close()
+    answerer.close()
 
 
 @pytest.mark.parametrize("arrive", [lambda door: None, lambda door: door.connect().sendall(b"half")])
