@@ -1,7 +1,7 @@
 """From a checkpoint directory to an engine that is ready to step."""
 
-import logging
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from kvasir_kernels.dispatch import prepare
 from kvasir_protocol.config import EngineConfig, ModelConfig
-from kvasir_protocol.errors import CheckpointError, OutOfMemory
+from kvasir_protocol.errors import CheckpointError
 from kvasir_protocol.messages import LAYOUT_VERSION, PageCut, PageDoor, PageLayout
 from kvasir_workers.engine import Engine
 from kvasir_workers.engine_directory.kernels import bring_kernels
@@ -64,8 +64,6 @@ if TYPE_CHECKING:  # an engine without grammars, or with all its ranks on one ho
     from kvasir_workers.grammar.compiler import GrammarCompiler
     from kvasir_workers.kv.transfer.distant_pages import DistantPages
 
-_log = logging.getLogger(__name__)
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadedModel:
@@ -93,6 +91,13 @@ class RankPages:
     cut: PageCut
     memory: "Tensor | DistantPages"
     segment: SharedSegment | None
+
+    def close(self) -> None:
+        """Give the segment's name back, and let go of a rank on another host. Idempotent."""
+        if self.segment is not None:
+            self.segment.remove()
+        if not isinstance(self.memory, Tensor):
+            self.memory.close()
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,7 +169,7 @@ def load_model(model: ModelConfig, engine: EngineConfig, segment_wish: SegmentWi
     fuse(decoder)
     shape: PageShape = (spec.num_layers, 2, plan.num_pages, engine.page_size, spec.num_kv_heads, spec.head_dim)
     # Last: the name of a segment outlives a process that fails after it.
-    segment = _create_segment(segment_wish, shape, cache_dtype) if segment_wish and device.type == "cpu" else None
+    segment = _wished_segment(segment_wish, shape, cache_dtype) if segment_wish and device.type == "cpu" else None
     pages = segment.tensor if segment is not None else torch.zeros(shape, dtype=cache_dtype, device=device)
     return LoadedModel(decoder=decoder, pages=pages, segment=segment, layout=layout, limits=limits)
 
@@ -177,9 +182,11 @@ def load_leader(model: ModelConfig, engine: EngineConfig, seat: LeaderSeat) -> L
         plan.shard.whole, engine.page_size, plan.cache_dtype, fingerprint(directory, plan.quantization)
     )
     rank = load_rank(plan, seat.meeting, segment_name_of(seat.segment_name, LEADER))
-    parts = _reach_parts(plan, rank, seat)
-    if rank.segment is not None and not parts:
-        rank.segment.remove()  # others have none: nobody will give this one's name back
+    try:
+        parts = _reach_parts(plan, rank, seat)
+    except BaseException:
+        rank.stage.close()
+        raise
     return LoadedModel(
         decoder=rank.decoder,
         pages=rank.stage.pages,
@@ -192,28 +199,36 @@ def load_leader(model: ModelConfig, engine: EngineConfig, seat: LeaderSeat) -> L
 
 
 def _reach_parts(plan: RankPlan, leader: LoadedRank, seat: LeaderSeat) -> tuple[RankPages, ...]:
-    """The pages of all ranks; nothing, if those of one can't be reached.
+    """The pages of all ranks; nothing, and all let go of, if those of one can't be reached.
 
     The names of segments this process gives back in the end, whatever becomes of the others.
     """
     parts = []
-    for number in range(seat.shape.num_ranks):
-        shard = cut_model(plan.shard.whole, RankPlace(seat.shape, number))
-        shape = page_shape(shard, leader.memory.num_pages, plan.page_size)
-        segment = _find_segment(segment_name_of(seat.segment_name, number), shape, plan.cache_dtype)
-        memory: Tensor | DistantPages
-        if number == LEADER:
-            memory = leader.stage.pages
-        elif segment is not None:
-            memory = segment.tensor
-        elif (door := seat.doors().get(number)) is not None:
-            memory = _distant_pages(number, door, shape, plan.cache_dtype, seat.meeting.deadline_s)
-        else:
-            return ()
-        layers, heads = shard.kv.layers, shard.kv.kv_heads
-        cut = PageCut(first_layer=layers.start, num_layers=len(layers), kv_heads=heads)
-        parts.append(RankPages(cut, memory, segment))
+    with ExitStack() as reached:
+        for number in range(seat.shape.num_ranks):
+            part = _reach_part(number, plan, leader, seat)
+            if part is None:
+                return ()
+            reached.callback(part.close)
+            parts.append(part)
+        reached.pop_all()
     return tuple(parts)
+
+
+def _reach_part(number: int, plan: RankPlan, leader: LoadedRank, seat: LeaderSeat) -> RankPages | None:
+    shard = cut_model(plan.shard.whole, RankPlace(seat.shape, number))
+    layers, heads = shard.kv.layers, shard.kv.kv_heads
+    cut = PageCut(first_layer=layers.start, num_layers=len(layers), kv_heads=heads)
+    if number == LEADER:
+        return RankPages(cut, leader.stage.pages, leader.segment)
+    shape = page_shape(shard, leader.memory.num_pages, plan.page_size)
+    segment = _find_segment(segment_name_of(seat.segment_name, number), shape, plan.cache_dtype)
+    if segment is not None:
+        return RankPages(cut, segment.tensor, segment)
+    door = seat.doors().get(number)
+    if door is None:
+        return None
+    return RankPages(cut, _distant_pages(number, door, shape, plan.cache_dtype, seat.meeting.deadline_s), None)
 
 
 def _distant_pages(
@@ -244,15 +259,10 @@ def _limits(directory: Path, spec: DecoderSpec, plan: MemoryPlan) -> EngineLimit
     )
 
 
-def _create_segment(wish: SegmentWish, shape: PageShape, dtype: torch.dtype) -> SharedSegment | None:
-    """Containers often have a very small /dev/shm: None there, if private memory will do."""
-    try:
+def _wished_segment(wish: SegmentWish, shape: PageShape, dtype: torch.dtype) -> SharedSegment | None:
+    if wish.is_must:
         return SharedSegment.create(wish.name, shape, dtype)
-    except OutOfMemory as error:
-        if wish.is_must:
-            raise
-        _log.warning("%s; until then pages come over TCP", error)
-        return None
+    return SharedSegment.create_if_room(wish.name, shape, dtype, "pages come over TCP")
 
 
 def build_engine(

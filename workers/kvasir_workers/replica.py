@@ -34,7 +34,6 @@ from kvasir_workers.kv.event_log import KvEventLog
 from kvasir_workers.kv.event_server import EventSockets, KvEventServer
 from kvasir_workers.kv.offload.open_tiers import OpenTiers, open_tiers
 from kvasir_workers.kv.page_memory import SUFFIX, remove_abandoned_segments
-from kvasir_workers.kv.transfer.distant_pages import DistantPages
 from kvasir_workers.kv.transfer.page_intake import listen_for_pages
 from kvasir_workers.kv.transfer.page_parts import PartedPages, whole_cut
 from kvasir_workers.kv.transfer.pusher import PagePusher
@@ -231,10 +230,7 @@ class Replica:
         if self._loaded.segment is not None:
             self._loaded.segment.remove()
         for part in self._loaded.parts:
-            if part.segment is not None:
-                part.segment.remove()
-            if isinstance(part.memory, DistantPages):
-                part.memory.close()
+            part.close()
         if self._gang is not None and self._loaded.lead is not None:
             self._loaded.lead.close()
             self._gang.close()

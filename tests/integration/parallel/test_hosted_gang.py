@@ -1,8 +1,10 @@
 """Replicas whose other ranks were put somewhere by somebody else: here, into threads of this process."""
 
+import gc
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from threading import Event
 
@@ -17,15 +19,21 @@ from kvasir_protocol.request import GenerationRequest, SamplingParams
 from kvasir_protocol.sockets import bind_server, connect_client, start_gatekeeper
 from kvasir_protocol.view import Role
 from kvasir_protocol.wire import encode
+from kvasir_workers.load import LeaderSeat, load_leader
+from kvasir_workers.parallel.collectives import Meeting
 from kvasir_workers.parallel.hosted_gang import GangAddress, HostedGang, PublicReceiver, PublicSender, name_of
 from kvasir_workers.parallel.hosted_rank import HostedRank
+from kvasir_workers.parallel.load_rank import load_rank, plan_rank, segment_name_of
+from kvasir_workers.parallel.mesh import GangShape, RankPlace
+from kvasir_workers.parallel.torch_groups import memory_store
 from kvasir_workers.replica import Replica
-from tests.gangs import DEMO_MODEL
+from tests.gangs import DEMO_MODEL, QueueSender
 from tests.integration.engine.conftest import Model, run
 from tests.wire_client import WireClient, hand_over, token_ids
 
 SECRET = b"s" * 32
 SEGMENT_PREFIX = f"kvasir-hosted-{os.getpid()}"
+PATIENCE_S = 20.0
 DOOR = PageDoor(host="127.0.0.1", port=1, keys=b"k" * 32)
 
 
@@ -159,6 +167,59 @@ def test_follower_that_begins_with_another_word_is_refused(plans: tuple[object, 
         stranger.send(encode(Ping()))
         with pytest.raises(WireError, match="says first where its pages are, not Ping"):
             PublicSender(socket, 2, start_s=20.0).doors()
+
+
+Doors = Callable[[], dict[int, PageDoor]]
+
+
+def no_door() -> dict[int, PageDoor]:
+    raise RankLost("rank 1 opens no door", (1,))
+
+
+def load_and_let_go(name: str, follower_name: str, doors: Doors) -> str:
+    """Two ranks load, with these names for their pages, and are closed. What the leader fails with, if it does."""
+    model, shape = ModelConfig(path=str(DEMO_MODEL), served_name="m"), GangShape(tensor_parallel_size=2)
+    engine = EngineConfig(device="cpu", kv_cache_bytes=2**20, num_threads=1)
+    meeting = Meeting(store=memory_store())
+
+    def follow() -> None:
+        rank = load_rank(plan_rank(model, engine, RankPlace(shape, 1)), meeting, segment_name_of(follower_name, 1))
+        has_led.wait(PATIENCE_S)
+        rank.stage.close()
+        if rank.segment is not None:
+            rank.segment.remove()
+
+    has_led = Event()
+    with ThreadPoolExecutor(1) as pool:
+        follower = pool.submit(follow)
+        try:
+            loaded = load_leader(model, engine, LeaderSeat(shape, meeting, QueueSender(range(1, 2)), name, doors))
+            for part in loaded.parts:
+                part.close()
+            assert loaded.lead is not None
+            loaded.lead.close()
+        except RankLost as error:
+            return str(error)
+        finally:
+            has_led.set()
+            follower.result()
+    return ""
+
+
+@pytest.mark.parametrize(("follower_name", "failure"), [("", "rank 1 opens no door"), (f"{SEGMENT_PREFIX}-x", "")])
+def test_leader_leaves_no_shared_memory_behind_whether_it_reached_all_ranks_or_not(
+    follower_name: str, failure: str
+) -> None:
+    assert load_and_let_go(f"{SEGMENT_PREFIX}-x", follower_name, no_door) == failure
+    gc.collect()
+    assert not list(Path("/dev/shm").glob(f"{SEGMENT_PREFIX}*"))
+    assert not [name for name in open_files() if SEGMENT_PREFIX in name]
+
+
+def open_files() -> Iterator[str]:
+    for descriptor in Path("/proc/self/fd").iterdir():
+        with suppress(OSError):  # that of the listing itself
+            yield os.readlink(descriptor)
 
 
 def test_address_comes_out_of_its_text_as_it_went_in() -> None:

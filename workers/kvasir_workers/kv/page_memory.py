@@ -1,13 +1,14 @@
-"""The memory that pages lie in: private, or shared with the other processes of the host.
+"""Memory that processes of one host share: that of pages, and the boards of ranks (`parallel/shared_board.py`).
 
-A shared segment is a file in /dev/shm whose name starts with the cluster's prefix, so that what a killed process
-leaves behind can be found and removed. (The standard library's SharedMemory would unlink it when any reader exits.)
+A shared segment is a file in /dev/shm whose name ends with SUFFIX, so that what a killed process leaves behind can be
+found and removed. (The standard library's SharedMemory would unlink it when any reader exits.)
 Its maker holds a lock on it for as long as it lives: a segment without one is nobody's any more. Process ids would not
 tell, since containers that share /dev/shm count their own.
 """
 
 import errno
 import fcntl
+import logging
 import mmap
 import os
 from contextlib import suppress
@@ -17,6 +18,8 @@ import torch
 from torch import Tensor
 
 from kvasir_protocol.errors import OutOfMemory
+
+_log = logging.getLogger(__name__)
 
 SHARED_MEMORY = Path("/dev/shm")
 
@@ -40,7 +43,7 @@ class SharedSegment:
         self._lock = lock
 
     @classmethod
-    def create(cls, name: str, shape: PageShape, dtype: torch.dtype) -> "SharedSegment":
+    def create(cls, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> "SharedSegment":
         """A new zeroed segment, its memory set aside now. Raises OutOfMemory if /dev/shm is too small."""
         size = torch.Size(shape).numel() * dtype.itemsize
         descriptor = _create_locked(SHARED_MEMORY / name)
@@ -58,7 +61,18 @@ class SharedSegment:
         return cls(name, tensor, is_owner=True, lock=descriptor)
 
     @classmethod
-    def attach(cls, name: str, shape: PageShape, dtype: torch.dtype) -> "SharedSegment":
+    def create_if_room(
+        cls, name: str, shape: tuple[int, ...], dtype: torch.dtype, otherwise: str
+    ) -> "SharedSegment | None":
+        """None where /dev/shm is too small, as it often is in containers. otherwise: what that costs, for the log."""
+        try:
+            return cls.create(name, shape, dtype)
+        except OutOfMemory as error:
+            _log.warning("%s; until then %s", error, otherwise)
+            return None
+
+    @classmethod
+    def attach(cls, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> "SharedSegment":
         """Another process's segment. Raises FileNotFoundError on another host, ValueError if the size differs."""
         size = torch.Size(shape).numel() * dtype.itemsize
         descriptor = os.open(SHARED_MEMORY / Path(name).name, os.O_RDWR)
@@ -110,6 +124,6 @@ def remove_abandoned_segments(folder: Path = SHARED_MEMORY) -> list[str]:
     return removed
 
 
-def _map(descriptor: int, shape: PageShape, dtype: torch.dtype) -> Tensor:
+def _map(descriptor: int, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     size = torch.Size(shape).numel() * dtype.itemsize
     return torch.frombuffer(mmap.mmap(descriptor, size), dtype=dtype).view(shape)

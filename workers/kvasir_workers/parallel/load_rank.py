@@ -1,6 +1,5 @@
 """From a checkpoint to one rank of a gang that is ready to step, together with all others."""
 
-import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -9,7 +8,7 @@ import torch
 from kvasir_kernels.dispatch import prepare
 from kvasir_kernels.paged_cache import CacheScales
 from kvasir_protocol.config import EngineConfig, ModelConfig
-from kvasir_protocol.errors import ConfigError, OutOfMemory
+from kvasir_protocol.errors import ConfigError
 from kvasir_workers.engine_directory.kernels import bring_kernels
 from kvasir_workers.engine_directory.manifest import settle
 from kvasir_workers.kv.page_memory import SUFFIX, PageShape, SharedSegment
@@ -26,7 +25,7 @@ from kvasir_workers.parallel.tensor import join_ranks
 from kvasir_workers.quantization.scheme import QuantizationSpec
 from kvasir_workers.resolve import resolve_cache_dtype, resolve_device, resolve_dtype, resolve_quantization
 
-_log = logging.getLogger(__name__)
+_WITHOUT_SEGMENT = "its pages pass through a socket, or, of a child of its leader, are not handed over"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -136,7 +135,8 @@ def load_rank(plan: RankPlan, meeting: Meeting, segment_name: str = "") -> Loade
         decoder.scale_cache(_cache_scales(plan, num_pages))
         join_ranks(decoder, collectives)
         shape = page_shape(plan.shard, num_pages, plan.page_size)
-        segment = _create_segment(segment_name, shape, plan) if segment_name else None
+        if segment_name and plan.device.type == "cpu":
+            segment = SharedSegment.create_if_room(segment_name, shape, plan.cache_dtype, _WITHOUT_SEGMENT)
         pages = segment.tensor if segment else torch.zeros(shape, dtype=plan.cache_dtype, device=plan.device)
         collectives.muster("loaded")
     except BaseException:
@@ -167,19 +167,6 @@ def _cache_scales(plan: RankPlan, num_pages: int) -> list[CacheScales] | None:
 def segment_name_of(name: str, rank: int) -> str:
     """What a rank calls its piece of shared memory in a gang of this name; "" if it has none."""
     return f"{name}-rank{rank}{SUFFIX}" if name else ""
-
-
-def _create_segment(name: str, shape: PageShape, plan: RankPlan) -> SharedSegment | None:
-    if plan.device.type != "cpu":
-        return None
-    try:
-        return SharedSegment.create(name, shape, plan.cache_dtype)
-    except OutOfMemory as error:
-        _log.warning(
-            "%s; until then its pages pass through a socket, or, of a child of its leader, are not handed over",
-            error,
-        )
-        return None
 
 
 def page_shape(shard: ModelShard, num_pages: int, page_size: int) -> PageShape:

@@ -10,7 +10,6 @@ gloo needs several wake-ups of threads of its own for each (docs/parallelism.md 
 """
 
 import ctypes
-import mmap
 import os
 import secrets
 import time
@@ -20,8 +19,9 @@ from contextlib import suppress
 import torch
 from torch import Tensor
 
-from kvasir_workers.kv.page_memory import SHARED_MEMORY
-from kvasir_workers.kv.transfer.process_identity import process_start
+from kvasir_protocol.errors import OutOfMemory
+from kvasir_workers.kv.page_memory import SUFFIX, SharedSegment
+from kvasir_workers.kv.transfer.process_identity import is_running, own_start
 from kvasir_workers.parallel.futex import has_futex, wait_while, wake_all
 from kvasir_workers.parallel.torch_groups import Store
 
@@ -29,7 +29,7 @@ BUFFER_BYTES = 2**20
 """Of one rank's part: the hidden states of 256 tokens of 1024 float32. Larger ones go over gloo."""
 
 _HEAD_BYTES = 256
-_RANK_BYTES = _HEAD_BYTES + 2 * BUFFER_BYTES
+RANK_BYTES = _HEAD_BYTES + 2 * BUFFER_BYTES
 _LOOK_S = 0.2
 """How often those who wait look whether the other is still alive."""
 
@@ -51,33 +51,39 @@ class _Head(ctypes.Structure):
 class _Seat:
     """One rank's part of the memory. Words have a cache line each, since others look at them."""
 
-    def __init__(self, memory: mmap.mmap, rank: int) -> None:
-        start = rank * _RANK_BYTES
+    def __init__(self, memory: Tensor, rank: int) -> None:
+        """memory: [RANK_BYTES], uint8."""
         self.rank = rank
-        self.head = _Head.from_buffer(memory, start)
-        self.wrote = ctypes.c_uint32.from_buffer(memory, start + 64)
-        self.read = ctypes.c_uint32.from_buffer(memory, start + 128)
-        parts = torch.frombuffer(memory, dtype=torch.uint8, offset=start + _HEAD_BYTES, count=2 * BUFFER_BYTES)
+        words = memory.numpy().data
+        self.head = _Head.from_buffer(words)
+        self.wrote = ctypes.c_uint32.from_buffer(words, 64)
+        self.read = ctypes.c_uint32.from_buffer(words, 128)
+        parts = memory[_HEAD_BYTES:]
         self._buffers = parts[:BUFFER_BYTES], parts[BUFFER_BYTES:]
 
     def sit_down(self) -> None:
         self.head.process_id = os.getpid()
-        self.head.process_start = process_start(os.getpid()) or 0
+        self.head.process_start = own_start()
 
     def part(self, number: int, like: Tensor) -> Tensor:
         return self._buffers[number % 2][: like.nbytes].view(like.dtype).view(like.shape)
 
+    def is_seen(self) -> bool:
+        """Whether its end would be seen from here."""
+        return bool(is_running(self.head.process_id, self.head.process_start))
+
     def is_gone(self) -> bool:
-        return bool(self.head.has_left) or process_start(self.head.process_id) != self.head.process_start
+        return bool(self.head.has_left) or is_running(self.head.process_id, self.head.process_start) is False
 
 
 class SharedBoard:
     """One rank's view. index: of this rank among those of the board. Raises RuntimeError when one does not come."""
 
-    def __init__(self, memory: mmap.mmap, index: int, num_ranks: int, deadline_s: float) -> None:
+    def __init__(self, memory: Tensor, index: int, deadline_s: float) -> None:
+        """memory: [number of ranks, RANK_BYTES], uint8, zeros before the first rank has come."""
         self._deadline_s = deadline_s
         self._number = 0
-        self._seats = [_Seat(memory, rank) for rank in range(num_ranks)]
+        self._seats = [_Seat(part, rank) for rank, part in enumerate(memory)]
         self._first, self._own = self._seats[0], self._seats[index]
         self._others = [seat for seat in self._seats if seat is not self._own]
         self._own.sit_down()
@@ -88,7 +94,7 @@ class SharedBoard:
 
     def sees_all(self) -> bool:
         """Whether the death of any other would be seen: not from another process namespace."""
-        return not any(seat.is_gone() for seat in self._others)
+        return all(seat.is_seen() for seat in self._others)
 
     def add_up(self, tensor: Tensor) -> None:
         """The sum over all ranks, in place: added in their order, so that all have the same bits."""
@@ -172,18 +178,17 @@ def open_board(name: str, index: int, num_ranks: int, store: Store, deadline_s: 
 
     name: of this board in the store.
     """
-    path = SHARED_MEMORY / f"kvasir-board-{secrets.token_hex(8)}"
+    shape = num_ranks, RANK_BYTES
+    made = _create(shape) if index == 0 else None
     try:
-        memory = _create(path, num_ranks * _RANK_BYTES) if index == 0 and has_futex() else None
         if index == 0:
-            store.set(name, str(path) if memory else "")
-        else:
-            memory = _attach(store.get(name).decode(), num_ranks * _RANK_BYTES)
-        board = SharedBoard(memory, index, num_ranks, deadline_s) if memory else None
+            store.set(name, made.name if made else "")
+        found = made or _attach(store.get(name).decode(), shape)
+        board = SharedBoard(found.tensor, index, deadline_s) if found else None
         all_sit = _all_agree(f"{name}/sits", index, num_ranks, store, agrees=board is not None)
     finally:
-        if index == 0:
-            path.unlink(missing_ok=True)
+        if made is not None:
+            made.remove()
     sees_all = board is not None and all_sit and board.sees_all()
     return board if _all_agree(f"{name}/sees", index, num_ranks, store, agrees=sees_all) else None
 
@@ -194,24 +199,15 @@ def _all_agree(question: str, index: int, num_ranks: int, store: Store, *, agree
     return all(store.get(f"{question}/{rank}") == b"yes" for rank in range(num_ranks))
 
 
-def _create(path: os.PathLike[str], num_bytes: int) -> mmap.mmap | None:
-    with suppress(OSError):
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
-        try:
-            os.posix_fallocate(descriptor, 0, num_bytes)
-            return mmap.mmap(descriptor, num_bytes)
-        finally:
-            os.close(descriptor)
+def _create(shape: tuple[int, int]) -> SharedSegment | None:
+    if has_futex():
+        with suppress(OSError, OutOfMemory):
+            return SharedSegment.create(f"kvasir-board-{secrets.token_hex(8)}{SUFFIX}", shape, torch.uint8)
     return None
 
 
-def _attach(path: str, num_bytes: int) -> mmap.mmap | None:
-    if not path or not has_futex():
-        return None
-    with suppress(OSError, ValueError):
-        descriptor = os.open(path, os.O_RDWR)
-        try:
-            return mmap.mmap(descriptor, num_bytes)
-        finally:
-            os.close(descriptor)
+def _attach(name: str, shape: tuple[int, int]) -> SharedSegment | None:
+    if name and has_futex():
+        with suppress(OSError, ValueError):
+            return SharedSegment.attach(name, shape, torch.uint8)
     return None

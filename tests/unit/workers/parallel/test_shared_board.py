@@ -1,7 +1,8 @@
 """Ranks of one host, as threads or processes, that speak through shared memory."""
 
-import mmap
 import multiprocessing
+import os
+import signal
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -10,8 +11,9 @@ from typing import TypeVar
 import pytest
 import torch
 
+from kvasir_workers.kv.page_memory import SHARED_MEMORY, SUFFIX, SharedSegment, remove_abandoned_segments
 from kvasir_workers.parallel.futex import has_futex
-from kvasir_workers.parallel.shared_board import BUFFER_BYTES, SharedBoard, open_board
+from kvasir_workers.parallel.shared_board import BUFFER_BYTES, RANK_BYTES, SharedBoard, open_board
 from kvasir_workers.parallel.torch_groups import Store, memory_store
 
 pytestmark = pytest.mark.skipif(not has_futex(), reason="needs Linux on x86-64")
@@ -159,7 +161,7 @@ class BlindStore:
 
     def get(self, key: str) -> bytes:
         is_name = key == "board" and self._rank == 1
-        return b"/dev/shm/kvasir-elsewhere" if is_name else self._store.get(key)
+        return b"kvasir-elsewhere" if is_name else self._store.get(key)
 
 
 def test_nobody_uses_memory_that_one_does_not_see() -> None:
@@ -169,18 +171,48 @@ def test_nobody_uses_memory_that_one_does_not_see() -> None:
         assert list(boards) == [None, None]
 
 
-def _sit_down_and_die(path: str) -> None:
-    with open(path, "r+b") as file:
-        SharedBoard(mmap.mmap(file.fileno(), 0), 1, 2, DEADLINE_S)
+def _sit_down_and_die(name: str) -> None:
+    SharedBoard(SharedSegment.attach(name, (2, RANK_BYTES), torch.uint8).tensor, 1, DEADLINE_S)
 
 
-def test_death_of_a_process_is_seen_before_the_deadline(tmp_path: Path) -> None:
-    path = tmp_path / "memory"
-    path.write_bytes(bytes(2 * (2 * BUFFER_BYTES + 256)))
-    child = multiprocessing.get_context("spawn").Process(target=_sit_down_and_die, args=(str(path),))
+def test_death_of_a_process_is_seen_before_the_deadline() -> None:
+    segment = SharedSegment.create(f"kvasir-test-board-{os.getpid()}{SUFFIX}", (2, RANK_BYTES), torch.uint8)
+    child = multiprocessing.get_context("spawn").Process(target=_sit_down_and_die, args=(segment.name,))
     child.start()
     child.join()
-    with path.open("r+b") as file:
-        board = SharedBoard(mmap.mmap(file.fileno(), 0), 0, 2, deadline_s=1e6)
+    segment.remove()
+    board = SharedBoard(segment.tensor, 0, deadline_s=1e6)
     with pytest.raises(RuntimeError, match="tensor rank 1 has left"):
         board.add_up(torch.ones(1))
+
+
+class LastWill:
+    """A store whose user is killed as soon as it has told the others where the memory is."""
+
+    def __init__(self, will: Path) -> None:
+        self._will = will
+
+    def set(self, key: str, value: str) -> None:
+        self._will.write_text(value)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def check(self, keys: list[str]) -> bool:
+        return False
+
+    def get(self, key: str) -> bytes:
+        return b""
+
+
+def _open_board_and_be_killed(will: Path) -> None:
+    open_board("board", 0, 2, LastWill(will), DEADLINE_S)
+
+
+def test_memory_of_a_rank_that_was_killed_before_all_had_it_is_found_and_taken_away(tmp_path: Path) -> None:
+    will = tmp_path / "will"
+    child = multiprocessing.get_context("spawn").Process(target=_open_board_and_be_killed, args=(will,))
+    child.start()
+    child.join()
+    remove_abandoned_segments()
+    name = will.read_text()
+    assert name.startswith("kvasir-board-")
+    assert not (SHARED_MEMORY / name).exists()
