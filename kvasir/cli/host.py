@@ -58,9 +58,7 @@ def check_model(model: ModelConfig, pools: tuple[PoolConfig, ...] = ()) -> None:
     spec = read_spec(_read_config(path / "config.json"), str(path / "config.json"))
     check_max_model_len(model.max_model_len, spec.max_position_embeddings)
     for pool in pools:
-        shape = GangShape(
-            tensor_parallel_size=pool.tensor_parallel_size, pipeline_parallel_size=pool.pipeline_parallel_size
-        )
+        shape = GangShape.of(pool)
         check_shape(spec, shape)
         settle(model, shape)
 

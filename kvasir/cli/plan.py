@@ -13,7 +13,7 @@ from rich.table import Table
 from kvasir.cli.host import check_models, find_hardware
 from kvasir.cli.options import make_config
 from kvasir_cluster.pools import num_replicas, resolve
-from kvasir_protocol.config import ClusterConfig, ModelConfig, PoolConfig
+from kvasir_protocol.config import ClusterConfig, ModelConfig
 from kvasir_workers.engine_directory.manifest import settle
 from kvasir_workers.kv.manager import pages_for
 from kvasir_workers.memory import Footprint, free_memory, page_bytes, plan_memory, step_bytes
@@ -111,7 +111,7 @@ def show_plan(options: argparse.Namespace) -> int:
 def alone(config: ClusterConfig, model: ModelConfig) -> ClusterConfig:
     """The configuration as if it were of this model only, with the model's own pools."""
     pools = tuple(replace(pool, model="") for pool in config.pools if config.model_of(pool) == model)
-    return replace(config, model=settle(model, _shape_of(pools[0])), models=(), pools=pools)
+    return replace(config, model=settle(model, GangShape.of(pools[0])), models=(), pools=pools)
 
 
 def plan_model(config: ClusterConfig) -> ModelPlan:
@@ -128,10 +128,6 @@ def plan_model(config: ClusterConfig) -> ModelPlan:
         replica=replica,
         speed=predict(work, measure_rates(device, dtype), replica),
     )
-
-
-def _shape_of(pool: PoolConfig) -> GangShape:
-    return GangShape(tensor_parallel_size=pool.tensor_parallel_size, pipeline_parallel_size=pool.pipeline_parallel_size)
 
 
 def plan_replica(config: ClusterConfig, spec: DecoderSpec, device: torch.device, dtype: torch.dtype) -> ReplicaPlan:

@@ -47,8 +47,8 @@ from kvasir_workers.load import (
     load_leader,
     load_model,
 )
-from kvasir_workers.parallel.hosted_gang import shape_of
 from kvasir_workers.parallel.local_gang import LocalGang
+from kvasir_workers.parallel.mesh import GangShape
 from kvasir_workers.ready import make_ready
 from kvasir_workers.replica_server import Binding, ReplicaServer
 
@@ -110,7 +110,7 @@ class Replica:
         self.start_phases = (*self.start_phases, StartPhase(name, time.monotonic() - began_s))
 
     def _load(self, open_gang: "Callable[[str], Gang] | None") -> LoadedModel:
-        config, shape = self._config, shape_of(self._config)
+        config, shape = self._config, GangShape.of(self._config)
         if shape.num_ranks == 1:
             return load_model(config.model, config.engine, self._segment_wish())
         # Also for hand-overs by TCP: the leader speaks for all, so it must reach what the others hold.

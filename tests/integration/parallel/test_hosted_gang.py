@@ -7,14 +7,15 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from threading import Event
+from typing import Any
 
 import pytest
 import zmq
 
 from kvasir_protocol.config import EngineConfig, HandoverConfig, ModelConfig, ReplicaConfig
-from kvasir_protocol.errors import RankLost, WireError
+from kvasir_protocol.errors import RankLost
 from kvasir_protocol.ids import ReplicaId, RequestId
-from kvasir_protocol.messages import PageDoor, Ping
+from kvasir_protocol.messages import Hello, PageDoor
 from kvasir_protocol.request import GenerationRequest, SamplingParams
 from kvasir_protocol.sockets import bind_server, connect_client, start_gatekeeper
 from kvasir_protocol.view import Role
@@ -153,20 +154,66 @@ def plans() -> Iterator[tuple[object, str]]:
 
 def test_leader_learns_of_its_followers_doors_and_names_whoever_does_not_connect(plans: tuple[object, str]) -> None:
     socket, endpoint = plans
-    address = GangAddress(host="127.0.0.1", port=1, plans=endpoint, segment_name="")
-    receiver = PublicReceiver(address, SECRET, 1, DOOR, Event())
-    assert PublicSender(socket, 2, start_s=20.0).doors() == {1: DOOR}
+    receiver = PublicReceiver(address_of(endpoint, "gang"), SECRET, 1, DOOR, Event())
+    assert PublicSender(socket, "gang", 2, start_s=PATIENCE_S).doors() == {1: DOOR}
     with pytest.raises(RankLost, match=r"ranks \(1, 2\) did not connect"):
-        PublicSender(socket, 3, start_s=0.2).send(b"plan")
+        PublicSender(socket, "gang", 3, start_s=0.2).send(b"plan")
     receiver.close()
 
 
-def test_follower_that_begins_with_another_word_is_refused(plans: tuple[object, str]) -> None:
+def address_of(plans: str, gang: str) -> GangAddress:
+    return GangAddress(host="127.0.0.1", port=1, plans=plans, gang=gang, segment_name="")
+
+
+@pytest.fixture
+def stranger(plans: tuple[object, str]) -> Iterator[Callable[[bytes, bytes], None]]:
+    """Somebody with the cluster's keys who connects under a name and says something."""
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    sockets: list[Any] = []  # one that nobody holds is closed at once, and says nothing
+
+    def say(name: bytes, words: bytes) -> None:
+        sockets.append(connect_client(context, SECRET, plans[1], name))
+        sockets[-1].send(words)
+
+    yield say
+    context.destroy(linger=0)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [(b"", encode(Hello(sender="router"))), (name_of("other", 1), encode(DOOR)), (name_of("gang", 2), b"junk")],
+    ids=["a router that looks for another replica", "a follower of another gang", "junk"],
+)
+def test_whoever_is_no_follower_is_dropped_and_the_follower_is_met(
+    plans: tuple[object, str], stranger: Callable[[bytes, bytes], None], name: bytes, words: bytes
+) -> None:
     socket, endpoint = plans
-    with zmq.Context() as context, connect_client(context, SECRET, endpoint, name_of(1)) as stranger:
-        stranger.send(encode(Ping()))
-        with pytest.raises(WireError, match="says first where its pages are, not Ping"):
-            PublicSender(socket, 2, start_s=20.0).doors()
+    stranger(name, words)
+    sender = PublicSender(socket, "gang", 2, start_s=PATIENCE_S)
+    receiver = PublicReceiver(address_of(endpoint, "gang"), SECRET, 1, DOOR, Event())
+    assert sender.doors() == {1: DOOR}
+    receiver.close()
+
+
+def test_follower_of_a_gang_that_was_here_before_hears_no_plan_of_this_one(plans: tuple[Any, str]) -> None:
+    """Its leader has gone, and the system has given the address to another one."""
+    socket, endpoint = plans
+    old, new = (PublicReceiver(address_of(endpoint, gang), SECRET, 1, DOOR, Event()) for gang in ("old", "new"))
+    PublicSender(socket, "new", 2, start_s=PATIENCE_S).send(b"plan")
+    while not is_sent(socket, name_of("old", 1), b"word after the plan"):
+        pass
+    assert (old.receive(), new.receive()) == (b"word after the plan", b"plan")
+    old.close()
+    new.close()
+
+
+def is_sent(socket: Any, name: bytes, frame: bytes) -> bool:
+    """False as long as nobody of this name has connected."""
+    try:
+        socket.send_multipart([name, frame])
+    except zmq.ZMQError:
+        return False
+    return True
 
 
 Doors = Callable[[], dict[int, PageDoor]]
@@ -223,5 +270,5 @@ def open_files() -> Iterator[str]:
 
 
 def test_address_comes_out_of_its_text_as_it_went_in() -> None:
-    address = GangAddress(host="10.0.0.1", port=7, plans="tcp://10.0.0.1:8", segment_name="pages")
+    address = GangAddress(host="10.0.0.1", port=7, plans="tcp://10.0.0.1:8", gang="a1", segment_name="pages")
     assert GangAddress.from_text(address.to_text()) == address

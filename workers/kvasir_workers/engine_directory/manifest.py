@@ -61,9 +61,7 @@ class Manifest:
 
     @property
     def shape(self) -> GangShape:
-        return GangShape(
-            tensor_parallel_size=self.tensor_parallel_size, pipeline_parallel_size=self.pipeline_parallel_size
-        )
+        return GangShape.of(self)
 
 
 def is_engine_directory(directory: Path) -> bool:

@@ -6,6 +6,8 @@ program: keep them in a network of your own.
 """
 
 import json
+import logging
+import secrets
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -25,6 +27,8 @@ from kvasir_workers.parallel.collectives import Meeting
 from kvasir_workers.parallel.mesh import GangShape
 from kvasir_workers.parallel.torch_groups import host_store
 
+_log = logging.getLogger(__name__)
+
 _POLL_MS = 100
 
 
@@ -32,12 +36,15 @@ _POLL_MS = 100
 class GangAddress:
     """Where a leader is to be found: the store's host and port, and where it sends plans from.
 
-    segment_name: as in LocalGang; a rank on another host makes its own there, which nobody else maps.
+    gang: a name that is given once. The address that plans come from may be another gang's later, and whoever still
+    looks for this one there must not be taken for one of that. segment_name: as in LocalGang; a rank on another host
+    makes its own there, which nobody else maps.
     """
 
     host: str
     port: int
     plans: str
+    gang: str
     segment_name: str
 
     def to_text(self) -> str:
@@ -48,19 +55,12 @@ class GangAddress:
         return build(cls, json.loads(text))
 
 
-def shape_of(config: ReplicaConfig) -> GangShape:
-    return GangShape(
-        tensor_parallel_size=config.tensor_parallel_size, pipeline_parallel_size=config.pipeline_parallel_size
-    )
-
-
 class PublicSender:
     """Plans to followers that have connected to a ROUTER and said who they are, and where their pages are kept."""
 
-    def __init__(self, socket: Any, num_ranks: int, start_s: float) -> None:
+    def __init__(self, socket: Any, gang: str, num_ranks: int, start_s: float) -> None:
         self._socket = socket
-        self._names = {rank: name_of(rank) for rank in range(1, num_ranks)}
-        self._absent = dict(self._names)
+        self._ranks = {name_of(gang, rank): rank for rank in range(1, num_ranks)}
         self._doors: dict[int, PageDoor] = {}
         self._start_s = start_s
 
@@ -71,7 +71,7 @@ class PublicSender:
 
     def send(self, frame: bytes) -> None:
         self._meet()
-        for rank, name in self._names.items():
+        for name, rank in self._ranks.items():
             try:
                 self._socket.send_multipart([name, frame], zmq.NOBLOCK)
             except zmq.ZMQError as error:
@@ -80,20 +80,23 @@ class PublicSender:
     def _meet(self) -> None:
         """Until every follower has connected: a ROUTER sends to nobody whom it does not know."""
         give_up_at = time.monotonic() + self._start_s
-        while self._absent and time.monotonic() < give_up_at:
+        while len(self._doors) < len(self._ranks) and time.monotonic() < give_up_at:
             if self._socket.poll(_POLL_MS):
-                self._welcome(*self._socket.recv_multipart())
-        if self._absent:
-            ranks = tuple(self._absent)
-            raise RankLost(f"ranks {ranks} did not connect to their leader", ranks)
+                name, *frames = self._socket.recv_multipart()
+                self._welcome(name, b"".join(frames))
+        if absent := tuple(rank for rank in self._ranks.values() if rank not in self._doors):
+            raise RankLost(f"ranks {absent} did not connect to their leader", absent)
 
     def _welcome(self, name: bytes, frame: bytes) -> None:
-        door = decode(frame)
-        if not isinstance(door, PageDoor):
-            raise WireError(f"a rank says first where its pages are, not {type(door).__name__}")
-        for rank in [rank for rank, expected in self._absent.items() if expected == name]:
-            del self._absent[rank]
-            self._doors[rank] = door
+        """Take in a follower. Whoever looks for those who had this address before may come, too: it is no matter."""
+        try:
+            door = decode(frame)
+            if name not in self._ranks or not isinstance(door, PageDoor):
+                raise WireError(f"{type(door).__name__} from {name!r}")
+        except WireError as error:
+            _log.warning("no follower that says where its pages are; dropped: %s", error)
+            return
+        self._doors[self._ranks[name]] = door
 
     def close(self) -> None:
         self._socket.close()
@@ -105,15 +108,17 @@ class HostedGang:
     def __init__(
         self, config: ReplicaConfig, secret: bytes, announce: Callable[[str], None], segment_name: str
     ) -> None:
-        shape, deadline_s = shape_of(config), config.engine.rank_deadline_s
+        shape, deadline_s = GangShape.of(config), config.engine.rank_deadline_s
         store, port = host_store(config.host)
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._gatekeeper = start_gatekeeper(self._context, secret)
         socket, endpoint = bind_server(self._context, secret, config.host, 0)
-        followers = PublicSender(socket, shape.num_ranks, deadline_s)
+        gang = secrets.token_hex(8)
+        followers = PublicSender(socket, gang, shape.num_ranks, deadline_s)
         meeting = Meeting(store=store, host=config.host, deadline_s=deadline_s)
         self.seat = LeaderSeat(shape, meeting, followers, segment_name, followers.doors)
-        announce(GangAddress(host=config.host, port=port, plans=endpoint, segment_name=segment_name).to_text())
+        address = GangAddress(host=config.host, port=port, plans=endpoint, gang=gang, segment_name=segment_name)
+        announce(address.to_text())
 
     def find_death(self) -> str | None:
         """Whoever put the ranks there watches them."""
@@ -133,7 +138,7 @@ class PublicReceiver:
     def __init__(self, address: GangAddress, secret: bytes, rank: int, door: PageDoor, is_stopping: Event) -> None:
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._is_stopping = is_stopping
-        self._socket = connect_client(self._context, secret, address.plans, name_of(rank))
+        self._socket = connect_client(self._context, secret, address.plans, name_of(address.gang, rank))
         self._socket.send(encode(door))
 
     def receive(self) -> bytes | None:
@@ -147,5 +152,6 @@ class PublicReceiver:
         self._context.destroy(linger=0)
 
 
-def name_of(rank: int) -> bytes:
-    return b"rank-%d" % rank
+def name_of(gang: str, rank: int) -> bytes:
+    """What a follower calls itself where plans come from."""
+    return f"{gang}-rank{rank}".encode()

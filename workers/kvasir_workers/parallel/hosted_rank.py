@@ -11,9 +11,9 @@ from kvasir_workers.kv.page_memory import remove_abandoned_segments
 from kvasir_workers.kv.transfer.page_keeper import PageKeeper
 from kvasir_workers.parallel.collectives import Meeting
 from kvasir_workers.parallel.gang_runner import Follower
-from kvasir_workers.parallel.hosted_gang import GangAddress, PublicReceiver, shape_of
+from kvasir_workers.parallel.hosted_gang import GangAddress, PublicReceiver
 from kvasir_workers.parallel.load_rank import load_rank, plan_rank, segment_name_of
-from kvasir_workers.parallel.mesh import RankPlace
+from kvasir_workers.parallel.mesh import GangShape, RankPlace
 from kvasir_workers.parallel.torch_groups import join_store
 
 _log = logging.getLogger(__name__)
@@ -40,7 +40,7 @@ class HostedRank:
     def __init__(self, config: ReplicaConfig, secret: bytes, rank: int, address: str) -> None:
         if config.engine.num_threads is not None:
             torch.set_num_threads(config.engine.num_threads)
-        place, leader = RankPlace(shape_of(config), rank), GangAddress.from_text(address)
+        place, leader = RankPlace(GangShape.of(config), rank), GangAddress.from_text(address)
         plan = plan_rank(config.model, config.engine, place)
         store = join_store(leader.host, leader.port)
         meeting = Meeting(store=store, host=config.host, deadline_s=config.engine.rank_deadline_s)

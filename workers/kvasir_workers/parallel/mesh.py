@@ -6,11 +6,22 @@ The ranks of a stage share each layer; a stage has some of the layers. Rank 0 le
 """
 
 from dataclasses import dataclass
+from typing import Protocol
 
 from kvasir_protocol.errors import ConfigError
 from kvasir_workers.model.spec import DecoderSpec
 
 LEADER = 0
+
+
+class ParallelSizes(Protocol):
+    """A pool's or a replica's configuration, or an engine directory's manifest."""
+
+    @property
+    def tensor_parallel_size(self) -> int: ...
+
+    @property
+    def pipeline_parallel_size(self) -> int: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,6 +34,10 @@ class GangShape:
     def __post_init__(self) -> None:
         if min(self.tensor_parallel_size, self.pipeline_parallel_size) < 1:
             raise ConfigError(f"tensor and pipeline parallel sizes must be at least 1, got {self}")
+
+    @classmethod
+    def of(cls, sizes: ParallelSizes) -> "GangShape":
+        return cls(tensor_parallel_size=sizes.tensor_parallel_size, pipeline_parallel_size=sizes.pipeline_parallel_size)
 
     @property
     def num_ranks(self) -> int:

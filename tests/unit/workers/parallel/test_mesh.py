@@ -2,6 +2,7 @@
 
 import pytest
 
+from kvasir_protocol.config import PoolConfig
 from kvasir_protocol.errors import ConfigError
 from kvasir_workers.parallel.mesh import GangShape, RankPlace
 
@@ -31,6 +32,10 @@ def test_only_the_ends_are_first_and_last() -> None:
 
 def test_rank_is_named_with_its_place() -> None:
     assert str(place(5)) == "rank 5 (pipeline stage 2, tensor rank 1)"
+
+
+def test_shape_is_that_of_whatever_names_both_sizes() -> None:
+    assert GangShape.of(PoolConfig(role="mixed", tensor_parallel_size=2, pipeline_parallel_size=3)) == SHAPE
 
 
 def test_gang_without_ranks_is_refused() -> None:
