@@ -36,21 +36,23 @@ class Driver:
         return self._open_engine
 
     def close(self) -> None:
-        """Let go of the engine, even if somebody still holds a stream of it."""
+        """Let go of the engine, even if somebody still holds a stream of it, and of all that compiles grammars."""
         self._open_engine = None
         self._choices.clear()
+        self._grammars.close()
 
     def submit(self, requests: Sequence[GenerationRequest]) -> list[Choice]:
         """Give all to the engine, or none. Raises InvalidRequest for the first that can't be served."""
         if self._has_failed:
             raise RuntimeError("the engine failed in an earlier call; make a new LLM")
+        engine = self.engine
         grammars = self._compile_all(request.sampling for request in requests)
         choices: list[Choice] = []
         try:
             with self._undisturbed():
                 for request in requests:
                     wanted = request.sampling.structured_outputs
-                    self.engine.add(request, grammar=grammars[wanted] if wanted is not None else None)
+                    engine.add(request, grammar=grammars[wanted] if wanted is not None else None)
                     choices.append(Choice(request, self._codec))
                     self._choices[request.request_id] = choices[-1]
         except BaseException:

@@ -4,6 +4,7 @@ import gc
 import math
 import secrets
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, replace
 from itertools import count
 from pathlib import Path
@@ -45,6 +46,7 @@ from kvasir_workers.engine_directory.manifest import shape_for
 from kvasir_workers.kv.offload.open_tiers import open_tiers
 from kvasir_workers.load import build_engine, grammar_compiler
 from kvasir_workers.parallel.local_gang import load_gang, share_cores
+from kvasir_workers.parallel.mesh import GangShape
 from kvasir_workers.ready import make_ready
 
 Message = Mapping[str, Any]
@@ -109,15 +111,26 @@ class LLM:
         source = ModelConfig(
             path=str(directory), served_name=name, dtype=dtype, quantization=quantization, max_model_len=max_model_len
         )
-        self._gang, loaded = load_gang(source, config, shape)
-        loaded = make_ready(loaded, config)
-        self._codec = TextCodec.from_directory(directory)
-        self._limits = loaded.limits
-        self._num_pages = loaded.pages.shape[2]
-        self._tiers = open_tiers(loaded.pages, config)
-        engine = build_engine(loaded, config, opened=self._tiers)
-        self._driver = Driver(engine, grammar_compiler(directory, loaded.limits), self._codec)
         self._request_numbers = count()
+        self._load(source, config, shape)
+
+    def _load(self, model: ModelConfig, config: EngineConfig, shape: GangShape) -> None:
+        """Nothing that was opened stays open if the rest can't be had."""
+        directory = Path(model.path)
+        with ExitStack() as opened:
+            gang, loaded = load_gang(model, config, shape)
+            if gang is not None:
+                opened.callback(gang.close)
+            loaded = make_ready(loaded, config)
+            self._codec = TextCodec.from_directory(directory)
+            self._limits = loaded.limits
+            self._num_pages = loaded.pages.shape[2]
+            if (tiers := open_tiers(loaded.pages, config)) is not None:
+                opened.callback(tiers.tiers.close)
+            engine = build_engine(loaded, config, opened=tiers)
+            self._driver = Driver(engine, grammar_compiler(directory, loaded.limits), self._codec)
+            opened.callback(self._driver.close)
+            self._opened = opened.pop_all()
 
     def __enter__(self) -> Self:
         return self
@@ -128,13 +141,8 @@ class LLM:
         self.close()
 
     def close(self) -> None:
-        """Give the memory back: weights and pages. Nothing can be asked of this LLM any more."""
-        self._driver.close()
-        if self._tiers is not None:
-            self._tiers.tiers.close()
-        self._tiers = None
-        if self._gang is not None:
-            self._gang.close()
+        """Give the memory back: weights and pages. Nothing can be asked of this LLM any more. Idempotent."""
+        self._opened.close()
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()

@@ -3,13 +3,14 @@
 import os
 import signal
 from collections.abc import Iterator
+from pathlib import Path
 
 import psutil
 import pytest
 
 from kvasir import LLM, SamplingParams
 from kvasir_protocol.config import EngineConfig, ModelConfig
-from kvasir_protocol.errors import ConfigError, RankLost
+from kvasir_protocol.errors import CheckpointError, ConfigError, RankLost
 from kvasir_protocol.ids import RequestId
 from kvasir_protocol.request import GenerationRequest
 from kvasir_protocol.structured import StructuredOutput
@@ -46,6 +47,7 @@ def test_llm_of_several_processes_says_the_same_and_ends_them(tp: int, pp: int, 
         assert len(started) == tp * pp - 1
         assert texts(llm) == expected
     assert not any(process.is_running() for process in started)
+    assert set(psutil.Process().children(recursive=True)) <= before, "also those that tried the grammar"
 
 
 def test_what_can_not_be_had_is_refused_before_a_process_is_started() -> None:
@@ -54,6 +56,16 @@ def test_what_can_not_be_had_is_refused_before_a_process_is_started() -> None:
         LLM(tensor_parallel_size=3)
     with pytest.raises(ConfigError, match=r"host_cache_bytes is not supported with several ranks \(tp=2 pp=1\)"):
         LLM(tensor_parallel_size=2, host_cache_memory_bytes=2**20)
+    assert set(psutil.Process().children(recursive=True)) == before
+
+
+def test_llm_that_fails_after_its_gang_was_loaded_ends_the_gang(tmp_path: Path) -> None:
+    for file in DEMO_MODEL.iterdir():
+        if file.name != "tokenizer.json":
+            (tmp_path / file.name).symlink_to(file)
+    before = set(psutil.Process().children(recursive=True))
+    with pytest.raises(CheckpointError, match=r"has no tokenizer\.json"):
+        LLM(tmp_path, tensor_parallel_size=2, **SMALL)  # type: ignore[arg-type]
     assert set(psutil.Process().children(recursive=True)) == before
 
 
