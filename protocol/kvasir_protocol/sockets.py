@@ -25,6 +25,9 @@ HEARTBEAT_MS = 1000
 PEER_TIMEOUT_MS = 4000
 """A silent peer (a pulled cable) counts as gone after this long; a closed connection at once."""
 
+_CURVE_BYTES = 64
+"""More than the encryption adds to a message: the limit of the sockets counts that, too."""
+
 QUEUE_FRAMES = 100_000
 """Frames that may wait for one slow peer before new ones are refused."""
 
@@ -169,5 +172,5 @@ def _connect(socket: Any, secret: bytes, endpoint: str) -> None:
 def _set_common_options(socket: Any) -> None:
     socket.linger = 0
     socket.sndhwm = socket.rcvhwm = QUEUE_FRAMES
-    socket.maxmsgsize = MAX_MESSAGE_BYTES
+    socket.maxmsgsize = MAX_MESSAGE_BYTES + _CURVE_BYTES
     socket.heartbeat_ivl, socket.heartbeat_timeout = HEARTBEAT_MS, PEER_TIMEOUT_MS

@@ -34,7 +34,6 @@ from kvasir_protocol.messages import (
     ReserveRefused,
     Stats,
     Submit,
-    Tokens,
     Welcome,
 )
 from kvasir_protocol.request import GenerationRequest
@@ -51,6 +50,7 @@ from kvasir_workers.kv.transfer.page_parts import PartedPages
 from kvasir_workers.kv.transfer.reservation import Peer
 from kvasir_workers.sequence import Sequence
 from kvasir_workers.socket_thread import Rounds, SocketThread
+from kvasir_workers.token_frames import frames_of, too_large_error
 
 _log = logging.getLogger(__name__)
 
@@ -221,11 +221,15 @@ class ReplicaServer:
                 raise WireError(f"a replica has no use for {type(message).__name__}")
 
     def _send(self, peer: Peer, message: Message) -> None:
-        """Deliver to a peer; one that is gone (or takes nothing any more) loses its requests."""
+        """Deliver to a peer, unless it is gone."""
         if isinstance(message, HandoverFailed):
             self._streams.pop(message.request_id, None)
+        self._send_frame(peer, encode(message))
+
+    def _send_frame(self, peer: Peer, frame: bytes) -> None:
+        """A peer that is gone (or takes nothing any more) loses its requests."""
         try:
-            self._socket.send_multipart([peer, encode(message)], zmq.NOBLOCK)
+            self._socket.send_multipart([peer, frame], zmq.NOBLOCK)
         except zmq.ZMQError as error:
             if error.errno not in (zmq.EHOSTUNREACH, zmq.EAGAIN):
                 raise
@@ -301,7 +305,15 @@ class ReplicaServer:
                 if output.finish_reason is not None:
                     del self._streams[output.request_id]
         for peer, batch in by_peer.items():
-            self._send(peer, Tokens(outputs=tuple(batch)))
+            self._send_tokens(peer, batch)
+
+    def _send_tokens(self, peer: Peer, batch: list[TokenOutput]) -> None:
+        packed = frames_of(batch)
+        for frame in packed.frames:
+            self._send_frame(peer, frame)
+        for output in packed.too_large:
+            self._abort(peer, output.request_id)
+            self._send(peer, _rejection(output.request_id, too_large_error()))
 
     # Run by the engine's thread
 

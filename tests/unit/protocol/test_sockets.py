@@ -22,6 +22,7 @@ from kvasir_protocol.sockets import (
     load_secret,
     start_gatekeeper,
 )
+from kvasir_protocol.wire import MAX_MESSAGE_BYTES
 
 SECRET = b"s" * SECRET_BYTES
 DEADLINE_MS = 10_000
@@ -154,9 +155,23 @@ def test_client_with_the_secret_is_answered(server: tuple[Any, str], context: An
     assert (question, client.recv()) == (b"question", b"answer")
 
 
+def test_message_of_the_most_bytes_arrives_and_the_next_one_too(server: tuple[Any, str], context: Any) -> None:
+    """A longer one would break the connection."""
+    socket, endpoint = server
+    client = connect_client(context, SECRET, endpoint)
+    client.send(bytes(MAX_MESSAGE_BYTES))
+    client.send(b"next")
+    sizes = []
+    for _ in range(2):
+        assert socket.poll(DEADLINE_MS)
+        sizes.append(len(socket.recv_multipart()[1]))
+    assert sizes == [MAX_MESSAGE_BYTES, 4]
+
+
 def test_client_with_another_secret_is_refused(server: tuple[Any, str], context: Any) -> None:
     socket, endpoint = server
-    connect_client(context, b"x" * SECRET_BYTES, endpoint).send(b"question")
+    stranger = connect_client(context, b"x" * SECRET_BYTES, endpoint)
+    stranger.send(b"question")
     assert not socket.poll(SILENCE_MS)
 
 
@@ -186,7 +201,8 @@ def test_plaintext_client_is_refused(server: tuple[Any, str], context: Any, kind
 def test_client_does_not_speak_to_a_server_without_the_secret(context: Any) -> None:
     impostor = context.socket(zmq.ROUTER)
     port = impostor.bind_to_random_port("tcp://127.0.0.1")
-    connect_client(context, SECRET, f"tcp://127.0.0.1:{port}").send(b"prompt")
+    client = connect_client(context, SECRET, f"tcp://127.0.0.1:{port}")
+    client.send(b"prompt")
     assert not impostor.poll(SILENCE_MS)
 
 

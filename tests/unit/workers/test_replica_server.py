@@ -8,7 +8,7 @@ import pytest
 import torch
 import zmq
 
-from kvasir_protocol.events import HandoverCounters
+from kvasir_protocol.events import HandoverCounters, TokenOutput
 from kvasir_protocol.ids import Generation, PageIndex, ReplicaId, RequestId
 from kvasir_protocol.messages import (
     Abort,
@@ -30,6 +30,7 @@ from kvasir_protocol.messages import (
 from kvasir_protocol.request import GenerationRequest, SamplingParams
 from kvasir_protocol.sockets import bind_server, start_gatekeeper
 from kvasir_protocol.view import ReplicaInfo
+from kvasir_protocol.wire import MAX_MESSAGE_BYTES
 from kvasir_workers.engine import Engine
 from kvasir_workers.kv.transfer.page_intake import listen_for_pages
 from kvasir_workers.kv.transfer.page_parts import PartedPages
@@ -205,6 +206,22 @@ def test_reservation_is_refused_when_pages_are_short(connect: Connect) -> None:
     client.expect(Reserved)
     client.send(Reserve(request=make_request("b", [1] * 20), deadline_s=5))
     assert "2 pages are free, the request needs 5" in client.expect(ReserveRefused).reason
+    assert_still_serving(client)
+
+
+def test_answer_that_is_too_large_for_a_message_ends_its_request_and_not_the_link(
+    replica: FakeReplica, connect: Connect
+) -> None:
+    client = connect()
+    client.send(Reserve(request=request(), deadline_s=5))
+    client.expect(Reserved)
+    scores = (0.5,) * (MAX_MESSAGE_BYTES // 9 + 1)
+    replica.server._deliver(
+        [TokenOutput(request_id=RequestId("r"), first_index=0, token_ids=(), finish_reason="stop", embedding=scores)]
+    )
+    rejected = client.expect(Rejected)
+    assert (rejected.request_id, rejected.is_invalid, rejected.field) == ("r", True, "prompt_logprobs")
+    assert "take more than 64 MiB; ask for fewer of each, or send a shorter prompt" in rejected.message
     assert_still_serving(client)
 
 
