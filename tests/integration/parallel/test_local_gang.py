@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,8 +17,9 @@ from kvasir_protocol.ids import RequestId
 from kvasir_protocol.request import GenerationRequest
 from kvasir_protocol.structured import StructuredOutput
 from kvasir_workers.engine import Engine
+from kvasir_workers.held_files import create_held
 from kvasir_workers.load import build_engine, load_leader
-from kvasir_workers.parallel.local_gang import LocalGang, load_gang
+from kvasir_workers.parallel.local_gang import LocalGang, load_gang, remove_abandoned_folders
 from kvasir_workers.parallel.mesh import GangShape
 from tests.integration.engine.conftest import DEMO_MODEL
 
@@ -67,6 +70,27 @@ def test_llm_that_fails_after_its_gang_was_loaded_ends_the_gang(tmp_path: Path) 
     with pytest.raises(CheckpointError, match=r"has no tokenizer\.json"):
         LLM(tmp_path, tensor_parallel_size=2, **SMALL)  # type: ignore[arg-type]
     assert set(psutil.Process().children(recursive=True)) == before
+
+
+OPEN_A_GANG_AND_BE_KILLED = """
+import os, signal
+from kvasir_protocol.config import EngineConfig, ModelConfig
+from kvasir_workers.parallel.local_gang import LocalGang
+from kvasir_workers.parallel.mesh import GangShape
+LocalGang(ModelConfig(path="/nowhere", served_name="m"), EngineConfig(), GangShape(tensor_parallel_size=2))
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_folder_of_a_leader_that_was_killed_is_taken_away_and_that_of_a_living_one_is_not(tmp_path: Path) -> None:
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    subprocess.run([sys.executable, "-c", OPEN_A_GANG_AND_BE_KILLED], env=environment, stderr=subprocess.DEVNULL)
+    (left,) = tmp_path.iterdir()
+    (tmp_path / "kvasir-gang-alive").mkdir()
+    held = create_held(tmp_path / "kvasir-gang-alive" / "leader")
+    remove_abandoned_folders(tmp_path)
+    os.close(held)
+    assert [folder.name for folder in tmp_path.iterdir()] == ["kvasir-gang-alive"], left
 
 
 def step(engine: Engine, number: int) -> None:

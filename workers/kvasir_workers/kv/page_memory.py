@@ -1,23 +1,21 @@
 """Memory that processes of one host share: that of pages, and the boards of ranks (`parallel/shared_board.py`).
 
 A shared segment is a file in /dev/shm whose name ends with SUFFIX, so that what a killed process leaves behind can be
-found and removed. (The standard library's SharedMemory would unlink it when any reader exits.)
-Its maker holds a lock on it for as long as it lives: a segment without one is nobody's any more. Process ids would not
-tell, since containers that share /dev/shm count their own.
+found and removed: its maker holds it (`held_files.py`). (The standard library's SharedMemory would unlink it when any
+reader exits.)
 """
 
 import errno
-import fcntl
 import logging
 import mmap
 import os
-from contextlib import suppress
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from kvasir_protocol.errors import OutOfMemory
+from kvasir_workers.held_files import create_held, is_abandoned
 
 _log = logging.getLogger(__name__)
 
@@ -46,7 +44,7 @@ class SharedSegment:
     def create(cls, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> "SharedSegment":
         """A new zeroed segment, its memory set aside now. Raises OutOfMemory if /dev/shm is too small."""
         size = torch.Size(shape).numel() * dtype.itemsize
-        descriptor = _create_locked(SHARED_MEMORY / name)
+        descriptor = create_held(SHARED_MEMORY / name)
         try:
             os.posix_fallocate(descriptor, 0, size)
             tensor = _map(descriptor, shape, dtype)
@@ -92,36 +90,12 @@ class SharedSegment:
             self._lock = None
 
 
-def _create_locked(path: Path) -> int:
-    """A new file, locked before anybody could take it for an abandoned one."""
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    descriptor = os.open(draft, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH)
-        os.link(draft, path)
-    except OSError:
-        os.close(descriptor)
-        raise
-    finally:
-        os.unlink(draft)
-    return descriptor
-
-
 def remove_abandoned_segments(folder: Path = SHARED_MEMORY) -> list[str]:
     """Take away this user's segments whose makers were killed before they could; their names."""
-    removed = []
-    for path in folder.glob(f"*{SUFFIX}"):
-        with suppress(OSError):  # another's, locked by its maker, or just gone
-            descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW)
-            try:
-                if os.fstat(descriptor).st_uid != os.geteuid():
-                    continue
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                path.unlink()
-                removed.append(path.name)
-            finally:
-                os.close(descriptor)
-    return removed
+    abandoned = [path for path in folder.glob(f"*{SUFFIX}") if is_abandoned(path)]
+    for path in abandoned:
+        path.unlink(missing_ok=True)
+    return [path.name for path in abandoned]
 
 
 def _map(descriptor: int, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:

@@ -10,6 +10,7 @@ from pathlib import Path
 from socket import socket, socketpair
 
 from kvasir_protocol.config import EngineConfig, ModelConfig
+from kvasir_workers.held_files import create_held, is_abandoned
 from kvasir_workers.load import LeaderSeat, LoadedModel, load_leader, load_model
 from kvasir_workers.parallel.collectives import Meeting
 from kvasir_workers.parallel.links import SocketSender, frame_of
@@ -20,6 +21,10 @@ from kvasir_workers.rank import RankOrders, to_frame
 
 FAREWELL_S = 5.0
 """For a follower to end by itself; one that hangs is killed."""
+
+_FOLDERS = "kvasir-gang-"
+_LEADER = "leader"
+"""In a gang's folder, held by its leader: of one that was killed the next one takes the folder away."""
 
 
 def load_gang(model: ModelConfig, engine: EngineConfig, shape: GangShape) -> "tuple[LocalGang | None, LoadedModel]":
@@ -52,7 +57,9 @@ class LocalGang:
     """
 
     def __init__(self, model: ModelConfig, engine: EngineConfig, shape: GangShape, segment_name: str = "") -> None:
-        self._folder = Path(tempfile.mkdtemp(prefix="kvasir-gang-"))
+        remove_abandoned_folders(Path(tempfile.gettempdir()))
+        self._folder = Path(tempfile.mkdtemp(prefix=_FOLDERS))
+        self._held = os.fdopen(create_held(self._folder / _LEADER))
         self._processes: dict[int, subprocess.Popen[bytes]] = {}
         links: dict[int, socket] = {}
         try:
@@ -123,3 +130,11 @@ class LocalGang:
                 process.kill()
                 process.wait()
         shutil.rmtree(self._folder, ignore_errors=True)
+        self._held.close()
+
+
+def remove_abandoned_folders(place: Path) -> None:
+    """Take away what gangs left there whose leaders were killed."""
+    for folder in place.glob(f"{_FOLDERS}*"):
+        if is_abandoned(folder / _LEADER):
+            shutil.rmtree(folder, ignore_errors=True)
