@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from kvasir_workers.held_files import create_held, is_abandoned
+
 TEMPORARY = Path("/tmp")
 """Not $TMPDIR: Ray's sockets lie below, and the path of a socket may have 107 characters."""
 
@@ -43,11 +45,12 @@ def new_instance() -> Iterator[Instance]:
     """One with a folder that nobody else can read; all that goes by its name is gone after the block."""
     instance = Instance(secrets.token_hex(3))
     instance.directory.mkdir(mode=0o700)
-    try:
-        (instance.directory / "pid").write_text(str(os.getpid()))
+    with contextlib.ExitStack() as ending:
+        ending.callback(instance.remove)
+        held = create_held(instance.directory / "pid")
+        ending.callback(os.close, held)
+        os.write(held, str(os.getpid()).encode())
         yield instance
-    finally:
-        instance.remove()
 
 
 def living_instances() -> Iterator[tuple[int, int]]:
@@ -59,9 +62,12 @@ def living_instances() -> Iterator[tuple[int, int]]:
 
 
 def remove_dead_instances() -> None:
-    """Take away what servers of this user left that were killed before they could."""
+    """Take away what servers of this user left that were killed before they could.
+
+    One in another container, which shares our folders, has no number here: its file is held.
+    """
     for directory, process_id in _instances():
-        if not _lives(process_id):
+        if not _lives(process_id) and is_abandoned(directory / "pid"):
             with contextlib.suppress(OSError):
                 Instance(directory.name.removeprefix("kvasir-")).remove()
 

@@ -39,15 +39,38 @@ def test_another_instance_keeps_what_is_its_own():
         assert first.directory.exists()
 
 
+SERVE_AND_BE_KILLED = """
+import os, signal, sys
+from pathlib import Path
+from kvasir.cli import instance as module
+module.TEMPORARY, module.SHARED_MEMORY = map(Path, sys.argv[1:])
+with module.new_instance() as dead:
+    (module.SHARED_MEMORY / f"kvasir-{dead.id}-prefill-0-1").touch()
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def serve_and_be_killed():
+    subprocess.run([sys.executable, "-c", SERVE_AND_BE_KILLED, module.TEMPORARY, module.SHARED_MEMORY])
+
+
 def test_what_a_killed_server_left_is_removed_and_what_a_living_one_has_is_kept():
-    ended = subprocess.Popen([sys.executable, "-c", ""])
-    ended.wait()
-    with new_instance() as dead, new_instance() as living:
-        (dead.directory / "pid").write_text(str(ended.pid))
-        lost, kept = segment(dead, "prefill-0-1"), segment(living, "prefill-0-1")
+    serve_and_be_killed()
+    (directory,), (lost,) = module.TEMPORARY.iterdir(), module.SHARED_MEMORY.iterdir()
+    with new_instance() as living:
+        kept = segment(living, "prefill-0-1")
         remove_dead_instances()
-        assert (dead.directory.exists(), lost.exists()) == (False, False)
+        assert (directory.exists(), lost.exists()) == (False, False)
         assert (living.directory.exists(), kept.exists()) == (True, True)
+
+
+def test_a_server_that_lives_where_its_number_is_not_seen_from_here_is_kept():
+    """As in another container, with the same folders."""
+    with new_instance() as distant:
+        (distant.directory / "pid").write_text(str(2**22 + 1))
+        kept = segment(distant, "prefill-0-1")
+        remove_dead_instances()
+        assert (distant.directory.exists(), kept.exists()) == (True, True)
 
 
 def test_a_folder_of_somebody_else_is_left_alone():
