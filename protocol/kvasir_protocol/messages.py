@@ -17,7 +17,8 @@ from kvasir_protocol.ids import Generation, PageIndex, RequestId
 from kvasir_protocol.request import GenerationRequest
 from kvasir_protocol.view import ClusterView, ReplicaInfo
 
-LAYOUT_VERSION = 1
+LAYOUT_VERSION = 2
+"""Of pages and of how their contents are framed; it changes when two sides could not read each other."""
 
 MAX_DEADLINE_S = 30.0
 """Pages that nobody fills are lost to others until then, whatever a message asks for; and for longer than this

@@ -1,6 +1,6 @@
 """The writer's side of page contents that go through a process group."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -34,11 +34,10 @@ class GroupLine:
         self._has_moved = False
         self.is_idle = True
 
-    def put(self, header: bytes, content: Sequence[memoryview]) -> None:
-        """The next frame, in one piece; what the header says, the other side has to be told besides."""
-        (whole,) = content
+    def put(self, content: memoryview) -> None:
+        """The next frame; whose contents it has, the other side has to be told besides."""
         self.is_idle = False
-        self._group.send(self._generation, whole, self._note_sent)
+        self._group.send(self._generation, content, self._note_sent)
 
     def flush(self) -> bool:
         """Whether a frame has gone since the last time. Raises OSError if the group is broken."""

@@ -34,12 +34,13 @@ from kvasir_protocol.messages import (
 )
 from kvasir_protocol.request import GenerationRequest
 from kvasir_protocol.wire import decode
-from kvasir_workers.kv.transfer.page_content import layout_page_bytes, with_room
+from kvasir_workers.kv.transfer.page_content import layout_page_bytes
 from kvasir_workers.kv.transfer.page_parts import PartedPages
 from kvasir_workers.kv.transfer.page_stream import Landing
+from kvasir_workers.kv.transfer.pieces import with_room
 from kvasir_workers.kv.transfer.process_identity import is_running, process_start
 from kvasir_workers.kv.transfer.reservation import Peer, Reservation
-from kvasir_workers.kv.transfer.sealing import KEY_BYTES, TAG_BYTES, PageSeal, proof_of
+from kvasir_workers.kv.transfer.sealing import KEY_BYTES, Opening, PageSeal, proof_of, sealed_size
 from kvasir_workers.sequence import Sequence
 
 _log = logging.getLogger(__name__)
@@ -84,7 +85,6 @@ class PageImporter:
     _generation_of: dict[RequestId, Generation] = field(default_factory=dict)
     _last_generation: int = field(default_factory=lambda: secrets.randbits(48))
     _counts: _Counts = field(default_factory=_Counts)
-    _opened: bytearray = field(default_factory=bytearray)
 
     @property
     def page_bytes(self) -> int:
@@ -219,31 +219,38 @@ class PageImporter:
         return reservation is not None and bool(reservation.missing)
 
     def land(self, generation: Generation, header: bytes, num_bytes: int) -> Landing:
-        """Where contents go: to their pages if they come as they are, which is theirs as long as they are awaited."""
+        """Where contents go: to their pages if these are within reach, which are theirs as long as they are awaited."""
         reservation = self._live(generation)
         if reservation is None:
             raise WireError("its reservation has ended")
         message = decode(header)
         if not isinstance(message, PushPages) or message.generation != generation:
             raise WireError(f"contents follow a PushPages of their own generation, not {type(message).__name__}")
-        expected_bytes = self.page_bytes * len(message.page_indices)
-        expected_bytes += TAG_BYTES if reservation.seal else 0
+        content_bytes = self.page_bytes * len(message.page_indices)
+        expected_bytes = sealed_size(content_bytes) if reservation.seal else content_bytes
         if num_bytes != expected_bytes or not _asks_for(reservation, message):
             self._fail(reservation, "the writer sent pages that were not asked for, or of another size")
             raise WireError("pages that were not asked for, or of another size")
-        return Landing(message, () if reservation.seal else self.pages.places(message.page_indices))
+        packed = None
+        if not (places := self.pages.places(message.page_indices)):
+            reservation.room = with_room(reservation.room, content_bytes)
+            packed = memoryview(reservation.room)[:content_bytes]
+            places = [packed]
+        opening = Opening(reservation.seal, header, places) if reservation.seal else None
+        return Landing(message, places, opening, packed)
 
-    def take(self, landing: Landing, header: bytes, content: memoryview) -> None:
-        """Raises WireError if the seal shows that they are not from the writer that was granted, or not the next."""
+    def take(self, landing: Landing) -> None:
+        """Raises WireError if a seal shows that they are not from the writer that was granted, or not the next."""
         reservation = self._live(landing.message.generation)
         if reservation is None:
             raise WireError("its reservation has ended")
-        if reservation.seal is not None:
-            content = self._open_seal(reservation, reservation.seal, header, content)
-        if landing.places:
+        if landing.opening is not None and landing.opening.is_broken:
+            self._fail(reservation, "pages came under a broken seal")
+            raise WireError("a broken seal")
+        if landing.packed is None:
             self._note_there(reservation, landing.message)
         else:
-            self._put(reservation, landing.message, content)
+            self._put(reservation, landing.message, landing.packed)
 
     def _put(self, reservation: Reservation, message: PushPages, content: memoryview) -> None:
         try:
@@ -252,14 +259,6 @@ class PageImporter:
             self._fail(reservation, str(error))
         else:
             self._note_there(reservation, message)
-
-    def _open_seal(self, reservation: Reservation, seal: PageSeal, header: bytes, sealed: memoryview) -> memoryview:
-        self._opened = with_room(self._opened, len(sealed))
-        content = seal.open(header, sealed, self._opened)
-        if content is None:
-            self._fail(reservation, "pages came under a broken seal")
-            raise WireError("a broken seal")
-        return content
 
     # What the writer says last
 

@@ -33,11 +33,6 @@ def first_pages(number: int) -> list[PageIndex]:
     return [PageIndex(index) for index in range(number)]
 
 
-def with_room(buffer: bytearray, num_bytes: int) -> bytearray:
-    """The same buffer if it has so many bytes, else a new one: new memory costs the system more than a copy to it."""
-    return buffer if len(buffer) >= num_bytes else bytearray(num_bytes)
-
-
 def page_bytes_of(pages: Tensor) -> int:
     """Bytes of one page of this memory."""
     return pages[:, :, :1].numel() * pages.itemsize

@@ -1,14 +1,15 @@
 """Page contents over TCP: a plain connection for each push.
 
     writer -> decode side     hello     generation (8 bytes), proof of the granted key (16)
-                              frames    lengths of header and content (4 each), header (a PushPages), content
+                              frames    lengths of header and content (4 each), header (a PushPages), content,
+                                        block by block if it is sealed (`sealing.py`)
 
 ZeroMQ, which carries the words, would copy contents twice more, and hold up one push while another's wait to be read.
 Neither end ever waits: what the system does not take or have now is left for the next turn.
 """
 
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from errno import EINPROGRESS
 from socket import AF_INET, AF_INET6, IPPROTO_TCP, SOCK_STREAM, TCP_NODELAY, socket
@@ -18,7 +19,8 @@ from urllib.parse import urlsplit
 from kvasir_protocol.errors import WireError
 from kvasir_protocol.ids import Generation
 from kvasir_protocol.messages import PushPages
-from kvasir_workers.kv.transfer.sealing import PROOF_BYTES
+from kvasir_workers.kv.transfer.pieces import Pieces, with_room
+from kvasir_workers.kv.transfer.sealing import PROOF_BYTES, Opening
 
 HELLO = struct.Struct(f"<Q{PROOF_BYTES}s")
 LENGTHS = struct.Struct("<II")
@@ -26,29 +28,8 @@ LENGTHS = struct.Struct("<II")
 MAX_HEADER_BYTES = 2**16
 """Of a PushPages with more pages than any frame has."""
 
-_MOST_PARTS = 1024
-"""That the system takes in one call (IOV_MAX)."""
-
-
-class _Parts:
-    """Memory to be sent or filled, piece after piece."""
-
-    def __init__(self, parts: Sequence[memoryview]) -> None:
-        self._parts = [part for part in parts if len(part)]
-        self._first = 0
-
-    def __bool__(self) -> bool:
-        return self._first < len(self._parts)
-
-    def next(self) -> list[memoryview]:
-        return self._parts[self._first : self._first + _MOST_PARTS]
-
-    def pass_over(self, num_bytes: int) -> None:
-        while num_bytes and num_bytes >= len(self._parts[self._first]):
-            num_bytes -= len(self._parts[self._first])
-            self._first += 1
-        if num_bytes:
-            self._parts[self._first] = self._parts[self._first][num_bytes:]
+TURN_BYTES = 2**21
+"""Read from one connection before others have their turn: about a millisecond."""
 
 
 class PageLine:
@@ -65,18 +46,22 @@ class PageLine:
         if (code := self.socket.connect_ex((address.hostname, address.port))) not in (0, EINPROGRESS):
             self.socket.close()
             raise OSError(code, f"{endpoint} can't be reached")
-        self._unsent = _Parts([memoryview(HELLO.pack(generation, proof))])
+        self._unsent = Pieces([memoryview(HELLO.pack(generation, proof))])
+        self._blocks: Iterator[Sequence[memoryview]] = iter(())
 
     @property
     def is_idle(self) -> bool:
         """The system has taken all: memory that was put here may be written again."""
         return not self._unsent
 
-    def put(self, header: bytes, content: Sequence[memoryview]) -> None:
-        """The next frame; to be called when the last one is gone."""
-        num_bytes = sum(len(part) for part in content)
+    def put(self, header: bytes, num_bytes: int, blocks: Iterable[Sequence[memoryview]]) -> None:
+        """The next frame; to be called when the last one is gone.
+
+        blocks: its contents, of num_bytes in all. Each is asked for when the system has taken the one before.
+        """
+        self._blocks = iter(blocks)
         start = memoryview(LENGTHS.pack(len(header), num_bytes) + header)
-        self._unsent = _Parts([*self._unsent.next(), start, *content])
+        self._unsent.add([start, *next(self._blocks, ())])
 
     def flush(self) -> bool:
         """Hand over what the system takes; whether that was anything. Raises OSError if the connection is broken."""
@@ -87,20 +72,28 @@ class PageLine:
             except BlockingIOError:
                 break
             has_moved = True
+            if not self._unsent:
+                self._unsent.add(next(self._blocks, ()))
         return has_moved
 
     def close(self) -> None:
         """The system still brings over what it has taken."""
-        self._unsent = _Parts([])
+        self._unsent, self._blocks = Pieces([]), iter(())
         self.socket.close()
 
 
 @dataclass(frozen=True, slots=True)
 class Landing:
-    """Where a frame's contents go. places: in pages themselves; none if they are to come as they are."""
+    """Where a frame's contents go.
+
+    places: memory for them, piece after piece. opening: what brings them there if they come sealed.
+    packed: the memory again if it is not that of the pages, to which they have yet to be brought.
+    """
 
     message: PushPages
     places: Sequence[memoryview]
+    opening: Opening | None = None
+    packed: memoryview | None = None
 
 
 class PageTaker(Protocol):
@@ -114,8 +107,8 @@ class PageTaker(Protocol):
 
     def land(self, generation: Generation, header: bytes, num_bytes: int) -> Landing: ...
 
-    def take(self, landing: Landing, header: bytes, content: memoryview) -> None:
-        """All has come; content is empty if it went to the landing's places."""
+    def take(self, landing: Landing) -> None:
+        """All has come, or a block of it whose seal is broken."""
         ...
 
 
@@ -128,34 +121,33 @@ class PageReader:
         self.generation: Generation | None = None
         self._taker = taker
         self._buffer = bytearray()
-        self._wanted = _Parts([])
+        self._wanted = Pieces([])
         self._then: Callable[[], None] = lambda: None
         self._want(HELLO.size, self._greet)
 
     def read(self) -> None:
-        """Take in what has come, of one frame at the most. Raises EOFError, OSError or WireError when it is over."""
+        """Take in what has come, of one turn at the most. Raises EOFError, OSError or WireError when it is over."""
         if self.generation is not None and not self._taker.awaits_contents(self.generation):
             raise EOFError  # what we would write to may be another's by now
-        while self._wanted:
+        num_left = TURN_BYTES
+        while num_left > 0:
             try:
                 num_bytes = self.socket.recvmsg_into(self._wanted.next())[0]
             except BlockingIOError:
                 return
             if not num_bytes:
                 raise EOFError
+            num_left -= num_bytes
             self._wanted.pass_over(num_bytes)
             if not self._wanted:
                 self._then()
-                if self._then == self._measure:
-                    return
 
     def close(self) -> None:
         self.socket.close()
 
     def _want(self, num_bytes: int, then: Callable[[], None]) -> None:
-        if len(self._buffer) < num_bytes:
-            self._buffer = bytearray(num_bytes)
-        self._wanted, self._then = _Parts([memoryview(self._buffer)[:num_bytes]]), then
+        self._buffer = with_room(self._buffer, num_bytes)
+        self._wanted, self._then = Pieces([memoryview(self._buffer)[:num_bytes]]), then
 
     def _greet(self) -> None:
         generation, proof = HELLO.unpack_from(self._buffer)
@@ -173,11 +165,21 @@ class PageReader:
         assert self.generation is not None, "contents before the hello"
         header = bytes(memoryview(self._buffer)[:num_header_bytes])
         landing = self._taker.land(self.generation, header, num_bytes)
-        if landing.places:
-            self._wanted, self._then = _Parts(landing.places), lambda: self._take(landing, header, 0)
+        if landing.opening is None:
+            self._wanted, self._then = Pieces(landing.places), lambda: self._take(landing)
         else:
-            self._want(num_bytes, lambda: self._take(landing, header, num_bytes))
+            self._want_block(landing, landing.opening)
 
-    def _take(self, landing: Landing, header: bytes, num_bytes: int) -> None:
-        self._taker.take(landing, header, memoryview(self._buffer)[:num_bytes])
+    def _want_block(self, landing: Landing, opening: Opening) -> None:
+        self._want(opening.num_wanted, lambda: self._open(landing, opening))
+
+    def _open(self, landing: Landing, opening: Opening) -> None:
+        opening.open(memoryview(self._buffer)[: opening.num_wanted])
+        if opening.num_wanted:
+            self._want_block(landing, opening)
+        else:
+            self._take(landing)
+
+    def _take(self, landing: Landing) -> None:
+        self._taker.take(landing)
         self._want(LENGTHS.size, self._measure)

@@ -36,7 +36,7 @@ from kvasir_workers.kv.transfer.page_content import layout_page_bytes
 from kvasir_workers.kv.transfer.page_stream import PageLine
 from kvasir_workers.kv.transfer.process_identity import own_start
 from kvasir_workers.kv.transfer.push import Push, PushKey, PushTotals, Way, key_of
-from kvasir_workers.kv.transfer.sealing import KEY_BYTES, PageSeal, proof_of
+from kvasir_workers.kv.transfer.sealing import KEY_BYTES, PageSeal, proof_of, sealed_blocks, sealed_size
 from kvasir_workers.kv.transfer.writers import ContentWriter, SharedMemoryWriter, WriterFactory
 from kvasir_workers.sequence import Sequence
 from kvasir_workers.socket_thread import Rounds, SocketThread
@@ -254,17 +254,21 @@ class PagePusher:
             self._end(key_of(push.ticket), f"pages can't be read: {error}")
 
     def _put_on_line(self, push: Push, writer: ContentWriter, pages: list[PageIndex], message: PushPages) -> None:
-        way, header = push.way, encode(message)
+        way = push.way
         assert way is not None, f"{push.request_id} was granted no way"
-        if writer.label == "process_group":
-            content = [writer.packed(pages)]
+        if isinstance(way.line, GroupLine):
+            content = writer.packed(pages)
             self._peers.send(push.ticket.endpoint, message)  # only now: the other side waits for what was announced
-        elif way.seal is not None:
-            content = [writer.sealed(pages, header, way.seal)]
+            way.line.put(content)
         else:
-            content = writer.contents(pages)
+            header, contents = encode(message), writer.contents(pages)
+            num_bytes = len(pages) * self._page_bytes
+            if way.seal is None:
+                way.line.put(header, num_bytes, [contents])
+            else:
+                blocks = ([block] for block in sealed_blocks(way.seal, header, contents))
+                way.line.put(header, sealed_size(num_bytes), blocks)
         way.pages_on_line = pages
-        way.line.put(header, content)
         self._flush(push, way)
 
     def _flush_all(self) -> None:

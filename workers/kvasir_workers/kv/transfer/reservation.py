@@ -1,6 +1,6 @@
 """Pages set aside at the decode side, and who may write into them."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from kvasir_protocol.ids import Generation, PageIndex
@@ -16,6 +16,7 @@ class Reservation:
     """Pages set aside for one request. missing: those whose content has not come yet.
 
     writer_process: its number and when it began, if it can be seen from here. page_key: of contents that come over TCP.
+    room: for contents that can't go straight to their pages.
     """
 
     sequence: Sequence
@@ -32,6 +33,7 @@ class Reservation:
     has_line: bool = False
     uses_group: bool = False
     emitted_token_ids: tuple[int, ...] | None = None
+    room: bytearray = field(default_factory=bytearray)
 
     @property
     def is_written_straight(self) -> bool:

@@ -5,15 +5,21 @@ AES-GCM (NIST SP 800-38D) with a key that serves one push, or one direction of a
 """
 
 import hashlib
+from collections.abc import Iterable, Iterator
 from typing import Final
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
+from kvasir_workers.kv.transfer.pieces import Pieces
+
 KEY_BYTES: Final = 16
 TAG_BYTES: Final = 16
 PROOF_BYTES: Final = 16
 _NONCE_BYTES: Final = 12
+
+BLOCK_BYTES: Final = 2**18
+"""Contents of pages are sealed so many bytes at a time: what is read, sealed and sent stays in a core's own cache."""
 
 
 def proof_of(key: bytes) -> bytes:
@@ -24,7 +30,7 @@ def proof_of(key: bytes) -> bytes:
 class PageSeal:
     """One side of one push or link: seals, or opens, in the order in which the other does.
 
-    Frames are numbered on both sides, so that none can be repeated, left out or taken for another's.
+    Messages are numbered on both sides, so that none can be repeated, left out or taken for another's.
     """
 
     def __init__(self, key: bytes) -> None:
@@ -42,7 +48,7 @@ class PageSeal:
         self._number += 1
         return sealed
 
-    def open(self, header: bytes, sealed: memoryview, room: bytearray | None = None) -> memoryview | None:
+    def open(self, header: bytes, sealed: memoryview, room: bytearray | memoryview | None = None) -> memoryview | None:
         """What was sealed, in room as for `seal`; None if it was not by the other side, or was not the next."""
         num_bytes = max(0, len(sealed) - TAG_BYTES)
         content = memoryview(bytearray(num_bytes) if room is None else room)[:num_bytes]
@@ -55,3 +61,47 @@ class PageSeal:
 
     def _nonce(self) -> bytes:
         return self._number.to_bytes(_NONCE_BYTES, "big")
+
+
+def sealed_size(num_bytes: int) -> int:
+    """Of contents that are sealed block by block."""
+    return num_bytes + TAG_BYTES * -(-num_bytes // BLOCK_BYTES)
+
+
+def sealed_blocks(seal: PageSeal, header: bytes, contents: Iterable[memoryview]) -> Iterator[memoryview]:
+    """Contents that lie in pieces, sealed block by block. A block lasts until the next one is asked for."""
+    left = Pieces(contents)
+    num_bytes = min(BLOCK_BYTES, left.num_bytes)
+    room, sealed = memoryview(bytearray(num_bytes)), bytearray(num_bytes + TAG_BYTES)
+    while left:
+        yield seal.seal(header, left.take(room), sealed)
+
+
+class Opening:
+    """Contents that come sealed block by block, brought to the pieces of memory where they belong.
+
+    Nothing is written there that the seal does not vouch for. is_broken: a block was not sealed by the other side, or
+    is not the next; nothing more is wanted then.
+    """
+
+    def __init__(self, seal: PageSeal, header: bytes, places: Iterable[memoryview]) -> None:
+        self._seal = seal
+        self._header = header
+        self._places = Pieces(places)
+        self._num_left = self._places.num_bytes
+        self._room = bytearray(min(BLOCK_BYTES, self._num_left))
+        self.is_broken = False
+
+    @property
+    def num_wanted(self) -> int:
+        """Bytes of the next sealed block; 0 if none is to come."""
+        return min(BLOCK_BYTES, self._num_left) + TAG_BYTES if self._num_left and not self.is_broken else 0
+
+    def open(self, sealed: memoryview) -> None:
+        """Put the next block in its place."""
+        content = self._seal.open(self._header, sealed, self._room)
+        if content is None:
+            self.is_broken = True
+        else:
+            self._places.fill(content)
+            self._num_left -= len(content)

@@ -10,12 +10,15 @@ import torch
 from kvasir_protocol.ids import PageIndex
 from kvasir_protocol.messages import HandoverTicket, PageSegment
 from kvasir_workers.kv.page_memory import SHARED_MEMORY, SharedSegment
-from kvasir_workers.kv.transfer.page_content import layout_dtype, layout_page_bytes, with_room
+from kvasir_workers.kv.transfer.page_content import first_pages, layout_dtype, layout_page_bytes
 from kvasir_workers.kv.transfer.page_parts import PartedPages, transfers_between
-from kvasir_workers.kv.transfer.sealing import TAG_BYTES, PageSeal
+from kvasir_workers.kv.transfer.pieces import with_room
 
-SENT_CHUNK_BYTES = 2**20
-"""Sent at a time: small enough to stay in a cache between the copy and the seal, and that pushes take turns."""
+SENT_CHUNK_BYTES = 8 * 2**20
+"""Sent at a time from where pages lie: some milliseconds, so that pushes take turns."""
+
+PACKED_CHUNK_BYTES = 2**20
+"""Brought together at a time where pages can't be sent from where they lie: small enough to stay in a cache."""
 
 COPIED_CHUNK_BYTES = 16 * 2**20
 """Copied at a time: some milliseconds, so that a word to stop gets in between; a message for each costs 0.1."""
@@ -26,22 +29,16 @@ TransportLabel = Literal["shared_memory", "process_group", "tcp"]
 class ContentWriter:
     """Page contents to be sent."""
 
-    chunk_bytes: int = SENT_CHUNK_BYTES
-
     def __init__(self, pages: PartedPages, label: Literal["process_group", "tcp"]) -> None:
         self.label: TransportLabel = label
         self._pages = pages
-        self._packed, self._sealed = bytearray(), bytearray()
+        self._packed = bytearray()
+        is_sent_straight = label == "tcp" and bool(pages.places(first_pages(1)))
+        self.chunk_bytes = SENT_CHUNK_BYTES if is_sent_straight else PACKED_CHUNK_BYTES
 
     def contents(self, source: Sequence[PageIndex]) -> list[memoryview]:
         """Of our pages `source`, where they lie if that can be; until the next call."""
         return self._pages.places(source) or [self.packed(source)]
-
-    def sealed(self, source: Sequence[PageIndex], header: bytes, seal: PageSeal) -> memoryview:
-        """The same, sealed; until the next call."""
-        content = self.packed(source)
-        self._sealed = with_room(self._sealed, len(content) + TAG_BYTES)
-        return seal.seal(header, content, self._sealed)
 
     def packed(self, source: Sequence[PageIndex]) -> memoryview:
         """The same in one piece, in other memory than theirs; until the next call."""

@@ -26,8 +26,10 @@ from kvasir_protocol.wire import encode
 from kvasir_workers.kv.transfer.importer import PageImporter
 from kvasir_workers.kv.transfer.page_content import layout_page_bytes, pack_pages
 from kvasir_workers.kv.transfer.page_parts import PartedPages
+from kvasir_workers.kv.transfer.page_stream import Landing
+from kvasir_workers.kv.transfer.pieces import Pieces
 from kvasir_workers.kv.transfer.reservation import Peer
-from kvasir_workers.kv.transfer.sealing import KEY_BYTES, PageSeal, proof_of
+from kvasir_workers.kv.transfer.sealing import KEY_BYTES, PageSeal, proof_of, sealed_blocks
 from kvasir_workers.sequence import Sequence
 from tests.unit.workers.fakes import VOCAB_SIZE, Clock, make_request
 from tests.unit.workers.kv.transfer.layouts import make_layout, random_pages
@@ -129,7 +131,8 @@ class Side:
         packed = pack_pages(random_pages(8), indices) if content is None else memoryview(content)
         header = encode(PushPages(generation=generation, page_indices=indices))
         seal = PageSeal(key) if key else self.seals.get(generation)
-        self.bring(generation, header, seal.seal(header, packed) if seal else packed, key)
+        blocks = [packed] if seal is None else sealed_blocks(seal, header, [packed])
+        self.bring(generation, header, memoryview(b"".join(map(bytes, blocks))), key)
 
     def bring(self, generation: Generation, header: bytes, content: memoryview, key: bytes | None = None) -> None:
         """What a connection brings, the first of its generation after the hello."""
@@ -139,11 +142,19 @@ class Side:
                 self.importer.greet(generation, proof)
                 self.greeted.add(generation)
             landing = self.importer.land(generation, header, len(content))
-            for place in landing.places:
-                place[:], content = content[: len(place)], content[len(place) :]
-            self.importer.take(landing, header, content)
+            self.write(landing, content)
+            self.importer.take(landing)
         except WireError as error:
             self.refused.append(str(error))
+
+    def write(self, landing: Landing, content: memoryview) -> None:
+        """As a reader of connections does it."""
+        if landing.opening is None:
+            Pieces(landing.places).fill(content)
+            return
+        while num_bytes := landing.opening.num_wanted:
+            landing.opening.open(content[:num_bytes])
+            content = content[num_bytes:]
 
     def tell(self, generation: Generation, *pages: int, writer: Peer = WRITER) -> None:
         """The news of pages in shared memory."""

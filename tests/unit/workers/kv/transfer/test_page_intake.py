@@ -15,23 +15,32 @@ from kvasir_protocol.wire import decode, encode
 from kvasir_workers.kv.transfer.entrance import REST_S
 from kvasir_workers.kv.transfer.page_intake import GREETING_S, MOST_UNGREETED, PageIntake, listen_for_pages
 from kvasir_workers.kv.transfer.page_stream import HELLO, LENGTHS, Landing, PageLine
-from kvasir_workers.kv.transfer.sealing import PROOF_BYTES
+from kvasir_workers.kv.transfer.sealing import (
+    BLOCK_BYTES,
+    KEY_BYTES,
+    PROOF_BYTES,
+    TAG_BYTES,
+    Opening,
+    PageSeal,
+    sealed_blocks,
+)
 from kvasir_workers.socket_thread import Rounds, SocketThread
 from tests.unit.workers.fakes import Clock
 from tests.unit.workers.kv.transfer.crowded import CrowdedListener
 
 DEADLINE_S = 10.0
 GENERATION = Generation(7)
-PROOF = bytes(PROOF_BYTES)
+PROOF, KEY = bytes(PROOF_BYTES), bytes(KEY_BYTES)
 HEADER = encode(PushPages(generation=GENERATION, page_indices=(PageIndex(1), PageIndex(2))))
 
 
 class FakeTaker:
-    """Takes what comes for one generation; places: where it is to go to, if not to memory of the reader's."""
+    """Takes what comes for one generation; places: where it is to go to, if not to new memory; opens what is sealed."""
 
     def __init__(self) -> None:
         self.awaited = {GENERATION}
         self.places: Sequence[memoryview] = ()
+        self.opener: PageSeal | None = None
         self.taken: list[tuple[PushPages, bytes]] = []
 
     def greet(self, generation: Generation, proof: bytes) -> None:
@@ -44,10 +53,13 @@ class FakeTaker:
     def land(self, generation: Generation, header: bytes, num_bytes: int) -> Landing:
         message = decode(header)
         assert isinstance(message, PushPages)
-        return Landing(message, self.places)
+        places = self.places or [memoryview(bytearray(num_bytes))]
+        return Landing(message, places, Opening(self.opener, header, places) if self.opener else None)
 
-    def take(self, landing: Landing, header: bytes, content: memoryview) -> None:
-        self.taken.append((landing.message, bytes(content)))
+    def take(self, landing: Landing) -> None:
+        if landing.opening is not None and landing.opening.is_broken:
+            raise WireError("a broken seal")
+        self.taken.append((landing.message, b"".join(landing.places)))
 
 
 class House:
@@ -126,17 +138,62 @@ def test_contents_go_straight_to_their_places(house: House) -> None:
     house.taker.places = [memoryview(first), memoryview(second)]
     house.visit().sendall(frame(b"content"))
     until_taken(house, 1)
-    assert (first, second, house.taker.taken[0][1]) == (b"con", b"tent", b"")
+    assert (first, second) == (b"con", b"tent")
 
 
 def test_line_brings_what_is_put_on_it(house: House) -> None:
     line = PageLine(house.endpoint, GENERATION, PROOF)
-    line.put(HEADER, [memoryview(b"con"), memoryview(b""), memoryview(b"tent")])
+    line.put(HEADER, 7, [[memoryview(b"con"), memoryview(b"")], [memoryview(b"tent")]])
     while not line.is_idle:
         line.flush()
     until_taken(house, 1)
     line.close()
     assert house.taker.taken[0][1] == b"content"
+
+
+def test_line_asks_for_a_block_when_the_one_before_is_gone(house: House) -> None:
+    """So that all blocks of a frame may use the same memory."""
+    line, room = PageLine(house.endpoint, GENERATION, PROOF), bytearray(3)
+
+    def blocks() -> Iterator[list[memoryview]]:
+        for block in (b"abc", b"def", b"ghi"):
+            room[:] = block
+            yield [memoryview(room)]
+
+    line.put(HEADER, 9, blocks())
+    while not line.is_idle:
+        line.flush()
+    until_taken(house, 1)
+    line.close()
+    assert house.taker.taken[0][1] == b"abcdefghi"
+
+
+LARGE = bytes(range(251)) * (3 * BLOCK_BYTES // 251)
+"""More than two blocks, and less than three."""
+
+
+def test_sealed_contents_are_opened_into_their_places(house: House) -> None:
+    house.taker.opener = PageSeal(KEY)
+    place = bytearray(len(LARGE))
+    house.taker.places = [memoryview(place)[:1000], memoryview(place)[1000:]]
+    sealed = b"".join(map(bytes, sealed_blocks(PageSeal(KEY), HEADER, [memoryview(LARGE)])))
+    house.visit().sendall(frame(sealed))
+    until_taken(house, 1)
+    assert place == LARGE
+
+
+def test_block_with_a_broken_seal_closes_the_connection_and_is_not_put_in_its_place(house: House) -> None:
+    house.taker.opener = PageSeal(KEY)
+    place = bytearray(len(LARGE))
+    house.taker.places = [memoryview(place)]
+    sealed = bytearray(b"".join(map(bytes, sealed_blocks(PageSeal(KEY), HEADER, [memoryview(LARGE)]))))
+    sealed[BLOCK_BYTES + TAG_BYTES] ^= 1
+    visitor = house.visit()
+    with suppress(ConnectionError):
+        visitor.sendall(frame(bytes(sealed)))
+    expect_closed(visitor)
+    assert place == LARGE[:BLOCK_BYTES] + bytes(len(LARGE) - BLOCK_BYTES)
+    assert house.taker.taken == []
 
 
 @pytest.mark.parametrize("endpoint", ["nowhere", "tcp://", "tcp://127.0.0.1", "ipc://127.0.0.1:9", "tcp://host:port"])

@@ -130,13 +130,13 @@ def test_lines_of_one_place_share_a_group_and_hear_when_it_breaks(meeting: Meeti
         groups.line(meeting.place.to_text(), Generation(number), 1.0, lambda: woken.append("idle"))
         for number in range(2)
     ]
-    lines[1].put(b"", [CONTENT])
+    lines[1].put(CONTENT)
     reader.receive(Generation(1), 200, lambda found: None)
     assert not lines[1].is_idle
     theirs.do_next()
     assert (lines[1].is_idle, lines[1].flush(), lines[1].flush(), woken) == (True, True, False, ["idle"])
-    lines[0].put(b"", [CONTENT])  # nobody reads it
-    lines[0].put(b"", [memoryview(bytearray(2**26))])
+    lines[0].put(CONTENT)  # nobody reads it
+    lines[0].put(memoryview(bytearray(2**26)))
     while "lost" not in woken:
         theirs.do_next()
     for line in lines:

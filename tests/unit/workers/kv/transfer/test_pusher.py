@@ -36,7 +36,7 @@ from kvasir_workers.kv.transfer.page_parts import PartedPages
 from kvasir_workers.kv.transfer.page_stream import HELLO, LENGTHS
 from kvasir_workers.kv.transfer.pair_group import DECODE_SIDE, PairGroup, PairMeeting, PairSeat
 from kvasir_workers.kv.transfer.pusher import PagePusher
-from kvasir_workers.kv.transfer.sealing import KEY_BYTES, PageSeal, proof_of
+from kvasir_workers.kv.transfer.sealing import KEY_BYTES, Opening, PageSeal, proof_of
 from kvasir_workers.kv.transfer.writers import WriterFactory
 from kvasir_workers.parallel.torch_groups import host_store
 from kvasir_workers.sequence import Sequence
@@ -69,8 +69,14 @@ class Contents:
         header, content = self._read(num_header_bytes), memoryview(self._read(num_bytes))
         message = decode(header)
         assert isinstance(message, PushPages)
-        opened = self._seal.open(header, content) if self._seal else content
-        assert opened is not None, "the seal is broken"
+        if self._seal is None:
+            return message.page_indices, bytes(content)
+        opened = memoryview(bytearray(len(message.page_indices) * PAGE_BYTES))
+        opening = Opening(self._seal, header, [opened])
+        while num_wanted := opening.num_wanted:
+            opening.open(content[:num_wanted])
+            content = content[num_wanted:]
+        assert not opening.is_broken, "the seal is broken"
         return message.page_indices, bytes(opened)
 
     def is_closed(self) -> bool:
@@ -87,12 +93,12 @@ class Contents:
         self._connection.close()
 
     def _read(self, num_bytes: int) -> bytes:
-        found = b""
+        found = bytearray()
         while len(found) < num_bytes:
             part = self._connection.recv(num_bytes - len(found))
             assert part, "the connection for contents was closed"
             found += part
-        return found
+        return bytes(found)
 
 
 class DecodeSide:

@@ -2,7 +2,16 @@
 
 import pytest
 
-from kvasir_workers.kv.transfer.sealing import KEY_BYTES, TAG_BYTES, PageSeal, proof_of
+from kvasir_workers.kv.transfer.sealing import (
+    BLOCK_BYTES,
+    KEY_BYTES,
+    TAG_BYTES,
+    Opening,
+    PageSeal,
+    proof_of,
+    sealed_blocks,
+    sealed_size,
+)
 
 KEY = b"k" * KEY_BYTES
 HEADER, CONTENT = b"pages 1, 2", memoryview(bytes(range(100)))
@@ -51,3 +60,29 @@ def test_broken_seal_opens_to_nothing_and_the_next_good_one_opens(harm: str) -> 
         bad = bytearray(writer.seal(HEADER, CONTENT))
     assert reader.open(b"pages 1, 3" if harm == "header" else HEADER, memoryview(bad)) is None
     assert reader.open(HEADER, memoryview(sealed)) == CONTENT
+
+
+@pytest.mark.parametrize("num_bytes", [1, BLOCK_BYTES - 1, BLOCK_BYTES, BLOCK_BYTES + 1, 2 * BLOCK_BYTES + 100])
+@pytest.mark.parametrize("piece_bytes", [1000, BLOCK_BYTES + 5000])
+def test_contents_in_pieces_come_block_by_block_to_other_pieces(num_bytes: int, piece_bytes: int) -> None:
+    content = bytes(index * index % 251 for index in range(num_bytes))
+    pieces = [memoryview(content)[start : start + piece_bytes] for start in range(0, num_bytes, piece_bytes)]
+    place = bytearray(num_bytes)
+    places = [memoryview(place)[:7], memoryview(place)[7:]]
+    opening, num_sealed = Opening(PageSeal(KEY), HEADER, places), 0
+    for block in sealed_blocks(PageSeal(KEY), HEADER, pieces):
+        assert len(block) == opening.num_wanted
+        opening.open(block)
+        num_sealed += len(block)
+    assert (place, opening.num_wanted, num_sealed) == (content, 0, sealed_size(num_bytes))
+    assert not opening.is_broken
+
+
+def test_blocks_open_in_their_order_only() -> None:
+    contents = [memoryview(bytes(2 * BLOCK_BYTES))]
+    _, second = map(bytes, sealed_blocks(PageSeal(KEY), HEADER, contents))
+    place = bytearray(b"x") * (2 * BLOCK_BYTES)
+    opening = Opening(PageSeal(KEY), HEADER, [memoryview(place)])
+    opening.open(memoryview(second))
+    assert (opening.is_broken, opening.num_wanted) == (True, 0)
+    assert place == bytearray(b"x") * (2 * BLOCK_BYTES)

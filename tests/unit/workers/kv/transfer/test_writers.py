@@ -10,7 +10,6 @@ from kvasir_protocol.ids import PageIndex
 from kvasir_workers.kv.page_memory import SHARED_MEMORY, SharedSegment
 from kvasir_workers.kv.transfer.page_content import pack_pages
 from kvasir_workers.kv.transfer.page_parts import PartedPages
-from kvasir_workers.kv.transfer.sealing import KEY_BYTES, PageSeal
 from kvasir_workers.kv.transfer.writers import ContentWriter, SharedMemoryWriter, WriterFactory
 from tests.unit.workers.fakes import make_ticket
 from tests.unit.workers.kv.transfer.layouts import make_layout, page_shape, random_pages, whole_segment
@@ -81,14 +80,6 @@ def test_tcp_sends_pages_from_where_they_lie() -> None:
     writer = factory().writer_for(make_ticket(1))
     assert isinstance(writer, ContentWriter)
     assert b"".join(writer.contents(SOURCE)) == pack_pages(PAGES, SOURCE)
-
-
-def test_tcp_seals_page_after_page() -> None:
-    writer = factory().writer_for(make_ticket(1))
-    assert isinstance(writer, ContentWriter)
-    ours, theirs = PageSeal(bytes(KEY_BYTES)), PageSeal(bytes(KEY_BYTES))
-    for chosen in (SOURCE, SOURCE[:1]):
-        assert theirs.open(b"header", writer.sealed(chosen, b"header", ours)) == pack_pages(PAGES, chosen)
 
 
 def test_process_groups_are_used_where_they_are_asked_for(segment: SharedSegment) -> None:
