@@ -3,16 +3,14 @@
     python -m bench.handover [--shape qwen3-0.6b] [--mbytes N] [--rounds N]
 
 Bandwidth: a real pusher here, a real importer in another process, from the first page offered to the last one there.
-Beside it in every round: a plain copy in memory, and a raw socket on loopback.
+Beside it in every round: plain copies in memory, and raw sockets on loopback (`plain_transfers.py`).
 Tokens: two replicas with the demo model, one thread each. From the prefill side's token to the decode side's first, and
 which part of the bytes left while the prompt was still being computed.
 """
 
 import argparse
-import multiprocessing
 import random
 import secrets
-import socket
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -23,15 +21,15 @@ from itertools import pairwise
 from multiprocessing.connection import Connection
 from statistics import median
 
-import numpy as np
 import torch
 import zmq
 
 from bench.engines import VOCAB_SIZE
 from bench.figures import spread
-from bench.replicas import HANDOVER_S, hand_over, lines_to, replica_processes, timed
+from bench.plain_transfers import ROADS, Cost, beside, copying_cost, plain_copies, raw_sockets
+from bench.replicas import HANDOVER_S, hand_over, lines_to, replica_processes
 from kvasir.demo import demo_model_path
-from kvasir_protocol.config import EngineConfig, HandoverConfig, ModelConfig, ReplicaConfig, TransportName
+from kvasir_protocol.config import EngineConfig, HandoverConfig, ModelConfig, ReplicaConfig
 from kvasir_protocol.ids import PageIndex, ReplicaId, RequestId
 from kvasir_protocol.messages import (
     LAYOUT_VERSION,
@@ -47,12 +45,12 @@ from kvasir_protocol.request import GenerationRequest, SamplingParams
 from kvasir_protocol.sockets import bind_server, load_secret, start_gatekeeper
 from kvasir_protocol.wire import decode, encode
 from kvasir_workers.kv.page_memory import PageShape, SharedSegment
+from kvasir_workers.kv.transfer.group_intake import GroupIntake
 from kvasir_workers.kv.transfer.importer import PageImporter
 from kvasir_workers.kv.transfer.page_content import layout_dtype, layout_page_bytes
 from kvasir_workers.kv.transfer.page_intake import PageIntake, listen_for_pages
 from kvasir_workers.kv.transfer.page_parts import PartedPages, whole_cut
 from kvasir_workers.kv.transfer.pusher import PagePusher
-from kvasir_workers.kv.transfer.sealing import KEY_BYTES, TAG_BYTES, PageSeal
 from kvasir_workers.kv.transfer.writers import WriterFactory
 from kvasir_workers.sequence import Sequence as TokenSequence
 from kvasir_workers.socket_thread import Rounds, SocketThread
@@ -62,13 +60,24 @@ SECRET = b"b" * 32
 REQUEST = GenerationRequest(
     request_id=RequestId("bench"), prompt_token_ids=(1,), sampling=SamplingParams(max_tokens=2, seed=0)
 )
-CHUNK_BYTES = 2**20
 MEGABYTE = 1e6
 
-KEY = bytes(KEY_BYTES)
+BASELINES = {
+    "shared memory": ("copy", "copy to shared memory"),
+    "TCP": ("loopback, one buffer", "loopback", "loopback, AES-GCM"),
+    "TCP, clear": ("loopback, one buffer", "loopback"),
+    "process group": ("loopback, one buffer", "loopback"),
+    "loopback, AES-GCM": ("loopback",),
+}
+"""What is measured against what."""
 
-BASELINES = {"shared memory": "memory copy", "TCP": "loopback", "TCP, clear": "loopback"}
-"""Transports, and what each is measured against."""
+TRANSPORTS = {
+    "shared memory": HandoverConfig(transport="shared-memory"),
+    "TCP": HandoverConfig(transport="tcp"),
+    "TCP, clear": HandoverConfig(transport="tcp", encrypt=False),
+    "process group": HandoverConfig(transport="process-group"),
+}
+"""How replicas are told to use each of them."""
 
 SHAPES = {"demo": ("float32", 6, 4, 32), "qwen3-0.6b": ("bfloat16", 28, 8, 128)}
 """dtype, layers, key/value heads, head size."""
@@ -95,16 +104,16 @@ def memory_shape(layout: PageLayout, num_pages: int) -> PageShape:
 
 
 class Desk:
-    """Tells the parent when all pages of a reservation are there."""
+    """Tells the parent when all pages of a reservation are there, and the CPU time used up to then."""
 
     def __init__(self, parent: Connection) -> None:
         self._parent = parent
 
     def start_reserved(self, sequence: TokenSequence, emitted_token_ids: tuple[int, ...]) -> None:
-        self._parent.send("there")
+        self._parent.send(("there", time.process_time()))
 
     def release_reserved(self, sequence: TokenSequence) -> None:
-        self._parent.send("lost")
+        self._parent.send(("lost", time.process_time()))
 
 
 def serve_pages(shape: str, num_pages: int, segment_name: str, parent: Connection) -> None:
@@ -130,24 +139,17 @@ def serve_pages(shape: str, num_pages: int, segment_name: str, parent: Connectio
         is_sealed=False,  # the writer says what it wants
     )
 
-    def hear() -> None:
-        peer, frame = words.recv_multipart()
-        match message := decode(frame):
-            case BeginPush():
-                importer.begin(peer, message)
-            case PushPages():
-                importer.take_pages(peer, message)
-            case Commit():
-                importer.commit(peer, message)
-
     def close() -> None:
         words.close()
         intake.close()
+        groups.close()
 
     rounds = Rounds(timeout_ms=lambda: 100, on_round=importer.tick, on_end=close)
     thread = SocketThread(context, "bench", rounds)
-    thread.register(words, hear)
     intake = PageIntake(listener, importer, thread, time.monotonic)
+    groups = GroupIntake(importer, "127.0.0.1", thread.post)
+    importer.meet = groups.meet
+    thread.register(words, lambda: hear(*words.recv_multipart(), importer, groups))
     thread.start()
     for number in iter(parent.recv, None):
         chosen = [PageIndex(page) for page in random.Random(1).sample(range(num_pages), number)]
@@ -158,61 +160,32 @@ def serve_pages(shape: str, num_pages: int, segment_name: str, parent: Connectio
     segment.remove()
 
 
+def hear(peer: bytes, frame: bytes, importer: PageImporter, groups: GroupIntake) -> None:
+    match message := decode(frame):
+        case BeginPush():
+            importer.begin(peer, message)
+        case PushPages():
+            if not groups.expect(peer, message):
+                importer.take_pages(peer, message)
+        case Commit():
+            importer.commit(peer, message)
+
+
 def open_reservation(
     importer: PageImporter, pages: list[PageIndex], endpoint: str, segment_name: str, parent: Connection
 ) -> None:
     sequence = TokenSequence(REQUEST)
     sequence.pages = pages
     reservation = importer.open(sequence, b"", HANDOVER_S)
-    parent.send(
-        HandoverTicket(
-            endpoint=endpoint,
-            generation=reservation.generation,
-            first_page=0,
-            page_indices=tuple(pages),
-            segments=(PageSegment(name=segment_name, cut=whole_cut(importer.pages.layout)),),
-            deadline_s=HANDOVER_S,
-        )
+    ticket = HandoverTicket(
+        endpoint=endpoint,
+        generation=reservation.generation,
+        first_page=0,
+        page_indices=tuple(pages),
+        segments=(PageSegment(name=segment_name, cut=whole_cut(importer.pages.layout)),),
+        deadline_s=HANDOVER_S,
     )
-
-
-def swallow(num_bytes: int, num_rounds: int, parent: Connection) -> None:
-    """Read num_bytes from each of some connections, and say so with a byte. Of every second one, chunks are sealed."""
-    buffer, opened = bytearray(CHUNK_BYTES + TAG_BYTES), bytearray(CHUNK_BYTES)
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        parent.send(listener.getsockname()[1])
-        for index in range(2 * num_rounds):
-            connection, _ = listener.accept()
-            seal = PageSeal(KEY) if index % 2 else None
-            with connection:
-                for size in chunk_sizes(num_bytes):
-                    read_whole(connection, memoryview(buffer)[: size + TAG_BYTES if seal else size])
-                    if seal is not None:
-                        seal.open(b"", memoryview(buffer)[: size + TAG_BYTES], opened)
-                connection.sendall(b"x")
-
-
-def read_whole(connection: socket.socket, buffer: memoryview) -> None:
-    while len(buffer):
-        buffer = buffer[connection.recv_into(buffer) :]
-
-
-def chunk_sizes(num_bytes: int) -> list[int]:
-    return [min(CHUNK_BYTES, num_bytes - start) for start in range(0, num_bytes, CHUNK_BYTES)]
-
-
-@contextmanager
-def beside(target: object, *arguments: object) -> Iterator[Connection]:
-    """Run a function in another process for the time of the block; it ends by itself or at a word."""
-    ours, theirs = multiprocessing.Pipe()
-    spawn = multiprocessing.get_context("spawn")
-    process = spawn.Process(target=target, args=(*arguments, theirs))  # type: ignore[arg-type]
-    process.start()
-    try:
-        yield ours
-    finally:
-        ours.send(None)
-        process.join()
+    parent.send((ticket, time.process_time()))
 
 
 # Bandwidth
@@ -227,17 +200,19 @@ class Source:
     order: list[PageIndex]
     pushers: dict[str, PagePusher]
 
-    def push(self, other: Connection, transport: str, num_pages: int) -> float:
-        """Seconds from the offer to the news that all are there."""
+    def push(self, other: Connection, transport: str, num_pages: int) -> Cost:
+        """From the offer to the news that all are there."""
         other.send(num_pages)
-        sequence = TokenSequence(REQUEST, other.recv())
-        started_at = time.perf_counter()
+        ticket, reader_began_s = other.recv()
+        sequence = TokenSequence(REQUEST, ticket)
+        started_at, cpu_s = time.perf_counter(), time.process_time()
         self.pushers[transport].export(sequence, 0, self.order[:num_pages])
         self.pushers[transport].finish(sequence, (1,))
-        news = other.recv()
+        news, reader_ended_s = other.recv()
         if news != "there":
             raise RuntimeError(f"a hand-over of {num_pages} pages over {transport} failed")
-        return time.perf_counter() - started_at
+        seconds = time.perf_counter() - started_at
+        return Cost(seconds, time.process_time() - cpu_s, reader_ended_s - reader_began_s)
 
 
 @contextmanager
@@ -246,8 +221,12 @@ def source_of(shape: str, num_pages: int) -> Iterator[Source]:
     pages = torch.randn(memory_shape(layout, num_pages)).to(layout_dtype(layout))
     order = [PageIndex(page) for page in random.Random(0).sample(range(num_pages), num_pages)]
     pushers = {}
-    for transport in BASELINES:
-        writers = WriterFactory(PartedPages.whole(layout, pages), allow_shared_memory=transport == "shared memory")
+    for transport in TRANSPORTS:
+        writers = WriterFactory(
+            PartedPages.whole(layout, pages),
+            allow_shared_memory=transport == "shared memory",
+            uses_process_groups=transport == "process group",
+        )
         pushers[transport] = PagePusher(layout, writers, SECRET, lambda released: None, is_sealed=transport == "TCP")
         pushers[transport].start()
     try:
@@ -257,66 +236,54 @@ def source_of(shape: str, num_pages: int) -> Iterator[Source]:
             pusher.stop()
 
 
-def loopback_s(port: int, num_bytes: int, *, is_sealed: bool = False) -> float:
-    """Seconds to bring bytes through a socket, as iperf does; is_sealed: and through AES-GCM on both sides."""
-    chunk, seal = memoryview(bytearray(CHUNK_BYTES)), PageSeal(KEY)
-    sealed = bytearray(CHUNK_BYTES + TAG_BYTES)
-    with socket.create_connection(("127.0.0.1", port)) as connection:
-        started_at = time.perf_counter()
-        for size in chunk_sizes(num_bytes):
-            if is_sealed:
-                connection.sendall(seal.seal(b"", chunk[:size], sealed))
-            else:
-                connection.sendall(chunk[:size])
-        connection.recv(1)
-        return time.perf_counter() - started_at
-
-
 def measure_bandwidth(shape: str, num_mbytes: int, num_rounds: int) -> None:
     page_bytes = layout_page_bytes(layout_of(shape))
     num_pages = max(1, int(num_mbytes * MEGABYTE) // page_bytes)
     num_bytes = num_pages * page_bytes
     segment_name = f"kvasir-bench-{secrets.token_hex(4)}"
-    copied, written = np.ones(num_bytes, np.uint8), np.ones(num_bytes, np.uint8)
-    seconds: dict[str, list[float]] = defaultdict(list)
-    one_page: dict[str, list[float]] = defaultdict(list)
+    costs: dict[str, list[Cost]] = defaultdict(list)
+    one_page: dict[str, list[Cost]] = defaultdict(list)
     with (
         source_of(shape, num_pages) as source,
-        beside(swallow, num_bytes, num_rounds) as swallower,
+        plain_copies(num_bytes) as copies,
+        raw_sockets(num_bytes) as sockets,
         beside(serve_pages, shape, num_pages, segment_name) as server,
     ):
-        port = swallower.recv()
-        for transport in BASELINES:
+        for transport in TRANSPORTS:
             source.push(server, transport, num_pages)  # connections, and memory touched for the first time
         for _ in range(num_rounds):
-            seconds["memory copy"].append(timed(lambda: np.copyto(written, copied)))
-            seconds["loopback"].append(loopback_s(port, num_bytes))
-            seconds["loopback, AES-GCM"].append(loopback_s(port, num_bytes, is_sealed=True))
-            for transport in BASELINES:
-                seconds[transport].append(source.push(server, transport, num_pages))
+            for name, copy in copies.items():
+                costs[name].append(copying_cost(copy))
+            for road in ROADS:
+                costs[road].append(sockets.send(road))
+            for transport in TRANSPORTS:
+                costs[transport].append(source.push(server, transport, num_pages))
                 one_page[transport].append(source.push(server, transport, 1))
-    report_bandwidth(shape, num_pages, page_bytes, seconds)
+    print(f"{shape}: {num_pages} pages of {page_bytes / 1000:.0f} kB, and the part of its baselines in each round")
+    report_bandwidth(num_bytes, costs)
     for transport, samples in one_page.items():
-        print(f"  one page, {transport:<13}  {spread([sample * 1000 for sample in samples])} ms until it is there")
+        print(f"  one page, {transport:<13}  {spread([cost.seconds * 1000 for cost in samples])} ms until it is there")
 
 
-def report_bandwidth(shape: str, num_pages: int, page_bytes: int, seconds: dict[str, list[float]]) -> None:
-    num_bytes = num_pages * page_bytes
-    print(f"{shape}: {num_pages} pages of {page_bytes / 1000:.0f} kB, GB/s, and the part of its baseline in each round")
-    for name, samples in seconds.items():
-        rates = spread([num_bytes / sample / 1e9 for sample in samples])
-        baseline = "loopback" if name == "loopback, AES-GCM" else BASELINES.get(name)
-        share = ""
-        if baseline is not None:
-            ratios = [before / after for before, after in zip(seconds[baseline], samples, strict=True)]
-            share = f"  {median(ratios):.0%} ({min(ratios):.0%} to {max(ratios):.0%}) of a {baseline}"
-        print(f"  {name:<18} {rates}{share}")
+def report_bandwidth(num_bytes: int, costs: dict[str, list[Cost]]) -> None:
+    gigabytes = num_bytes / 1e9
+    for name, samples in costs.items():
+        rates = spread([gigabytes / cost.seconds for cost in samples])
+        writer, reader = (
+            median(cpu) / gigabytes
+            for cpu in ([cost.writer_cpu_s for cost in samples], [cost.reader_cpu_s for cost in samples])
+        )
+        print(f"  {name:<22} {rates} GB/s; CPU seconds a GB: writer {writer:.2f}, reader {reader:.2f}")
+        for baseline in BASELINES.get(name, ()):
+            pairs = zip(costs[baseline], samples, strict=True)
+            ratios = [before.seconds / after.seconds for before, after in pairs]
+            print(f"  {'':<22} {median(ratios):.0%} ({min(ratios):.0%} to {max(ratios):.0%}) of a {baseline}")
 
 
 # Tokens
 
 
-def replica_config(role: str, transport: TransportName, chunk_tokens: int) -> ReplicaConfig:
+def replica_config(role: str, handover: HandoverConfig, chunk_tokens: int) -> ReplicaConfig:
     return ReplicaConfig(
         replica_id=ReplicaId(f"{role}-0"),
         role=role,  # type: ignore[arg-type]
@@ -329,13 +296,13 @@ def replica_config(role: str, transport: TransportName, chunk_tokens: int) -> Re
             max_num_batched_tokens=chunk_tokens,
             enable_prefix_caching=False,
         ),
-        handover=HandoverConfig(transport=transport),
+        handover=handover,
         segment_prefix=f"kvasir-bench-{secrets.token_hex(4)}",
     )
 
 
-def measure_tokens(transport: TransportName, num_prompt_tokens: int, chunk_tokens: int, num_rounds: int) -> None:
-    configs = [replica_config(role, transport, chunk_tokens) for role in ("prefill", "decode")]
+def measure_tokens(transport: str, num_prompt_tokens: int, chunk_tokens: int, num_rounds: int) -> None:
+    configs = [replica_config(role, TRANSPORTS[transport], chunk_tokens) for role in ("prefill", "decode")]
     gaps, steps, prefills = [], [], []
     with (
         replica_processes(configs) as (endpoints, secret_file),
@@ -353,7 +320,8 @@ def measure_tokens(transport: TransportName, num_prompt_tokens: int, chunk_token
                 gaps.append((rest[0] - first[0]) * 1000)
                 steps += [(after - before) * 1000 for before, after in pairwise(rest)]
         told = prefill.stats().handover
-    hidden = told.hidden_bytes / (told.pushed_bytes_tcp + told.pushed_bytes_shared_memory)
+    num_bytes = told.pushed_bytes_tcp + told.pushed_bytes_shared_memory + told.pushed_bytes_process_group
+    hidden = told.hidden_bytes / num_bytes
     exposed_ms = told.exposed_s / told.pushed_requests * 1000
     print(f"  {transport:<13} prefill {spread(prefills, 0)} ms, next token {spread(gaps, 1)} ms later")
     print(f"  {'':<13} a decode step: {spread(steps, 1)} ms")
@@ -374,8 +342,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for shape in options.shape or ["demo", "qwen3-0.6b"]:
         measure_bandwidth(shape, options.mbytes, options.rounds)
     print(f"demo model, prompts of {options.prompt} tokens in chunks of {options.chunk}, one at a time")
-    transports: tuple[TransportName, ...] = ("shared-memory", "tcp")
-    for transport in transports:
+    for transport in TRANSPORTS:
         measure_tokens(transport, options.prompt, options.chunk, options.rounds)
 
 
