@@ -6,12 +6,15 @@ with the first tensor that lies there. A user's kernel, if there is one for an o
 sampling_dispatch.py does the same for what happens beside the model; nobody else chooses.
 """
 
+from collections.abc import Sequence
 from typing import cast
 
 import torch
 from torch import Tensor
 
 from kvasir_kernels import sampling_dispatch
+from kvasir_kernels.copy_pages import native as native_copies
+from kvasir_kernels.copy_pages import reference as plain_copies
 from kvasir_kernels.decoder_pass import native as native_pass
 from kvasir_kernels.decoder_pass.native import NativePass
 from kvasir_kernels.decoder_pass.reference import PlainDecoder
@@ -25,7 +28,7 @@ from kvasir_kernels.linear import reference as plain_linear
 from kvasir_kernels.move_pages import reference as plain_moves
 from kvasir_kernels.move_pages.reference import PagePart
 from kvasir_kernels.native.build import cpu_has
-from kvasir_kernels.native.choice import native_library
+from kvasir_kernels.native.choice import native_library, native_mover
 from kvasir_kernels.native.library import load_library
 from kvasir_kernels.paged_attention import native as native_attention
 from kvasir_kernels.paged_attention import reference as plain_attention
@@ -54,6 +57,7 @@ __all__ = [
     "ScoreChanges",
     "add_rms_norm",
     "add_rms_norm_float8",
+    "copy_pages",
     "embedding",
     "float8_linear",
     "fuse_decoder",
@@ -207,6 +211,15 @@ def scatter_pages(content: Tensor, pages: Tensor, page_ids: Tensor, part: PagePa
         kernel.scatter_pages(content, pages, page_ids, part)
     else:
         plain_moves.scatter_pages(content, pages, page_ids, part)
+
+
+@replaceable
+def copy_pages(source: Tensor, source_ids: Sequence[int], target: Tensor, target_ids: Sequence[int]) -> None:
+    library = native_mover(source)
+    if library is None or not native_copies.can_copy(source, target):
+        plain_copies.copy_pages(source, source_ids, target, target_ids)
+    else:
+        native_copies.copy_pages(library, source, source_ids, target, target_ids)
 
 
 @replaceable

@@ -27,5 +27,9 @@ def without_native_kernels() -> Iterator[None]:
 
 def native_library(x: Tensor, dtype: torch.dtype | None = None) -> KernelLibrary | None:
     """What computes on `x` in `dtype`, which is its own unless it is said; None: nothing native."""
-    is_native = takes(dtype or x.dtype) and x.device.type == "cpu" and _Choice.is_native
-    return load_library() if is_native else None
+    return native_mover(x) if takes(dtype or x.dtype) else None
+
+
+def native_mover(x: Tensor) -> KernelLibrary | None:
+    """What moves the bytes of `x`, whatever they stand for; None: nothing native."""
+    return load_library() if x.device.type == "cpu" and _Choice.is_native else None

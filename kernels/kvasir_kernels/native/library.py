@@ -12,7 +12,8 @@ from kvasir_kernels.native.build import BuildError, built_library
 
 _log = logging.getLogger(__name__)
 
-_SUFFIXES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
+_SUFFIXES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.uint8: "bytes"}
+"""In the names of functions: what they compute in; bytes are only moved."""
 
 _TYPES: dict[str, type[ctypes.c_void_p | ctypes.c_int64 | ctypes.c_float]] = {
     "p": ctypes.c_void_p,
@@ -51,7 +52,8 @@ class Kernel:
 
 
 def takes(dtype: torch.dtype) -> bool:
-    return dtype in _SUFFIXES
+    """Whether kernels compute in it."""
+    return dtype.is_floating_point and dtype in _SUFFIXES
 
 
 @cache

@@ -3,13 +3,15 @@
 pages: [L, 2, N, P, K, D] as in `page_memory.py`, or any layers and heads of it.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from kvasir_kernels import dispatch
+from kvasir_kernels.copy_pages.reference import runs_of
 from kvasir_protocol.ids import PageIndex
 from kvasir_protocol.messages import PageLayout
 
@@ -85,26 +87,13 @@ def copy_pages(
     source: Tensor, source_indices: Sequence[PageIndex], target: Tensor, indices: Sequence[PageIndex]
 ) -> None:
     """Copy pages between two memories of one shape but for the number of pages."""
-    runs = _runs(source_indices, indices)
     if source.device.type == target.device.type == "cpu":
-        read, written = _bytes_of(source), _bytes_of(target)
-        for first, target_first, length in runs:
-            written[:, :, target_first : target_first + length] = read[:, :, first : first + length]
+        dispatch.copy_pages(source, source_indices, target, indices)
     else:
-        for first, target_first, length in runs:
+        for first, target_first, length in runs_of(source_indices, indices):
             target[:, :, target_first : target_first + length].copy_(source[:, :, first : first + length])
 
 
 def _bytes_of(pages: Tensor) -> NDArray[np.uint8]:
     """The same memory as [..., D * bytes per value]."""
     return pages.view(torch.uint8).numpy()
-
-
-def _runs(source: Sequence[PageIndex], target: Sequence[PageIndex]) -> Iterator[tuple[int, int, int]]:
-    """(first page of source, first page of target, number) for pages that follow each other in both."""
-    start = 0
-    for end in range(1, len(source) + 1):
-        if end < len(source) and source[end] == source[end - 1] + 1 and target[end] == target[end - 1] + 1:
-            continue
-        yield source[start], target[start], end - start
-        start = end

@@ -1,0 +1,1 @@
+"""Pages copied from one memory to another, both on the host."""
