@@ -14,7 +14,7 @@ from kvasir_protocol.messages import PushPages
 from kvasir_protocol.wire import decode, encode
 from kvasir_workers.kv.transfer.entrance import REST_S
 from kvasir_workers.kv.transfer.page_intake import GREETING_S, MOST_UNGREETED, PageIntake, listen_for_pages
-from kvasir_workers.kv.transfer.page_stream import HELLO, LENGTHS, Landing, PageLine
+from kvasir_workers.kv.transfer.page_stream import HELLO, LENGTHS, SAME_HOST_BYTES, Landing, PageLine
 from kvasir_workers.kv.transfer.sealing import (
     BLOCK_BYTES,
     KEY_BYTES,
@@ -166,6 +166,12 @@ def test_line_asks_for_a_block_when_the_one_before_is_gone(house: House) -> None
     until_taken(house, 1)
     line.close()
     assert house.taker.taken[0][1] == b"abcdefghi"
+
+
+def test_little_is_on_its_way_to_the_same_host(house: House) -> None:
+    line = PageLine(house.endpoint, GENERATION, PROOF)
+    assert line.socket.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) <= 2 * SAME_HOST_BYTES
+    line.close()
 
 
 LARGE = bytes(range(251)) * (3 * BLOCK_BYTES // 251)
