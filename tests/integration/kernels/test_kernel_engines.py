@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.checkpoints import make_checkpoint
+from tests.entry_points import install_kernels
 
 ROOT = Path(__file__).parents[3]
 
@@ -20,10 +21,7 @@ pytestmark = pytest.mark.skipif(
 
 def installed(entry_points: str, directory: Path) -> dict[str, str]:
     """An environment in which operations are asked of others first."""
-    metadata = directory / "spies-1.0.dist-info"
-    metadata.mkdir()
-    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: spies\nVersion: 1.0\n")
-    (metadata / "entry_points.txt").write_text(f"[kvasir.kernels]\n{entry_points}\n")
+    install_kernels(directory, entry_points)
     path = os.pathsep.join([str(directory), str(ROOT), os.environ.get("PYTHONPATH", "")])
     return os.environ | {"PYTHONPATH": path}
 

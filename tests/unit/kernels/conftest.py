@@ -1,4 +1,4 @@
-"""Each test of an operation runs twice: with the C++ kernels of this machine, and with torch alone."""
+"""Tests of operations that have C++ kernels run twice: with those of this machine, and with torch alone."""
 
 from collections.abc import Iterator
 
@@ -8,12 +8,18 @@ from kvasir_kernels.native.choice import without_native_kernels
 from kvasir_kernels.native.library import load_library
 
 
-@pytest.fixture(scope="module", params=["native", "torch"], autouse=True)
+@pytest.fixture(scope="module")
+def native() -> None:
+    """For what only the C++ kernels do."""
+    if load_library() is None:
+        pytest.skip("no C++ compiler here")
+
+
+@pytest.fixture(scope="module", params=["native", "torch"])
 def kernels(request: pytest.FixtureRequest) -> Iterator[str]:
     """Which of the two: "native" or "torch"."""
     if request.param == "native":
-        if load_library() is None:
-            pytest.skip("no C++ compiler here")
+        request.getfixturevalue("native")
         yield "native"
     else:
         with without_native_kernels():

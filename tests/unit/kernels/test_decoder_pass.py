@@ -147,16 +147,11 @@ def tensors(caches: list[LayerCache]) -> list[Tensor]:
     return [part for cache in caches for part in (cache.key, cache.value)]
 
 
-@pytest.fixture
-def native_only(kernels: str) -> None:
-    if kernels == "torch":
-        pytest.skip("there is no such operation in torch")
-
-
+@pytest.mark.usefixtures("native")
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("step", STEPS)
 @pytest.mark.parametrize("name", SHAPES)
-def test_equals_the_references_of_its_operations(name: str, step: str, dtype: torch.dtype, native_only: None) -> None:
+def test_equals_the_references_of_its_operations(name: str, step: str, dtype: torch.dtype) -> None:
     shape, tokens = SHAPES[name], make_step(STEPS[step])
     ours, caches = run(shape, tokens, dtype)
     expected_caches = make_caches(shape, tokens, dtype)
@@ -166,9 +161,10 @@ def test_equals_the_references_of_its_operations(name: str, step: str, dtype: to
         torch.testing.assert_close(actual, wanted, atol=TOLERANCE[dtype], rtol=TOLERANCE[dtype], equal_nan=True)
 
 
+@pytest.mark.usefixtures("native")
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("step", STEPS)
-def test_any_number_of_threads_gives_the_same_bits(step: str, dtype: torch.dtype, native_only: None) -> None:
+def test_any_number_of_threads_gives_the_same_bits(step: str, dtype: torch.dtype) -> None:
     shape, tokens = SHAPES["wide"], make_step(STEPS[step])
     one, _ = run(shape, tokens, dtype)
     before = torch.get_num_threads()
@@ -178,7 +174,8 @@ def test_any_number_of_threads_gives_the_same_bits(step: str, dtype: torch.dtype
     assert torch.equal(one, three)
 
 
-def test_long_contexts_are_joined_from_their_spans(native_only: None) -> None:
+@pytest.mark.usefixtures("native")
+def test_long_contexts_are_joined_from_their_spans() -> None:
     """Beyond 4096 keys a context is computed in parts."""
     shape, draw = Shape(windows=(None, 4500)), torch.Generator().manual_seed(3)
     tables = torch.randperm(1300, generator=draw)[None]
@@ -193,7 +190,8 @@ def test_long_contexts_are_joined_from_their_spans(native_only: None) -> None:
     torch.testing.assert_close(native.run(step, ours), wanted, atol=2e-5, rtol=2e-5)
 
 
-def test_padding_is_written_nowhere(native_only: None) -> None:
+@pytest.mark.usefixtures("native")
+def test_padding_is_written_nowhere() -> None:
     shape, tokens = SHAPES["plain"], make_step([(1, 9)])
     padded = StepTokens(
         torch.cat((tokens.token_ids, torch.tensor([0]))),
@@ -207,7 +205,8 @@ def test_padding_is_written_nowhere(native_only: None) -> None:
         torch.testing.assert_close(actual, wanted, atol=0, rtol=0, equal_nan=True)
 
 
-def test_other_caches_are_found_when_they_come(native_only: None) -> None:
+@pytest.mark.usefixtures("native")
+def test_other_caches_are_found_when_they_come() -> None:
     shape, tokens = SHAPES["plain"], make_step([(1, 9)])
     native = fused(shape, torch.float32)
     assert native is not None
@@ -216,11 +215,13 @@ def test_other_caches_are_found_when_they_come(native_only: None) -> None:
     assert torch.equal(first[1].key.nan_to_num(9), second[1].key.nan_to_num(9))
 
 
+@pytest.mark.usefixtures("native")
 @pytest.mark.parametrize("shape", [Shape(heads=(4, 2, 24)), Shape(heads=(2, 1, 40))])
 def test_heads_of_other_sizes_go_operation_by_operation(shape: Shape) -> None:
     assert fused(shape, torch.float32) is None
 
 
+@pytest.mark.usefixtures("native")
 def test_weights_that_were_not_packed_go_operation_by_operation() -> None:
     assert fuse_decoder(make_decoder(Shape(), torch.float32, Tensor.clone)) is None
 

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from kvasir_kernels.dispatch import Grain, Quantized, float8_linear, quantize_float8
@@ -10,12 +10,11 @@ from kvasir_kernels.float8.reference import LARGEST, quantize_weight
 from kvasir_kernels.float8_linear.reference import has_blocks
 
 
-@settings(deadline=None)
 @given(
     num_tokens=st.integers(1, 5), size=st.integers(1, 300), exponent=st.integers(-20, 20), grain=st.sampled_from(Grain)
 )
 def test_a_number_is_off_by_a_sixteenth_at_most(num_tokens: int, size: int, exponent: int, grain: Grain) -> None:
-    x = torch.randn(num_tokens, size) * 2.0**exponent
+    x = torch.randn(num_tokens, size, generator=torch.Generator().manual_seed(size)) * 2.0**exponent
     quantized = quantize_float8(x, grain)
     assert quantized.scale.shape == (num_tokens, 1 if grain is Grain.ROW else -(-size // 128))
     smallest = quantized.scale.max().item() * 2**-10

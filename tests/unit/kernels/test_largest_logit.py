@@ -5,6 +5,8 @@ import torch
 
 from kvasir_kernels.sampling_dispatch import largest_logit
 
+pytestmark = pytest.mark.usefixtures("kernels")
+
 WIDTHS = [1, 3, 16, 63, 64, 65, 130, 2048, 5003]
 
 

@@ -7,6 +7,8 @@ from torch import Tensor
 from kvasir_kernels.dispatch import PackedWeight, embedding, linear, pack_weight
 from kvasir_kernels.linear import onednn
 
+pytestmark = pytest.mark.usefixtures("kernels")
+
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 SIZES = [(1, 2), (31, 6), (32, 16), (33, 64), (100, 98), (257, 300)]
 ROWS = [1, 2, 11, 12, 13, 40]

@@ -7,6 +7,8 @@ from torch import Tensor
 from kvasir_kernels.dispatch import paged_attention, write_kv
 from kvasir_kernels.paged_cache import AttentionBatch, CacheScales, LayerCache
 
+pytestmark = pytest.mark.usefixtures("kernels")
+
 FLOAT8 = torch.float8_e4m3fn
 PAGE_SIZE, NUM_HEADS, NUM_KV_HEADS, HEAD_DIM = 16, 8, 2, 64
 SCALE = 0.1

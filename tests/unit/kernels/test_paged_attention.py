@@ -9,6 +9,8 @@ from torch import Tensor
 from kvasir_kernels.dispatch import ScoreChanges, paged_attention, write_kv
 from kvasir_kernels.paged_cache import AttentionBatch, CacheScales, LayerCache, PaddedDecodes
 
+pytestmark = pytest.mark.usefixtures("kernels")
+
 # One sequence of a step: new tokens, and tokens visible at its end.
 Lengths = tuple[int, int]
 
@@ -98,7 +100,6 @@ def test_a_context_of_several_spans_equals_dense_attention() -> None:
 
 
 def test_a_row_does_not_depend_on_the_rest_of_its_step() -> None:
-    torch.manual_seed(0)
     contexts = [tuple(torch.randn(2, length, 2, 16).unbind()) for length in (100, 5000)]
     cache, page_tables = _scatter(contexts, page_size=16, seed=1)  # type: ignore[arg-type]
     query = torch.randn(2, 4, 16)
@@ -108,7 +109,6 @@ def test_a_row_does_not_depend_on_the_rest_of_its_step() -> None:
 
 
 def test_any_number_of_threads_gives_the_same() -> None:
-    torch.manual_seed(0)
     contexts = [tuple(torch.randn(2, length, 4, 64).unbind()) for length in (2000, 700)]
     cache, page_tables = _scatter(contexts, page_size=16, seed=1)  # type: ignore[arg-type]
     batch = AttentionBatch((1, 90), (2000, 700), page_tables, 1)
@@ -124,7 +124,7 @@ def test_any_number_of_threads_gives_the_same() -> None:
 _lengths = st.tuples(st.integers(1, 9), st.integers(0, 20)).map(lambda pair: (pair[0], pair[0] + pair[1]))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     lengths=st.lists(_lengths, min_size=1, max_size=5),
     page_size=st.sampled_from([1, 3, 16]),
@@ -139,7 +139,6 @@ def test_any_step_equals_dense_attention(
 
 
 def test_one_token_sequence_counted_as_a_chunk_gives_the_same() -> None:
-    torch.manual_seed(0)
     key, value = torch.randn(2, 10, 2, 8).unbind()
     cache, page_tables = _scatter([(key, value)], page_size=4, seed=1)
     query = torch.randn(1, 4, 8)

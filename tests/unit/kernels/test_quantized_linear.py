@@ -7,6 +7,8 @@ from torch import Tensor
 from kvasir_kernels.dispatch import QuantizedMatrix, embedding, linear, pack_quantized
 from kvasir_kernels.quantized_linear.reference import dequantize, integers, quantize
 
+pytestmark = pytest.mark.usefixtures("kernels")
+
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 SIZES = [(1, 4), (31, 8), (32, 36), (33, 64), (100, 100), (257, 300)]
 ROWS = [1, 3, 6, 7, 12, 13, 24, 25, 40]

@@ -6,6 +6,8 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from kvasir_kernels.dispatch import Grain, add_rms_norm, add_rms_norm_float8, rms_norm
 
+pytestmark = pytest.mark.usefixtures("kernels")
+
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
 

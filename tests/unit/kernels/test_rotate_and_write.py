@@ -7,6 +7,8 @@ from kvasir_kernels.dispatch import HeadNorms, rotate_and_write
 from kvasir_kernels.paged_cache import LayerCache
 from kvasir_kernels.rotate_and_write import reference
 
+pytestmark = pytest.mark.usefixtures("kernels")
+
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
 

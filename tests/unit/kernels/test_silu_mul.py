@@ -5,6 +5,8 @@ import torch
 
 from kvasir_kernels.dispatch import Grain, gelu_mul, gelu_mul_float8, silu_mul, silu_mul_float8
 
+pytestmark = pytest.mark.usefixtures("kernels")
+
 
 @pytest.mark.parametrize(("num_tokens", "width"), [(1, 1), (5, 7), (3, 96), (2, 16), (400, 33)])
 def test_equals_its_definition(num_tokens: int, width: int) -> None:

@@ -4,6 +4,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from tests.entry_points import install_kernels
+
 PACKAGE = """
 from kvasir_kernels.silu_mul.reference import silu_mul as reference
 
@@ -14,7 +16,6 @@ def silu_mul(gate_up):
     return reference(gate_up)
 """
 
-
 CALL = """
 import torch
 from kvasir_kernels.dispatch import silu_mul
@@ -23,20 +24,17 @@ print(silu_mul(torch.ones(1, 4)).shape, silu_mul(torch.ones(2, 4)).shape)
 
 USES_GRAPHS = """
 import torch
+from kvasir.demo import demo_model_path
 from kvasir_protocol.config import EngineConfig
 from kvasir_workers.model.loader import load_spec
 from kvasir_workers.resolve import uses_graphs
-from tests.integration.engine.conftest import DEMO_MODEL
-print(uses_graphs(load_spec(DEMO_MODEL), torch.device("cuda"), EngineConfig()))
+print(uses_graphs(load_spec(demo_model_path()), torch.device("cuda"), EngineConfig()))
 """
 
 
 def _run(directory: Path, entry_points: str, code: str = CALL) -> subprocess.CompletedProcess[str]:
     (directory / "their_kernels.py").write_text(PACKAGE)
-    metadata = directory / "their_kernels-1.0.dist-info"
-    metadata.mkdir()
-    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: their-kernels\nVersion: 1.0\n")
-    (metadata / "entry_points.txt").write_text(f"[kvasir.kernels]\n{entry_points}\n")
+    install_kernels(directory, entry_points)
     setup = f"import logging, sys; logging.basicConfig(level=logging.INFO); sys.path.insert(0, {str(directory)!r})\n"
     return subprocess.run([sys.executable, "-c", setup + code], capture_output=True, text=True, timeout=60)
 
