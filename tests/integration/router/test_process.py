@@ -22,7 +22,7 @@ pytestmark = pytest.mark.anyio
 Command = Callable[[FakeReplica], list[str]]
 
 CHAT = {"messages": [{"role": "user", "content": "hi"}]}
-START_S = 30.0
+START_S = END_S = 30.0
 
 ORPHAN_MAKER = """
 import os, subprocess, sys, time
@@ -46,12 +46,6 @@ def command(model_directory: Path, tmp_path: Path) -> Command:
         ]
 
     return make
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port: int = listener.getsockname()[1]
-        return port
 
 
 async def until_healthy(client: httpx.AsyncClient) -> None:
@@ -79,22 +73,24 @@ async def running(
             await process.wait()
 
 
-async def test_router_serves_on_its_own_port_and_stops_on_sigterm(make_replica: MakeReplica, command: Command) -> None:
-    mixed, port = make_replica("mixed-0"), free_port()
-    async with listening([mixed]), running([*command(mixed), "--port", str(port)], port) as (process, client):
+async def test_router_serves_on_its_own_port_and_stops_on_sigterm(
+    make_replica: MakeReplica, command: Command, free_port: int
+) -> None:
+    mixed = make_replica("mixed-0")
+    async with listening([mixed]), running([*command(mixed), "--port", str(free_port)], free_port) as (process, client):
         await until_healthy(client)
         answer = (await client.post("/v1/chat/completions", json=CHAT)).json()
         assert answer["choices"][0]["message"]["content"] == TEXT
         process.send_signal(signal.SIGTERM)
-        assert await asyncio.wait_for(process.wait(), 5) in (0, -signal.SIGTERM)
+        assert await asyncio.wait_for(process.wait(), END_S) in (0, -signal.SIGTERM)
 
 
 async def test_stopping_router_ends_a_stream_that_does_not_end_by_itself(
-    make_replica: MakeReplica, command: Command
+    make_replica: MakeReplica, command: Command, free_port: int
 ) -> None:
-    mixed, port = make_replica("mixed-0"), free_port()
+    mixed = make_replica("mixed-0")
     mixed.faults.pause_at = 1
-    async with listening([mixed]), running([*command(mixed), "--port", str(port)], port) as (process, client):
+    async with listening([mixed]), running([*command(mixed), "--port", str(free_port)], free_port) as (process, client):
         await until_healthy(client)
         async with client.stream("POST", "/v1/chat/completions", json={**CHAT, "stream": True}) as response:
             chunks = response.aiter_bytes()
@@ -102,7 +98,7 @@ async def test_stopping_router_ends_a_stream_that_does_not_end_by_itself(
             process.send_signal(signal.SIGTERM)
             rest = b"".join([chunk async for chunk in chunks])
             assert b"this router is stopping" in rest
-            await asyncio.wait_for(process.wait(), 6)
+            await asyncio.wait_for(process.wait(), END_S)
         await mixed.until(lambda replica: not replica.held)
 
 
@@ -143,11 +139,13 @@ async def test_router_takes_a_listening_socket_of_its_parent(make_replica: MakeR
                 await until_healthy(client)
 
 
-async def test_router_stops_when_its_parent_is_killed(make_replica: MakeReplica, command: Command) -> None:
-    mixed, port = make_replica("mixed-0"), free_port()
+async def test_router_stops_when_its_parent_is_killed(
+    make_replica: MakeReplica, command: Command, free_port: int
+) -> None:
+    mixed = make_replica("mixed-0")
     async with listening([mixed]):
-        arguments = [sys.executable, "-c", ORPHAN_MAKER, *command(mixed), "--port", str(port)]
-        async with running(arguments, port, stdout=asyncio.subprocess.PIPE) as (parent, client):
+        arguments = [sys.executable, "-c", ORPHAN_MAKER, *command(mixed), "--port", str(free_port)]
+        async with running(arguments, free_port, stdout=asyncio.subprocess.PIPE) as (parent, client):
             assert parent.stdout is not None
             router_pid = int(await parent.stdout.readline())
             await until_healthy(client)

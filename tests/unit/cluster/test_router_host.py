@@ -24,12 +24,6 @@ def taken_port():
         yield other.getsockname()[1]
 
 
-@pytest.fixture
-def free_port():
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        return probe.getsockname()[1]
-
-
 def order(port, model=None, **changes):
     config = ClusterConfig(
         model=ModelConfig(path=str(model or demo_model_path()), served_name=DEMO_MODEL_NAME),

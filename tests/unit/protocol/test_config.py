@@ -307,7 +307,7 @@ def test_value_replaces_a_tree_and_a_tree_a_value() -> None:
     assert merge({"a": {"b": 1}, "c": 2}, {"a": None, "c": {"d": 1}}) == {"a": None, "c": {"d": 1}}
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(tree=st.dictionaries(st.sampled_from(["model", "engine", "handover", "pools", "router", "x"]), plain_values))
 def test_any_tree_makes_a_configuration_or_a_config_error(tree: dict[str, object]) -> None:
     with suppress(ConfigError):

@@ -163,7 +163,7 @@ def test_several_greedy_choices_are_refused() -> None:
         SamplingParams(n=2, temperature=0)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(
     fields=st.dictionaries(
         st.sampled_from([*RANGES, *TOKEN_LISTS, "stop", "stop_token_ids", "ignore_eos"]), plain_values

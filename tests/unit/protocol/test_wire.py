@@ -39,38 +39,38 @@ def decode_or_refuse(frame: bytes) -> Message | None:
 
 
 @pytest.mark.parametrize("kind", MESSAGE_TYPES, ids=lambda kind: kind.__name__)
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(data=st.data())
 def test_every_message_comes_back_as_it_was_sent(kind: type, data: st.DataObject) -> None:
     message = data.draw(any_of(kind))
     assert decode(encode(message)) == message
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(message=messages)
 def test_plain_values_of_a_dataclass_build_it_again(message: Message) -> None:
     assert from_plain(type(message), to_plain(message)) == message
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(frame=st.binary(max_size=200))
 def test_random_bytes_are_no_message(frame: bytes) -> None:
     assert decode_or_refuse(frame) is None
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(value=plain_values)
 def test_random_msgpack_is_no_message(value: object) -> None:
     assert decode_or_refuse(pack(value)) is None
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(kind=st.sampled_from([cls.__name__ for cls in MESSAGE_TYPES]), fields=st.dictionaries(st.text(), plain_values))
 def test_random_fields_of_a_known_type_are_refused_or_read(kind: str, fields: dict[str, object]) -> None:
     decode_or_refuse(pack({**fields, "v": WIRE_VERSION, "type": kind}))
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(message=messages, position=st.integers(0, 2**16), byte=st.integers(0, 255))
 def test_good_message_with_a_changed_byte_is_refused_or_read(message: Message, position: int, byte: int) -> None:
     frame = bytearray(encode(message))
@@ -78,14 +78,14 @@ def test_good_message_with_a_changed_byte_is_refused_or_read(message: Message, p
     decode_or_refuse(bytes(frame))
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(message=messages, length=st.integers(0, 2**16))
 def test_truncated_message_is_refused(message: Message, length: int) -> None:
     frame = encode(message)
     assert decode_or_refuse(frame[: length % len(frame)]) is None
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(message=messages, data=st.data(), value=plain_values)
 def test_message_with_any_part_replaced_is_refused_or_read(message: Message, data: st.DataObject, value: Any) -> None:
     body = body_of(message)
@@ -104,7 +104,7 @@ FIELDS = [(cls, field.name) for cls in MESSAGE_TYPES for field in dataclasses.fi
 
 
 @pytest.mark.parametrize(("kind", "name"), FIELDS, ids=lambda item: getattr(item, "__name__", item))
-@settings(max_examples=2, deadline=None)
+@settings(max_examples=2)
 @given(data=st.data())
 def test_field_of_a_wrong_type_is_refused_by_name(kind: type, name: str, data: st.DataObject) -> None:
     body = body_of(data.draw(any_of(kind))) | {name: msgpack.ExtType(5, b"?")}
@@ -113,7 +113,7 @@ def test_field_of_a_wrong_type_is_refused_by_name(kind: type, name: str, data: s
 
 
 @pytest.mark.parametrize("kind", MESSAGE_TYPES, ids=lambda kind: kind.__name__)
-@settings(max_examples=2, deadline=None)
+@settings(max_examples=2)
 @given(data=st.data())
 def test_unknown_field_is_refused_by_name(kind: type, data: st.DataObject) -> None:
     body = body_of(data.draw(any_of(kind))) | {"surprise": 1}
@@ -122,7 +122,7 @@ def test_unknown_field_is_refused_by_name(kind: type, data: st.DataObject) -> No
 
 
 @pytest.mark.parametrize("kind", [kind for kind in MESSAGE_TYPES if dataclasses.fields(kind)], ids=lambda k: k.__name__)
-@settings(max_examples=2, deadline=None)
+@settings(max_examples=2)
 @given(data=st.data())
 def test_missing_field_is_refused_by_name(kind: type, data: st.DataObject) -> None:
     required = [field.name for field in dataclasses.fields(kind) if field.default is dataclasses.MISSING]

@@ -39,13 +39,13 @@ def cut_at_first_stop(text: str, stops: Sequence[str]) -> str:
 
 
 @given(ids=token_ids)
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_pieces_of_any_ids_join_to_the_text_of_all_ids(codec: TextCodec, ids: list[int]) -> None:
     assert "".join(streamed(codec, ids)) == codec.decode(ids)
 
 
 @given(ids=st.lists(st.integers(min_value=0, max_value=330), max_size=40))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_pieces_join_to_the_whole_text_with_byte_fallback_as_well(
     byte_fallback_codec: TextCodec, ids: list[int]
 ) -> None:
@@ -53,20 +53,20 @@ def test_pieces_join_to_the_whole_text_with_byte_fallback_as_well(
 
 
 @given(text=texts)
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_text_survives_the_way_to_tokens_and_back(codec: TextCodec, text: str) -> None:
     assert "".join(streamed(codec, codec.encode(text))) == text
 
 
 @given(text=texts, stops=stop_strings)
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_stream_ends_before_the_first_stop_string(codec: TextCodec, text: str, stops: list[str]) -> None:
     sampling = SamplingParams(stop=tuple(stops))
     assert "".join(streamed(codec, codec.encode(text), sampling)) == cut_at_first_stop(text, stops)
 
 
 @given(text=texts, stops=stop_strings, cuts=st.lists(st.integers(min_value=0, max_value=30), max_size=6))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_cutting_the_text_differently_does_not_change_what_a_stop_string_leaves(
     text: str, stops: list[str], cuts: list[int]
 ) -> None:

@@ -1,6 +1,5 @@
 """The check among processes of this host; between hosts: tests/cluster/test_ray_up.py."""
 
-import socket
 import subprocess
 import sys
 
@@ -18,10 +17,8 @@ print(time_all_reduce(place) > 0)
 
 
 @pytest.fixture
-def endpoint():
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
-    return f"127.0.0.1:{port}"
+def endpoint(free_port):
+    return f"127.0.0.1:{free_port}"
 
 
 def test_two_processes_add_up(endpoint):

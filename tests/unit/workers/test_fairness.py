@@ -57,7 +57,7 @@ def bound(house: House) -> float:
     return 2 * max(INPUT_WEIGHT * MAX_PROMPT_TOKENS, OUTPUT_WEIGHT * house.capacity)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     seed=st.integers(0, 2**32),
     num_pages=st.integers(9, 40),

@@ -653,4 +653,4 @@ class RandomTraffic(RuleBasedStateMachine):
 
 
 TestRandomTraffic = RandomTraffic.TestCase
-TestRandomTraffic.settings = settings(max_examples=40, stateful_step_count=40, deadline=None)
+TestRandomTraffic.settings = settings(max_examples=40, stateful_step_count=40)

@@ -192,4 +192,4 @@ class RandomSlots(RuleBasedStateMachine):
 
 
 TestRandomSlots = RandomSlots.TestCase
-TestRandomSlots.settings = settings(max_examples=40, stateful_step_count=40, deadline=None)
+TestRandomSlots.settings = settings(max_examples=40, stateful_step_count=40)
