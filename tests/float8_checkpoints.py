@@ -11,6 +11,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
+from kvasir_workers.model.loader import load_spec
+from kvasir_workers.model.stored_quantization import stored_quantization
+from kvasir_workers.quantization.scheme import QuantizationSpec
 from tests.checkpoints import make_checkpoint
 
 SIZES: Mapping[str, int] = {"hidden_size": 256, "intermediate_size": 512, "num_key_value_heads": 4, "head_dim": 64}
@@ -100,6 +103,13 @@ def make_float8_checkpoint(directory: Path, kind: Float8Kind, family: str = "Lla
 def is_quantized(name: str) -> bool:
     """Of a tensor."""
     return "_proj.weight" in name and name != _LEFT_WIDE
+
+
+def quantization_of(directory: Path) -> QuantizationSpec:
+    """As we read it."""
+    found = stored_quantization(directory, load_spec(directory))
+    assert found is not None
+    return found
 
 
 def set_quantization(directory: Path, config: Mapping[str, object]) -> None:

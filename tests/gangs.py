@@ -7,6 +7,7 @@ from typing import Self
 
 import torch
 
+from kvasir.demo import demo_model_path
 from kvasir_protocol.config import EngineConfig, ModelConfig, QuantizationName
 from kvasir_protocol.messages import FinishStep
 from kvasir_protocol.wire import encode
@@ -22,7 +23,7 @@ from kvasir_workers.parallel.shard import cut_model
 from kvasir_workers.parallel.torch_groups import memory_store
 
 DEADLINE_S = 20.0
-DEMO_MODEL = Path(__file__).parents[1] / "kvasir" / "demo_model"
+DEMO_MODEL = demo_model_path()
 
 
 class QueueSender:

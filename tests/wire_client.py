@@ -1,8 +1,8 @@
 """A blocking stand-in for a router, for tests that speak to real replicas."""
 
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from socket import create_connection
 from typing import Any, TypeVar
 
@@ -92,6 +92,22 @@ class WireClient:
     def close(self) -> None:
         self._socket.close(linger=0)
         self._context.term()
+
+
+@contextmanager
+def clients(secret: bytes) -> Iterator[Callable[[str], WireClient]]:
+    """What connects to an endpoint; all connections are closed after the block."""
+    connected: list[WireClient] = []
+
+    def connect(endpoint: str) -> WireClient:
+        connected.append(WireClient(endpoint, secret))
+        return connected[-1]
+
+    try:
+        yield connect
+    finally:
+        for client in connected:
+            client.close()
 
 
 class PageClient:

@@ -10,11 +10,10 @@ from transformers import AutoModelForCausalLM
 from kvasir_kernels.paged_cache import AttentionBatch, LayerCache
 from kvasir_workers.model.cache_scales import read_cache_scales
 from kvasir_workers.model.decoder import Decoder
-from kvasir_workers.model.loader import load_decoder, load_spec
-from kvasir_workers.model.stored_quantization import stored_quantization
+from kvasir_workers.model.loader import load_decoder
 from kvasir_workers.quantization.scheme import SCHEMES, QuantizationSpec
 from tests.checkpoints import MODEL_TYPES, make_checkpoint
-from tests.float8_checkpoints import KINDS, SIZES, Float8Kind, make_float8_checkpoint
+from tests.float8_checkpoints import KINDS, SIZES, Float8Kind, make_float8_checkpoint, quantization_of
 
 pytestmark = pytest.mark.gpu
 
@@ -79,7 +78,7 @@ def test_float8_model_says_what_the_references_say(name: str, dtype: torch.dtype
 @pytest.mark.parametrize("kind", KINDS.values(), ids=[name.replace(" ", "_") for name in KINDS])
 def test_float8_checkpoint_says_what_the_references_say(kind: Float8Kind, dtype: torch.dtype, tmp_path: Path) -> None:
     directory = make_float8_checkpoint(tmp_path, kind)
-    assert_kernels_say_what_references_say(directory, dtype, stored_quantization(directory, load_spec(directory)))
+    assert_kernels_say_what_references_say(directory, dtype, quantization_of(directory))
 
 
 @pytest.mark.parametrize("name", ["fp8", "fp8-block", None])

@@ -54,12 +54,6 @@ SMALL = {
 }
 
 
-@pytest.fixture(autouse=True)
-def benches(monkeypatch: pytest.MonkeyPatch) -> None:
-    """They are run from the root of the repository, and not installed."""
-    monkeypatch.syspath_prepend(ROOT)
-
-
 @pytest.mark.parametrize("name", SMALL)
 def test_bench_prints_its_table(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     arguments, expected = SMALL[name]

@@ -15,12 +15,6 @@ ROOT = Path(__file__).parents[3]
 STUB = f"{sys.executable} -m kvasir.bench.stub_server {{port}}"
 
 
-@pytest.fixture(autouse=True)
-def benches(monkeypatch: pytest.MonkeyPatch) -> None:
-    """They are run from the root of the repository, and not installed."""
-    monkeypatch.syspath_prepend(ROOT)
-
-
 def compare(home: Path, *arguments: str) -> None:
     from bench.peers.__main__ import main
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from kvasir.demo import demo_model_path
 from kvasir_protocol.config import EngineConfig, ModelConfig
 from kvasir_protocol.events import TokenLogprobs, TokenOutput
 from kvasir_protocol.request import GenerationRequest
@@ -17,7 +18,7 @@ from kvasir_workers.model.loader import load_spec
 from tests.checkpoints import make_checkpoint
 
 PAGE_SIZE = 4
-DEMO_MODEL = Path(__file__).parents[3] / "kvasir" / "demo_model"
+DEMO_MODEL = demo_model_path()
 
 FAMILIES: dict[str, dict[str, object]] = {
     "LlamaForCausalLM": {},

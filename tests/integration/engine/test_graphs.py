@@ -20,29 +20,15 @@ from kvasir_workers.memory import page_bytes
 from kvasir_workers.model.loader import load_spec
 from kvasir_workers.ready import record_graphs
 from kvasir_workers.runner.decode_graphs import graph_sizes
-from kvasir_workers.runner.recorder import Rerun, Work
+from kvasir_workers.runner.recorder import Rerun
 from kvasir_workers.runner.stream_runner import StreamRunner
 from tests.checkpoints import make_checkpoint
+from tests.fakes.recorder import LoggedRecorder
 from tests.integration.engine.conftest import FAMILIES, Answer, MakeModel, Model, run
 from tests.integration.engine.test_batches import REQUESTS, assert_same
 from tests.integration.engine.test_structured import House, mixed_requests, tokens_of, write_byte_level_tokenizer
 
 CONFIG = EngineConfig(device="cpu", page_size=4, max_num_seqs=13, max_num_batched_tokens=64)
-
-
-class CountingRecorder(Rerun):
-    def __init__(self) -> None:
-        self.num_recorded = self.num_replayed = 0
-
-    def record(self, name: str, work: Work) -> Work:
-        self.num_recorded += 1
-        replay = super().record(name, work)
-
-        def counted() -> None:
-            self.num_replayed += 1
-            replay()
-
-        return counted
 
 
 def load(model: Model, num_pages: int) -> LoadedModel:
@@ -68,13 +54,13 @@ def eager(model: Model) -> list[Answer]:
 def test_replayed_steps_give_the_tokens_of_eager_ones(
     model: Model, eager: list[Answer], overlap: bool, arrivals_per_step: int
 ) -> None:
-    recorder = CountingRecorder()
+    recorder = LoggedRecorder()
     loaded = record_graphs(load(model, 512), CONFIG, recorder)
     engine = build_engine(loaded, replace(CONFIG, overlap=overlap))
     answers = run(engine, REQUESTS, arrivals_per_step=arrivals_per_step)
     assert_same(answers, eager)
-    assert recorder.num_replayed > engine.counters().num_steps // 4
-    assert recorder.num_recorded == len(graph_sizes(CONFIG.max_num_seqs)), "nothing is recorded while requests wait"
+    assert len(recorder.replayed) > engine.counters().num_steps // 4
+    assert len(recorder.recorded) == len(graph_sizes(CONFIG.max_num_seqs)), "nothing is recorded while requests wait"
 
 
 @pytest.mark.parametrize("overlap", [False, True])

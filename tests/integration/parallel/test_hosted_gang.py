@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import zmq
 
-from kvasir_protocol.config import EngineConfig, HandoverConfig, ModelConfig, ReplicaConfig
+from kvasir_protocol.config import EngineConfig, HandoverConfig, ModelConfig, ReplicaConfig, TransportName
 from kvasir_protocol.errors import RankLost
 from kvasir_protocol.ids import ReplicaId, RequestId
 from kvasir_protocol.messages import Hello, PageDoor
@@ -35,6 +35,9 @@ from tests.wire_client import WireClient, hand_over, token_ids
 SECRET = b"s" * 32
 SEGMENT_PREFIX = f"kvasir-hosted-{os.getpid()}"
 PATIENCE_S = 20.0
+NUM_PAGES = 5
+PAGE_BYTES = 6 * 2 * 16 * 4 * 32 * 4
+"""Of the demo model in float32: layers, key and value, tokens, heads, numbers of a head."""
 DOOR = PageDoor(host="127.0.0.1", port=1, keys=b"k" * 32)
 
 
@@ -49,7 +52,7 @@ def asked(name: str = "r") -> GenerationRequest:
 class HostedReplica:
     """A replica and the ranks that follow it. is_far: they see no shared memory of each other, as on other hosts."""
 
-    def __init__(self, role: Role, tp: int, pp: int, *, is_far: bool) -> None:
+    def __init__(self, role: Role, tp: int, pp: int, *, is_far: bool, transport: TransportName) -> None:
         config = ReplicaConfig(
             replica_id=ReplicaId(f"{role}-0"),
             role=role,
@@ -57,7 +60,7 @@ class HostedReplica:
             engine=EngineConfig(
                 device="cpu", kv_cache_bytes=8 * 2**20, num_threads=1, max_num_batched_tokens=32, max_num_seqs=4
             ),
-            handover=HandoverConfig(),
+            handover=HandoverConfig(transport=transport),
             tensor_parallel_size=tp,
             pipeline_parallel_size=pp,
             segment_prefix=SEGMENT_PREFIX,
@@ -91,8 +94,10 @@ Start = Callable[..., HostedReplica]
 def start() -> Iterator[Start]:
     replicas: list[HostedReplica] = []
 
-    def start(role: Role, tp: int = 1, pp: int = 1, *, is_far: bool = False) -> HostedReplica:
-        replicas.append(HostedReplica(role, tp, pp, is_far=is_far))
+    def start(
+        role: Role, tp: int = 1, pp: int = 1, *, is_far: bool = False, transport: TransportName = "auto"
+    ) -> HostedReplica:
+        replicas.append(HostedReplica(role, tp, pp, is_far=is_far, transport=transport))
         return replicas[-1]
 
     yield start
@@ -121,8 +126,6 @@ NEAR, FAR = False, True
     ("prefill", "decode", "label"),
     [
         ((2, 1, NEAR), (1, 1, NEAR), "shared_memory"),
-        ((1, 1, NEAR), (2, 1, NEAR), "shared_memory"),
-        ((2, 2, NEAR), (1, 2, NEAR), "shared_memory"),
         ((1, 2, FAR), (1, 1, NEAR), "shared_memory"),
         ((1, 1, NEAR), (1, 2, FAR), "tcp"),
         ((2, 2, FAR), (1, 2, FAR), "tcp"),
@@ -135,11 +138,33 @@ def test_pages_go_from_any_gang_to_any_wherever_its_ranks_are(
 ) -> None:
     source = start("prefill", prefill[0], prefill[1], is_far=prefill[2])
     target = start("decode", decode[0], decode[1], is_far=decode[2])
+    assert_handed_over(source, target, expected, label)
+
+
+def assert_handed_over(source: HostedReplica, target: HostedReplica, expected: list[int], label: str) -> None:
     first, rest = hand_over(asked(), source.client, target.client)
     assert token_ids(first) + token_ids(rest) == expected
-    pushed = source.client.stats().stats.handover
-    assert getattr(pushed, f"pushed_bytes_{label}") > 0
+    assert getattr(source.client.stats().stats.handover, f"pushed_bytes_{label}") == NUM_PAGES * PAGE_BYTES
     assert target.client.stats().stats.engine.computed_prompt_tokens == 0
+
+
+@pytest.mark.parametrize("transport", ["shared-memory", "process-group", "tcp"])
+@pytest.mark.parametrize(
+    ("prefill", "decode"),
+    [((1, 1), (2, 1)), ((2, 1), (1, 1)), ((2, 2), (1, 2)), ((1, 2), (2, 1))],
+    ids=lambda size: f"{size[0]}x{size[1]}",
+)
+def test_pages_go_by_any_transport_between_gangs_that_share_the_model_differently(
+    start: Start,
+    expected: list[int],
+    prefill: tuple[int, int],
+    decode: tuple[int, int],
+    transport: TransportName,
+) -> None:
+    source, target = (
+        start(role, *ranks, transport=transport) for role, ranks in (("prefill", prefill), ("decode", decode))
+    )
+    assert_handed_over(source, target, expected, transport.replace("-", "_"))
 
 
 @pytest.fixture

@@ -24,9 +24,12 @@ from kvasir_protocol.messages import (
 from kvasir_protocol.request import GenerationRequest, SamplingParams
 from kvasir_workers.replica import Replica
 from tests.integration.workers.conftest import SECRET, StartReplica
-from tests.wire_client import WireClient, hand_over, token_ids
+from tests.wire_client import WireClient, clients, hand_over, token_ids
 
 PROMPT = tuple((7 * i + 3) % 256 for i in range(41))
+NUM_PAGES = 11
+PAGE_BYTES = 3 * 2 * 4 * 2 * 16 * 4
+"""Of float32: layers, key and value, tokens, heads, numbers of a head."""
 
 
 def request(
@@ -41,15 +44,8 @@ Connect = Callable[[Replica], WireClient]
 
 @pytest.fixture
 def connect() -> Iterator[Connect]:
-    clients: list[WireClient] = []
-
-    def connect(replica: Replica) -> WireClient:
-        clients.append(WireClient(replica.endpoint, SECRET))
-        return clients[-1]
-
-    yield connect
-    for client in clients:
-        client.close()
+    with clients(SECRET) as connect:
+        yield lambda replica: connect(replica.endpoint)
 
 
 @pytest.mark.parametrize("transport", ["shared-memory", "process-group", "tcp"])
@@ -71,22 +67,13 @@ ONE, TP2, PP2, TP2_PP2 = (1, 1), (2, 1), (1, 2), (2, 2)
 @pytest.mark.parametrize(
     ("prefill_ranks", "decode_ranks", "transport", "label"),
     [
-        (ONE, TP2, "shared-memory", "shared_memory"),
-        (ONE, TP2, "tcp", "tcp"),
-        (TP2, ONE, "shared-memory", "shared_memory"),
-        (TP2, ONE, "tcp", "tcp"),
         (TP2_PP2, PP2, "shared-memory", "shared_memory"),
-        (TP2_PP2, PP2, "tcp", "tcp"),
-        (PP2, TP2, "shared-memory", "shared_memory"),
         (PP2, TP2, "tcp", "tcp"),
-        (ONE, TP2, "process-group", "process_group"),
         (TP2, ONE, "process-group", "process_group"),
-        (TP2_PP2, PP2, "process-group", "process_group"),
-        (PP2, TP2, "process-group", "process_group"),
     ],
     ids=lambda value: f"{value[0]}x{value[1]}" if isinstance(value, tuple) else value,
 )
-def test_pages_go_between_replicas_whose_ranks_share_the_model_differently(
+def test_pages_go_between_replicas_whose_ranks_are_processes_and_share_the_model_differently(
     start_replica: StartReplica,
     connect: Connect,
     prefill_ranks: tuple[int, int],
@@ -94,14 +81,14 @@ def test_pages_go_between_replicas_whose_ranks_share_the_model_differently(
     transport: TransportName,
     label: str,
 ) -> None:
+    """All forms with all transports, with ranks as threads: tests/integration/parallel/test_hosted_gang.py."""
     mixed = connect(start_replica("mixed"))
     prefill = connect(start_replica("prefill", transport, ranks=prefill_ranks))
     decode = connect(start_replica("decode", transport, ranks=decode_ranks))
     expected = mixed.generate(request("m"))
     first, rest = hand_over(request("h"), prefill, decode)
     assert token_ids(first) + token_ids(rest) == expected
-    page_bytes = 3 * 2 * 4 * 2 * 16 * 4
-    assert getattr(prefill.stats().stats.handover, f"pushed_bytes_{label}") == 11 * page_bytes
+    assert getattr(prefill.stats().stats.handover, f"pushed_bytes_{label}") == NUM_PAGES * PAGE_BYTES
     assert decode.stats().stats.engine.computed_prompt_tokens == 0
 
 
@@ -114,7 +101,7 @@ def test_pages_of_float8_are_handed_over_in_a_quarter_of_the_bytes(
     expected = mixed.generate(request("m"))
     first, rest = hand_over(request("h"), prefill, decode)
     assert token_ids(first) + token_ids(rest) == expected
-    assert getattr(prefill.stats().stats.handover, f"pushed_bytes_{label}") == 11 * 3 * 2 * 4 * 2 * 16
+    assert getattr(prefill.stats().stats.handover, f"pushed_bytes_{label}") == NUM_PAGES * PAGE_BYTES // 4
     assert decode.stats().stats.engine.computed_prompt_tokens == 0
 
 
@@ -145,8 +132,7 @@ def test_counters_tell_who_prefilled_who_decoded_and_how_many_bytes_went_over(
     on_prefill, on_decode = prefill.stats().stats, decode.stats().stats
     assert (on_prefill.engine.computed_prompt_tokens, on_prefill.engine.generated_tokens) == (len(PROMPT), 1)
     assert (on_decode.engine.computed_prompt_tokens, on_decode.engine.generated_tokens) == (0, 11)
-    page_bytes = 3 * 2 * 4 * 2 * 16 * 4
-    assert getattr(on_prefill.handover, f"pushed_bytes_{label}") == 11 * page_bytes
+    assert getattr(on_prefill.handover, f"pushed_bytes_{label}") == NUM_PAGES * PAGE_BYTES
     assert (on_prefill.handover.pushed_requests, on_decode.handover.received_requests) == (1, 1)
 
 
@@ -159,7 +145,7 @@ def test_decode_replica_that_holds_the_prefix_is_sent_only_the_rest(
     again_first, again_rest = hand_over(request("b"), prefill, decode)
     pushed = prefill.stats().stats.handover.pushed_bytes_shared_memory - before
     assert token_ids(again_first + again_rest) == token_ids(first + rest)
-    assert pushed == before // 11
+    assert pushed == before // NUM_PAGES
     assert again_first[0].num_cached_tokens == 40
 
 
@@ -229,26 +215,23 @@ def test_pages_of_another_layout_are_refused_with_a_reason(
 
 
 def test_replica_without_room_refuses_to_reserve(start_replica: StartReplica, connect: Connect) -> None:
-    page_bytes = 3 * 2 * 4 * 2 * 16 * 4
-    decode = connect(start_replica("decode", kv_cache_bytes=14 * page_bytes))
+    decode = connect(start_replica("decode", kv_cache_bytes=14 * PAGE_BYTES))
     decode.send(Reserve(request=request("a"), deadline_s=10))
     decode.expect(Reserved)
     decode.send(Reserve(request=request("b", prompt=PROMPT[1:]), deadline_s=10))
     assert "pages are free" in decode.expect(ReserveRefused).reason
 
 
-def begin_push(writer: WireClient, ticket: HandoverTicket, start_from: Replica, process_id: int) -> None:
-    writer.send(
-        BeginPush(
-            request_id=RequestId("q"),
-            generation=ticket.generation,
-            layout=start_from.layout,
-            process_id=process_id,
-            process_start=0,
-            uses_shared_memory=True,
-        )
+def begin_push(ticket: HandoverTicket, replica: Replica) -> BeginPush:
+    """Of a writer that is the first process of this host."""
+    return BeginPush(
+        request_id=RequestId("q"),
+        generation=ticket.generation,
+        layout=replica.layout,
+        process_id=1,
+        process_start=0,
+        uses_shared_memory=True,
     )
-    writer.expect(PushGranted)
 
 
 def test_aborted_pages_stay_quarantined_until_the_writer_is_quiet(
@@ -258,10 +241,11 @@ def test_aborted_pages_stay_quarantined_until_the_writer_is_quiet(
     router, writer = connect(replica), connect(replica)
     router.send(Reserve(request=request("q"), deadline_s=10))
     ticket = router.expect(Reserved).ticket
-    begin_push(writer, ticket, replica, process_id=1)
+    writer.send(begin_push(ticket, replica))
+    writer.expect(PushGranted)
     router.send(Abort(request_id=RequestId("q")))
     assert writer.expect(CancelPush).generation == ticket.generation
-    assert router.stats().stats.handover.quarantined_pages == 11
+    assert router.stats().stats.handover.quarantined_pages == NUM_PAGES
     writer.send(Quiet(generation=ticket.generation, reason="stopped"))
     assert_no_pages_used(writer)
 
@@ -273,16 +257,7 @@ def test_push_into_a_reservation_that_is_gone_is_refused(start_replica: StartRep
     ticket = router.expect(Reserved).ticket
     router.send(Abort(request_id=RequestId("q")))
     assert_no_pages_used(router)
-    writer.send(
-        BeginPush(
-            request_id=RequestId("q"),
-            generation=ticket.generation,
-            layout=replica.layout,
-            process_id=1,
-            process_start=0,
-            uses_shared_memory=True,
-        )
-    )
+    writer.send(begin_push(ticket, replica))
     assert "no such reservation" in writer.expect(PushRefused).reason
 
 

@@ -2,27 +2,24 @@
 
 import json
 import subprocess
-import sys
 from itertools import count
 from pathlib import Path
 
 import pytest
-import yaml
 
 from kvasir.bench.startup import KVASIR
 from kvasir.demo import demo_model_path
-from kvasir_protocol.config import EngineConfig, HandoverConfig, ModelConfig, ReplicaConfig
-from kvasir_protocol.ids import ReplicaId, RequestId
+from kvasir_protocol.config import EngineConfig, ModelConfig
+from kvasir_protocol.ids import RequestId
 from kvasir_protocol.request import GenerationRequest, SamplingParams
-from kvasir_protocol.sockets import load_or_create_secret
-from kvasir_protocol.wire import to_plain
+from tests.replica_process import replica_process
 from tests.wire_client import WireClient
 
 MIB = 2**20
 
 PROMPT_TOKENS = 500
 
-SIZES_MIB = (16, 64, 128)
+SIZES_MIB = (16, 128)
 
 
 def planned_bytes(pages_bytes: int) -> int:
@@ -36,27 +33,10 @@ def planned_bytes(pages_bytes: int) -> int:
 
 def used_bytes(pages_bytes: int, folder: Path) -> int:
     """Physical memory of a replica that has had every page of its own in use."""
-    config = ReplicaConfig(
-        replica_id=ReplicaId("mixed-0"),
-        role="mixed",
-        model=ModelConfig(path=str(demo_model_path()), served_name="test"),
-        engine=EngineConfig(device="cpu", num_threads=1, kv_cache_bytes=pages_bytes),
-        handover=HandoverConfig(),
-        segment_prefix=f"kvasir-test-{folder.name}",
-    )
-    (folder / "replica.yaml").write_text(yaml.safe_dump(to_plain(config)))
-    secret = load_or_create_secret(folder / "secret")
-    command = [sys.executable, "-m", "kvasir_workers.replica", "--config", str(folder / "replica.yaml")]
-    with subprocess.Popen(
-        [*command, "--secret-file", str(folder / "secret")], stdout=subprocess.PIPE, text=True
-    ) as process:
-        assert process.stdout is not None
-        client = WireClient(process.stdout.readline().split()[-1], secret)
-        try:
-            return _fill(client)
-        finally:
-            client.close()
-            process.terminate()
+    model = ModelConfig(path=str(demo_model_path()), served_name="test")
+    engine = EngineConfig(device="cpu", num_threads=1, kv_cache_bytes=pages_bytes)
+    with replica_process(folder, model, engine) as replica:
+        return _fill(replica.client)
 
 
 def _fill(client: WireClient) -> int:

@@ -1,19 +1,18 @@
 """Forms at real replicas: compiled on both sides of a hand-over, refused before anything runs, and nobody waits."""
 
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import pytest
 
+from kvasir.demo import demo_model_path
 from kvasir_protocol.ids import RequestId
 from kvasir_protocol.messages import Abort, Rejected, Reserve, Reserved, Submit
 from kvasir_protocol.request import GenerationRequest, SamplingParams
 from kvasir_protocol.structured import structured_output
-from kvasir_workers.replica import Replica
 from tests.integration.workers.conftest import SECRET, StartReplica
-from tests.wire_client import WireClient, hand_over, token_ids
+from tests.wire_client import WireClient, clients, hand_over, token_ids
 
-DEMO_MODEL = Path(__file__).parents[3] / "kvasir" / "demo_model"
+DEMO_MODEL = demo_model_path()
 PROMPT = tuple((7 * i + 3) % 256 for i in range(41))
 SCHEMA = {"type": "array", "items": {"type": "integer", "maximum": 99, "minimum": -99}, "minItems": 3, "maxItems": 3}
 SLOW: dict[str, object] = {"json": {"type": "integer", "multipleOf": 99999989}}
@@ -35,16 +34,8 @@ Connect = Callable[[str], WireClient]
 @pytest.fixture
 def connect(start_replica: StartReplica) -> Iterator[Connect]:
     """connect(role) -> a client of a new replica with the demo model."""
-    clients: list[WireClient] = []
-
-    def connect(role: str) -> WireClient:
-        replica: Replica = start_replica(role, path=DEMO_MODEL, kv_cache_bytes=2**24)
-        clients.append(WireClient(replica.endpoint, SECRET))
-        return clients[-1]
-
-    yield connect
-    for client in clients:
-        client.close()
+    with clients(SECRET) as connect:
+        yield lambda role: connect(start_replica(role, path=DEMO_MODEL, kv_cache_bytes=2**24).endpoint)
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])

@@ -1,10 +1,9 @@
 """How many pages a replica gets, and when it gets none."""
 
-from pathlib import Path
-
 import pytest
 import torch
 
+from kvasir.demo import demo_model_path
 from kvasir_protocol.config import EngineConfig
 from kvasir_protocol.errors import ConfigError, OutOfMemory
 from kvasir_workers.memory import (
@@ -20,7 +19,7 @@ from kvasir_workers.memory import (
 from kvasir_workers.model.loader import load_spec
 
 MIB = 2**20
-DEMO_MODEL = Path(__file__).parents[3] / "kvasir" / "demo_model"
+DEMO_MODEL = demo_model_path()
 
 
 def plan(

@@ -1,17 +1,17 @@
 """A warm-up reaches every chunk and every way to sample, and leaves an engine as it was."""
 
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
+from kvasir.demo import demo_model_path
 from kvasir_protocol.config import EngineConfig, ModelConfig
 from kvasir_workers.load import LoadedModel, load_model
 from kvasir_workers.ready import make_ready, record_graphs, warm_up, waves
 from kvasir_workers.request_check import EngineLimits, check_request
-from kvasir_workers.runner.recorder import Rerun, Work
+from tests.fakes.recorder import LoggedRecorder
 
-DEMO_MODEL = Path(__file__).parents[3] / "kvasir" / "demo_model"
+DEMO_MODEL = demo_model_path()
 CONFIG = EngineConfig(device="cpu", max_num_seqs=9, max_num_batched_tokens=100, kv_cache_bytes=2**24)
 
 
@@ -66,18 +66,11 @@ def test_every_way_to_sample_is_tried() -> None:
 
 
 def test_graphs_are_as_many_as_the_grid_has_and_recorded_before_warming_up(loaded: LoadedModel) -> None:
-    class Names(Rerun):
-        names: list[str] = []  # noqa: RUF012
-
-        def record(self, name: str, work: Work) -> Work:
-            self.names.append(name)
-            return super().record(name, work)
-
-    recorder = Names()
+    recorder = LoggedRecorder()
     with_graphs = record_graphs(loaded, CONFIG, recorder)
-    assert recorder.names == ["9 decodes", "8 decodes", "4 decodes", "2 decodes", "1 decodes"]
+    assert recorder.recorded == ["9 decodes", "8 decodes", "4 decodes", "2 decodes", "1 decodes"]
     warm_up(with_graphs, CONFIG)
-    assert len(recorder.names) == 5
+    assert len(recorder.recorded) == 5
 
 
 def test_warming_up_takes_a_sequence_as_short_as_may_be(loaded: LoadedModel) -> None:

@@ -39,7 +39,7 @@ from kvasir_workers.replica_server import Binding, ReplicaServer
 from tests.unit.workers.engine_house import House, greedy
 from tests.unit.workers.fakes import VOCAB_SIZE, expected_answer, make_request
 from tests.unit.workers.kv.transfer.layouts import make_layout, page_shape
-from tests.wire_client import PageClient, WireClient
+from tests.wire_client import PageClient, WireClient, clients
 
 SECRET = b"s" * 32
 NUM_PAGES = 12
@@ -97,15 +97,8 @@ Connect = Callable[[], WireClient]
 
 @pytest.fixture
 def connect(replica: FakeReplica) -> Iterator[Connect]:
-    clients: list[WireClient] = []
-
-    def connect() -> WireClient:
-        clients.append(WireClient(replica.endpoint, SECRET))
-        return clients[-1]
-
-    yield connect
-    for client in clients:
-        client.close()
+    with clients(SECRET) as connect:
+        yield lambda: connect(replica.endpoint)
 
 
 def request(name: str = "r", num_tokens: int = 10, **sampling: object) -> GenerationRequest:
@@ -238,15 +231,15 @@ Grant = Callable[[WireClient, WireClient], Granted]
 
 @pytest.fixture
 def grant() -> Iterator[Grant]:
-    clients: list[PageClient] = []
+    opened: list[PageClient] = []
 
     def grant(router: WireClient, writer: WireClient) -> Granted:
         ticket, granted = reserved(router, writer)
-        clients.append(PageClient(granted))
-        return Granted(ticket, clients[-1])
+        opened.append(PageClient(granted))
+        return Granted(ticket, opened[-1])
 
     yield grant
-    for client in clients:
+    for client in opened:
         client.close()
 
 

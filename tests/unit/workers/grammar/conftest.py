@@ -1,14 +1,14 @@
 """The demo model's tokens, and one compiler over them."""
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
+from kvasir.demo import demo_model_path
 from kvasir_workers.grammar.compiler import GrammarCompiler
 from kvasir_workers.grammar.token_table import TokenSource, TokenTable
 
-DEMO_MODEL = Path(__file__).parents[4] / "kvasir" / "demo_model"
+DEMO_MODEL = demo_model_path()
 
 
 @pytest.fixture(scope="session")

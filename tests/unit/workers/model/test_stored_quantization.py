@@ -15,7 +15,7 @@ from kvasir_protocol.errors import CheckpointError, ConfigError
 from kvasir_workers.model.decoder import Decoder
 from kvasir_workers.model.loader import load_decoder, load_spec, weight_bytes
 from kvasir_workers.model.stored_quantization import stored_quantization
-from kvasir_workers.quantization.scheme import Float8Format, QuantizationSpec
+from kvasir_workers.quantization.scheme import Float8Format
 from kvasir_workers.resolve import resolve_quantization
 from tests.checkpoints import make_checkpoint
 from tests.float8_checkpoints import (
@@ -24,6 +24,7 @@ from tests.float8_checkpoints import (
     assert_same_but_for_rounding,
     expected_logits,
     make_float8_checkpoint,
+    quantization_of,
     set_quantization,
 )
 from tests.unit.workers.model.paged_prompts import PagedPrompts
@@ -31,12 +32,6 @@ from tests.unit.workers.model.paged_prompts import PagedPrompts
 CPU = torch.device("cpu")
 TOKENS = [5, 9, 200, 17, 33, 8, 99, 100, 101, 4, 250, 77]
 UNQUANTIZED = "layers.1.feed_forward.down.weight"
-
-
-def quantization_of(path: Path) -> QuantizationSpec:
-    found = stored_quantization(path, load_spec(path))
-    assert found is not None
-    return found
 
 
 def load(path: Path) -> Decoder:

@@ -14,14 +14,13 @@ from kvasir_workers.model.decoder import Decoder
 from kvasir_workers.model.filling import Filling
 from kvasir_workers.model.linear import Linear
 from kvasir_workers.model.loader import load_decoder, load_spec, weight_bytes
-from kvasir_workers.model.stored_quantization import stored_quantization
 from kvasir_workers.model.weight_map import weight_map
 from kvasir_workers.parallel.mesh import GangShape, RankPlace
 from kvasir_workers.parallel.shard import ModelShard, cut_model
 from kvasir_workers.parallel.slices import load_shard, parts_of, shard_bytes
-from kvasir_workers.quantization.scheme import SCHEMES, QuantizationSpec
+from kvasir_workers.quantization.scheme import SCHEMES
 from tests.checkpoints import make_checkpoint
-from tests.float8_checkpoints import KINDS, SIZES, Float8Kind, make_float8_checkpoint
+from tests.float8_checkpoints import KINDS, SIZES, Float8Kind, make_float8_checkpoint, quantization_of
 
 CPU = torch.device("cpu")
 FAMILIES = ["LlamaForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM", "MistralForCausalLM"]
@@ -136,12 +135,6 @@ def test_weights_of_many_files_are_those_of_one(tmp_path: Path) -> None:
         expected = load_shard(one, torch.float32, CPU, shard).state_dict()
         found = load_shard(many, torch.float32, CPU, shard).state_dict()
         assert all(torch.equal(tensor, found[name]) for name, tensor in expected.items())
-
-
-def quantization_of(path: Path) -> QuantizationSpec:
-    found = stored_quantization(path, load_spec(path))
-    assert found is not None
-    return found
 
 
 def widened(matrix: Linear) -> Tensor:

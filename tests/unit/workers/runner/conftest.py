@@ -1,12 +1,11 @@
 """The demo model's tokens, for rows that have a grammar."""
 
-from pathlib import Path
-
 import pytest
 
+from kvasir.demo import demo_model_path
 from kvasir_workers.grammar.token_table import TokenSource, TokenTable
 
-DEMO_MODEL = Path(__file__).parents[4] / "kvasir" / "demo_model"
+DEMO_MODEL = demo_model_path()
 
 
 @pytest.fixture(scope="session")

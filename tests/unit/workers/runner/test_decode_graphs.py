@@ -1,6 +1,8 @@
 """The grid of graphs, what a replay is given, and that padding leaves no trace."""
 
 import random
+from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,26 +14,9 @@ from kvasir_kernels.sampling_dispatch import DecodeInputs
 from kvasir_workers.runner.batch import StepArrays
 from kvasir_workers.runner.decode_graphs import DecodeGraphs, GraphLimits, graph_sizes
 from kvasir_workers.runner.recorder import Rerun, Work
+from tests.fakes.recorder import LoggedRecorder
 
 V, PAGE_SIZE, MAX_PAGES = 32, 4, 6
-
-
-class LoggedRecorder:
-    """Knows what was recorded, and what is replayed when."""
-
-    def __init__(self) -> None:
-        self.recorded: list[str] = []
-        self.replayed: list[str] = []
-
-    def record(self, name: str, work: Work) -> Work:
-        self.recorded.append(name)
-        replay = Rerun().record(name, work)
-
-        def logged() -> None:
-            self.replayed.append(name)
-            replay()
-
-        return logged
 
 
 class EchoModel:
@@ -57,7 +42,7 @@ def graphs(max_rows: int = 20, recorder: LoggedRecorder | None = None) -> Decode
     return DecodeGraphs(EchoModel().compute, limits, recorder or LoggedRecorder(), torch.device("cpu"))
 
 
-def step_of(starts: list[int], tables: list[list[int]], coming: list[tuple[int, int]] = ()) -> StepArrays:  # type: ignore[assignment]
+def step_of(starts: list[int], tables: list[list[int]], coming: Sequence[tuple[int, int]] = ()) -> StepArrays:
     """Row i brings token 100 + i, unless it is still coming: (place, row of the step before)."""
     width = max(len(table) for table in tables)
     padded = np.array([table + [0] * (width - len(table)) for table in tables], dtype=np.int64)
@@ -156,7 +141,5 @@ def test_only_steps_of_one_token_that_all_sample_are_taken() -> None:
     found, step = graphs(3), step_of([0, 1, 2], [[0]] * 3)
     assert found.takes(step)
     assert not found.takes(step_of([0] * 4, [[0]] * 4))
-    from dataclasses import replace
-
     assert not found.takes(replace(step, samples=np.array([True, False, True])))
     assert not found.takes(replace(step, token_ids=np.arange(5), counts=np.array([1, 1, 3])))

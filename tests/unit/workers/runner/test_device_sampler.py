@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from kvasir_workers.runner.device_sampler import DeviceSampler
+from kvasir_workers.runner.grammar_mask import GrammarMasks
 from kvasir_workers.runner.sampler import SampledToken, Sampler
 from kvasir_workers.runner.sampling_rows import SampledRows
 from kvasir_workers.sequence import Sequence
 from tests.unit.workers.runner.any_row import V, random_logits, random_row, sequence_of
-from tests.unit.workers.runner.fresh_sampler import masks_of
 
 EOS = frozenset({3})
 
@@ -72,7 +72,7 @@ def test_penalties_count_the_token_that_the_host_has_not_heard_of(seed: int) -> 
         )
         for _ in range(7)
     ]
-    twins = {sequence: sequence_of_same(sequence) for sequence in everybody}
+    twins = {sequence: Sequence(sequence.request) for sequence in everybody}
     overlapped = Overlapped(device_sampler())
     present = everybody[:4]
     for step in range(14):
@@ -90,15 +90,8 @@ def test_penalties_count_the_token_that_the_host_has_not_heard_of(seed: int) -> 
             sequence.token_ids.append(token.token_id)
 
 
-def sequence_of_same(sequence: Sequence) -> Sequence:
-    return Sequence(sequence.request)
-
-
 def test_grammar_mask_comes_before_the_choice() -> None:
     sequences = [sequence_of(temperature=0), sequence_of(temperature=1.0)]
-    assert masks_of(sequences, EOS) is None
-    from kvasir_workers.runner.grammar_mask import GrammarMasks
-
     only_seven = GrammarMasks(rows=(1,), bits=torch.tensor([[1 << 7]], dtype=torch.int32))
     logits = torch.stack([random_logits(1), random_logits(2)])
     tokens = device_sampler().sample(logits.clone(), tuple(sequences), last_positions(sequences), only_seven).tokens()

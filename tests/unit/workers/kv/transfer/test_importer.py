@@ -452,13 +452,6 @@ def test_pages_not_asked_for_or_of_another_size_fail_the_hand_over(
     assert bool(side.pages.isnan().all())
 
 
-def test_page_sent_twice_fails_the_hand_over(side: Side) -> None:
-    generation = pushing(side)
-    side.push(generation, 2)
-    side.push(generation, 2)
-    assert len(side.failures()) == 1
-
-
 def test_content_beside_shared_memory_is_dropped(side: Side) -> None:
     side.push(pushing(side, shared=True), 2)
     assert (bool(side.pages.isnan().all()), side.failures()) == (True, [])
@@ -545,12 +538,6 @@ def test_aborted_reservation_over_tcp_is_freed_at_once(side: Side, begun: bool) 
         side.open()
     assert side.importer.abort(RequestId("r"))
     assert (side.desk.released, side.kinds()) == (["r"], [])
-
-
-def test_open_reservation_for_shared_memory_is_freed_at_once(side: Side) -> None:
-    side.open()
-    side.importer.abort(RequestId("r"))
-    assert side.desk.released == ["r"]
 
 
 def test_unknown_request_is_not_aborted(side: Side) -> None:
