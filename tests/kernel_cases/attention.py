@@ -29,7 +29,8 @@ def _tables(lengths: list[Lengths], page_size: int) -> tuple[Tensor, int]:
     return tables, num_pages
 
 
-def _fill(cache: LayerCache, tables: Tensor, lengths: list[Lengths], dtype: torch.dtype) -> None:
+def fill(cache: LayerCache, tables: Tensor, lengths: list[Lengths], dtype: torch.dtype) -> None:
+    """Write random keys and values of every context into its pages."""
     _, page_size, num_kv_heads, head_dim = cache.key.shape
     for pages, (_, context) in zip(tables, lengths, strict=True):
         positions = torch.arange(context)
@@ -67,7 +68,7 @@ def _check_attention(
     tables, num_pages = _tables(lengths, page_size)
     stored, scaled_by = NARROW[narrow] if narrow else (dtype, "nothing")
     cache = nan_cache((num_pages, page_size, num_kv_heads, head_dim), stored, device, scaled_by)
-    _fill(cache, tables, lengths, dtype)
+    fill(cache, tables, lengths, dtype)
     query = random(device, dtype, sum(new for new, _ in lengths), num_heads + 3, head_dim)[:, :num_heads]
     query_lens, context_lens = (tuple(column) for column in zip(*lengths, strict=True))
     batch = AttentionBatch(query_lens, context_lens, tables.to(device), query_lens.count(1))
@@ -90,7 +91,7 @@ def _check_last_of_many_pages(device: torch.device) -> None:
     cache = LayerCache(*(torch.empty(shape, dtype=FLOAT8, device=device) for _ in "kv"), scales)
     assert cache.key.numel() > 2**31
     lengths, tables = [(1, 70), (20, 90)], torch.tensor([[8199, 8198], [8197, 8196]])
-    _fill(cache, tables, lengths, torch.float16)
+    fill(cache, tables, lengths, torch.float16)
     query = random(device, torch.float16, 21, 32, 128)
     batch = AttentionBatch((1, 20), (70, 90), tables.to(device), 1)
     attended = paged_attention(query, cache, batch, 0.1, None)

@@ -16,7 +16,6 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 ROUNDING = {torch.float32: 2e-6, torch.bfloat16: 2**-6, torch.float16: 2**-10}
 # Of a number in 8 bits, to the number that it was: relative, and of the largest number that has the same scale.
 FLOAT8_ERROR, FLOAT8_FLOOR = 2**-4, 2**-10 / 448
-INT8_ERROR = 0.5 / 127
 
 
 @contextmanager

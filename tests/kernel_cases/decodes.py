@@ -12,6 +12,7 @@ from kvasir_kernels.paged_attention.work import Cut
 from kvasir_kernels.paged_cache import LayerCache, PaddedDecodes
 from kvasir_kernels.unpack_decodes import reference as reference_unpacking
 from kvasir_kernels.unpack_decodes.reference import HEADER, DecodeInputs, packed_size
+from tests.kernel_cases.attention import ATTENTION_ERROR, fill
 from tests.kernel_cases.checking import Case, assert_close, new_memory_is_nan, random
 
 _PAGE_SIZE = 4
@@ -92,10 +93,7 @@ def _check_attention(lengths: list[int], window: int | None, dtype: torch.dtype,
     cache = LayerCache(*(torch.full(shape, torch.nan, dtype=dtype, device=device) for _ in "kv"))
     for row, pages in enumerate(order.split([*needed, 2])[:-1]):
         tables[row, : len(pages)] = pages
-        for position in range(lengths[row]):
-            page, offset = int(pages[position // page_size]), position % page_size
-            for part in (cache.key, cache.value):
-                part[page, offset] = torch.randn(num_kv_heads, head_dim, generator=torch.Generator().manual_seed(page))
+    fill(cache, tables, [(1, length) for length in lengths], dtype)
     context_lens = torch.tensor(lengths, dtype=torch.int32, device=device)
     batch = PaddedDecodes(context_lens, tables.to(device))
     query = random(device, dtype, len(lengths), num_heads, head_dim)
@@ -104,7 +102,8 @@ def _check_attention(lengths: list[int], window: int | None, dtype: torch.dtype,
     wide = LayerCache(cache.key.float(), cache.value.float())
     expected = reference_attention(query.float(), wide, batch, 0.2, window).to(dtype)
     is_real = context_lens > 0
-    assert_close(outputs[0][is_real], expected[is_real], 2e-5 if dtype == torch.float32 else 3e-3)
+    assert_close(outputs[0][is_real], expected[is_real], ATTENTION_ERROR[dtype])
+    assert torch.equal(outputs[0][is_real], outputs[1][is_real]), "the second layer of a step takes the first one's cut"
     assert len(batch.work) == 1
 
 

@@ -36,10 +36,18 @@ from kvasir_kernels.compile_model import ModelShape, compile_model
 from kvasir_kernels.prebuilt import use_prebuilt
 
 use_prebuilt(Path(sys.argv[1]))
-found = []
-triton.knobs.compilation.listener = lambda **seen: found.append(seen["cache_hit"])
+num_found = 0
+
+def count(**seen):
+    global num_found
+    num_found += seen["cache_hit"]
+    if not seen["cache_hit"]:
+        print(num_found, "and then", seen["src"].name, "is not there")
+        sys.exit()
+
+triton.knobs.compilation.listener = count
 compile_model(ModelShape.from_json(sys.argv[2]), sys.argv[3])
-print(len(found), all(found))
+print(num_found)
 """
 
 SHAPE = {
@@ -67,7 +75,7 @@ def manifest_of(directory: Path) -> Manifest:
 
 
 def step(directory: Path, target: str, cache: Path) -> str:
-    """What a step of the model compiles: how many kernels, and whether all of them were found."""
+    """How many of a step's kernels were found, up to the first that was not."""
     environment = os.environ | {"TRITON_CACHE_DIR": str(cache), "TRITON_STORE_BINARY_ONLY": "0"}
     run = subprocess.run(
         [sys.executable, "-c", STEP, str(directory / "kernels"), json.dumps(SHAPE), target],
@@ -80,9 +88,7 @@ def step(directory: Path, target: str, cache: Path) -> str:
 @needs_triton
 def test_a_step_finds_all_kernels_wherever_the_directory_is_now(for_hopper: Path, tmp_path: Path) -> None:
     moved = Path(shutil.copytree(for_hopper, tmp_path / "moved"))
-    number, found_all = step(moved, "sm_90", tmp_path / "cache").split()
-    assert int(number) >= 9
-    assert found_all == "True"
+    assert int(step(moved, "sm_90", tmp_path / "cache")) >= 9
 
 
 @needs_triton
@@ -98,7 +104,9 @@ def test_each_window_of_a_model_has_its_own_cut_for_each_size_of_a_graph() -> No
 
 @needs_triton
 def test_kernels_for_another_gpu_are_not_found(for_hopper: Path, tmp_path: Path) -> None:
-    assert step(for_hopper, "sm_80", tmp_path / "cache").endswith("False")
+    found = step(for_hopper, "sm_80", tmp_path / "cache")
+    assert found.startswith("0 and then ")
+    assert found.endswith(" is not there")
 
 
 @needs_triton

@@ -3,7 +3,7 @@
 import queue
 import socket
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import closing, suppress
 from typing import Any
 
 import pytest
@@ -39,9 +39,8 @@ class House:
 
 @pytest.fixture
 def house() -> Iterator[House]:
-    made = House()
-    yield made
-    made.close()
+    with closing(House()) as made:
+        yield made
 
 
 def test_receiver_is_called_for_what_its_socket_holds(house: House) -> None:

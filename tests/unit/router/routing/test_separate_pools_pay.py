@@ -1,5 +1,7 @@
 """Conditional routing beside the set-ups between which it chooses, in made-up time."""
 
+from functools import cache
+
 import pytest
 
 from kvasir_protocol.view import Role
@@ -22,9 +24,10 @@ def quantile(values: list[float], share: float) -> float:
     return sorted(values)[int(share * len(values))]
 
 
-def figures(crowd: Crowd, roles: tuple[Role, Role], policy: RoutingPolicy) -> tuple[float, ...]:
+@cache
+def figures(crowd: Crowd, roles: tuple[Role, Role], policy: type[RoutingPolicy]) -> tuple[float, ...]:
     requests = crowd.requests(SECONDS)
-    simulate(roles, policy, requests)
+    simulate(roles, policy(), requests)
     counted = [asked for asked in requests if asked.at_s >= WARM_UP_S]
     long = [asked.first_token_s for asked in counted if asked.prompt == crowd.long_prompt]
     short = [asked.first_token_s for asked in counted if asked.prompt != crowd.long_prompt]
@@ -34,12 +37,12 @@ def figures(crowd: Crowd, roles: tuple[Role, Role], policy: RoutingPolicy) -> tu
 
 @pytest.mark.parametrize(("crowd", "better"), [(FEW, MIXED), (BURSTS, MIXED), (NEAR, MIXED), (HEAVY, SEPARATE)])
 def test_conditional_is_at_most_a_tenth_slower_than_the_better_set_up(crowd: Crowd, better: tuple[Role, Role]) -> None:
-    expected = figures(crowd, better, LeastLoaded())
-    found = figures(crowd, SEPARATE, Conditional())
+    expected = figures(crowd, better, LeastLoaded)
+    found = figures(crowd, SEPARATE, Conditional)
     slower = {name: ours / theirs for name, ours, theirs in zip(FIGURES, found, expected, strict=True)}
     assert max(slower.values()) < 1.1, slower
 
 
 def test_bursts_of_long_prompts_stop_streams_of_mixed_pools_and_not_of_separate_ones() -> None:
-    mixed, separate = (figures(HEAVY, roles, LeastLoaded())[0] for roles in (MIXED, SEPARATE))
+    mixed, separate = (figures(HEAVY, roles, LeastLoaded)[0] for roles in (MIXED, SEPARATE))
     assert separate < mixed / 3

@@ -2,7 +2,7 @@
 
 import socket
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from typing import Any
 
 import pytest
@@ -99,9 +99,8 @@ class House:
 
 @pytest.fixture
 def house() -> Iterator[House]:
-    made = House()
-    yield made
-    made.close()
+    with closing(House()) as made:
+        yield made
 
 
 def frame(content: bytes) -> bytes:

@@ -127,7 +127,7 @@ def test_lines_of_one_place_share_a_group_and_hear_when_it_breaks(meeting: Meeti
     reader = meeting.join(DECODE_SIDE, Owner())
     groups = PairGroups(HOST, torch.device("cpu"), theirs.posted.put, lambda: woken.append("lost"))
     lines: list[GroupLine] = [
-        groups.line(meeting.place.to_text(), Generation(number), 1.0, lambda: woken.append("idle"))
+        groups.line(meeting.place.to_text(), Generation(number), DEADLINE_S, lambda: woken.append("idle"))
         for number in range(2)
     ]
     lines[1].put(CONTENT)
@@ -135,15 +135,15 @@ def test_lines_of_one_place_share_a_group_and_hear_when_it_breaks(meeting: Meeti
     assert not lines[1].is_idle
     theirs.do_next()
     assert (lines[1].is_idle, lines[1].flush(), lines[1].flush(), woken) == (True, True, False, ["idle"])
-    lines[0].put(CONTENT)  # nobody reads it
-    lines[0].put(memoryview(bytearray(2**26)))
+    reader.close()
+    lines[0].put(memoryview(bytearray(2**26)))  # more than the system keeps for whom nobody reads
     while "lost" not in woken:
         theirs.do_next()
     for line in lines:
         with pytest.raises(OSError):
             line.flush()
     with pytest.raises(ConnectionError):
-        groups.line(meeting.place.to_text(), Generation(2), 1.0, lambda: None)
+        groups.line(meeting.place.to_text(), Generation(2), DEADLINE_S, lambda: None)
 
 
 def test_groups_that_broke_are_forgotten_and_a_few_of_their_failures_kept() -> None:
