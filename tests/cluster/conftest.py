@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import signal
 import sys
 import tempfile
 import time
@@ -10,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import zmq
 
@@ -101,6 +103,12 @@ class FakeCluster:
     def pid(self, replica_id: str, rank: int = 0) -> int:
         return int((self.orders / f"{rank}:{replica_id}.pid").read_text())
 
+    def kill_controller(self) -> None:
+        """Return when it has ended; Ray starts another."""
+        pid = self.progress().process_id
+        os.kill(pid, signal.SIGKILL)
+        poll(lambda: not psutil.pid_exists(pid), "end of the controller")
+
     def segments(self) -> list[Path]:
         return list(Path("/dev/shm").glob(f"{self.spec.name}*"))
 
@@ -139,9 +147,3 @@ def start_cluster(local_ray: None, tmp_path: Path, free_port: int) -> Iterator[C
 @pytest.fixture
 def wait_for() -> Callable[[Callable[[], Any], str], Any]:
     return poll
-
-
-@pytest.fixture
-def free_port() -> int:
-    with zmq.Context() as context, context.socket(zmq.ROUTER) as socket:
-        return int(socket.bind_to_random_port("tcp://127.0.0.1", 20000, 30000))

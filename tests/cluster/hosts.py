@@ -118,9 +118,7 @@ class Hosts:
         for folder in ("tmp", "run/sshd", ".ssh"):
             (home / folder).mkdir(parents=True)
         (home / "tmp").chmod(0o1777)
-        (home / "passwd").write_text(
-            f"root:x:0:0:root:{home}:/bin/bash\nsshd:x:101:65534::/run/sshd:/usr/sbin/nologin\n"
-        )
+        (home / "passwd").write_text(PASSWD.format(home=home))
         names = [f"{self.address(other)} h{other}" for other in range(self._count)]
         (home / "hosts").write_text("\n".join(["127.0.0.1 localhost", *names, ""]))
         unshare = ["unshare", "--uts", "--mount", "--pid", "--ipc", "--fork", "--kill-child", "--mount-proc"]
@@ -137,15 +135,13 @@ class Hosts:
         home = self.home(index)
         _do("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(home / "hostkey"))
         (home / "sshd_config").write_text(SSHD.format(home=home, root=self.root))
-        self.run(
-            index, "/usr/sbin/sshd", "-f", str(home / "sshd_config"), "-E", str(home / "sshd.log")
-        ).check_returncode()
+        words = ("/usr/sbin/sshd", "-f", str(home / "sshd_config"), "-E", str(home / "sshd.log"))
+        self.run(index, *words).check_returncode()
 
     def command(self, index: int, *words: str) -> list[str]:
         """What runs words on a host."""
-        (init,) = (
-            Path(f"/proc/{self._processes[index].pid}/task/{self._processes[index].pid}/children").read_text().split()
-        )
+        unshare = self._processes[index].pid
+        (init,) = Path(f"/proc/{unshare}/task/{unshare}/children").read_text().split()
         variables = [f"HOME={self.home(index)}", f"PYTHONPATH={python_path()}", f"PATH={search_path()}"]
         return ["nsenter", "-t", init, "-n", "-u", "-m", "-p", "-i", "--", "env", "-i", *variables, *words]
 
@@ -166,9 +162,7 @@ class Hosts:
         for process_id in _do("ip", "netns", "pids", f"{self._tag}{index}").split():
             with contextlib.suppress(OSError):
                 line = Path(f"/proc/{process_id}/cmdline").read_bytes().replace(b"\0", b" ").decode().strip()
-                if line and not line.startswith(
-                    ("unshare ", "bash -c \nset -e", "sleep 3600", "/usr/sbin/sshd", "sshd")
-                ):
+                if line and not line.startswith(OUR_OWN):
                     found.append(f"{process_id} {line}")
         return found
 

@@ -78,6 +78,14 @@ class Serving:
                 return process
         raise AssertionError(f"no process {title!r}")
 
+    def ranks(self) -> list[psutil.Process]:
+        """The processes that compute."""
+        return [
+            process
+            for process in self.note_processes()
+            if is_alive(process) and "RankActor" in " ".join(process.cmdline())
+        ]
+
     def ask(self, question: str = "Who was Kvasir?", max_tokens: int = 16) -> str:
         """The server's greedy answer."""
         body = {
@@ -130,7 +138,13 @@ class Serving:
 
     def kill_all(self) -> None:
         """However the test ended: nothing of the server stays behind it."""
-        self.stop()
+        try:
+            self.stop()
+        finally:
+            self.process.kill()
+            self._remove_rest()
+
+    def _remove_rest(self) -> None:
         for process in self._seen.values():
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()

@@ -125,9 +125,8 @@ def test_a_restarted_controller_remembers_what_is_wanted_and_who_took_which_role
     want(cluster, decode=2)
     cluster.wait_until_ready()
     before = roles(cluster)
-    process_id = cluster.progress().process_id
-    os.kill(process_id, signal.SIGKILL)
-    wait_for(lambda: cluster.view() and cluster.progress().process_id != process_id, "restarted controller")
+    cluster.kill_controller()
+    wait_for(cluster.view, "answer of the restarted controller")
     cluster.wait_until_ready()
     assert roles(cluster) == before
 

@@ -58,9 +58,7 @@ def test_restarted_controller_takes_over_the_living_replicas(start_cluster, wait
     cluster = start_cluster(PREFILL, DECODE)
     cluster.wait_until_ready()
     before = cluster.view()
-    pid = cluster.progress().process_id
-    os.kill(pid, signal.SIGKILL)
-    wait_for(lambda: not psutil.pid_exists(pid), "end of the controller")
+    cluster.kill_controller()
     after = wait_for(cluster.view, "answer of the restarted controller")
     assert set(after.replicas) == set(before.replicas)
     assert after.version > before.version
@@ -70,7 +68,7 @@ def test_replica_lost_while_the_controller_was_dead_gets_a_new_id(start_cluster,
     cluster = start_cluster(MIXED)
     cluster.wait_until_ready()
     os.kill(cluster.pid("mixed-0"), signal.SIGKILL)
-    os.kill(cluster.progress().process_id, signal.SIGKILL)
+    cluster.kill_controller()
     wait_for(lambda: cluster.replica_ids() == {"mixed-0.2"}, "replacement")
 
 

@@ -1,4 +1,4 @@
-"""Two models of one file, behind one port."""
+"""Two models of one file, behind one port; the second in pools of several ranks."""
 
 import httpx
 import pytest
@@ -11,8 +11,8 @@ models:
   - {{path: {demo_model_path()}, served_name: org/other, max_model_len: 64}}
 pools:
   - {{role: mixed}}
-  - {{role: prefill, model: org/other}}
-  - {{role: decode, model: org/other}}
+  - {{role: prefill, model: org/other, tensor_parallel_size: 2}}
+  - {{role: decode, model: org/other, pipeline_parallel_size: 2}}
 """
 
 
@@ -43,12 +43,13 @@ def test_each_answers_under_its_name_and_no_other_does(server):
     answers = [complete(server, model) for model in (DEMO_MODEL_NAME, "org/other")]
     assert [answer.json()["model"] for answer in answers] == [DEMO_MODEL_NAME, "org/other"]
     texts = {answer.json()["choices"][0]["text"] for answer in answers}
-    assert len(texts) == 1  # they are the same model under two names
+    assert len(texts) == 1  # they are the same model under two names, of one rank and of several
     assert complete(server, "a third").status_code == 404
 
 
-def test_the_second_models_pools_hand_pages_over_and_the_first_has_one_pool(server, wait_for):
+def test_the_second_models_gangs_hand_pages_over_by_shared_memory_and_the_first_has_one_pool(server, wait_for):
     assert server.replica_ids() == {"mixed-0", "org-other.prefill-0", "org-other.decode-0"}
+    assert len(server.ranks()) == 1 + 2 + 2
     assert complete(server, "org/other").status_code == 200
     wait_for(lambda: server.handed_over_bytes("shared_memory") > 0, "word of pages that were handed over")
 

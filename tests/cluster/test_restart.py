@@ -2,7 +2,6 @@
 
 import dataclasses
 import os
-import signal
 import socket
 import time
 import uuid
@@ -30,12 +29,6 @@ def cluster(start_cluster):
     cluster = start_cluster(MIXED, timings=TIMINGS)
     cluster.wait_until_ready()
     return cluster
-
-
-def kill_controller(cluster, wait_for):
-    pid = cluster.progress().process_id
-    os.kill(pid, signal.SIGKILL)
-    wait_for(lambda: not psutil.pid_exists(pid), "end of the controller")
 
 
 def fatal_of(cluster):
@@ -67,7 +60,7 @@ def test_what_can_not_be_taken_over_is_told_and_taken_over_as_soon_as_it_can_be(
     memory, pid = Memory(cluster), cluster.pid("mixed-0")
     content = memory.read()
     memory.write(b"no msgpack")
-    kill_controller(cluster, wait_for)
+    cluster.kill_controller()
     fatal = wait_for(lambda: fatal_of(cluster), "word of what is wrong")
     assert fatal.startswith("the controller can't take over what is there: ")
     os.kill(pid, 0)
@@ -80,7 +73,7 @@ def test_what_can_not_be_taken_over_is_told_and_taken_over_as_soon_as_it_can_be(
 def test_stop_takes_away_also_what_could_not_be_taken_over(cluster, wait_for):
     pid = cluster.pid("mixed-0")
     Memory(cluster).write(b"no msgpack")
-    kill_controller(cluster, wait_for)
+    cluster.kill_controller()
     wait_for(lambda: fatal_of(cluster), "word of what is wrong")
     ray.get(cluster.controller.stop.remote())
     wait_for(lambda: is_gone(pid), "end of the replica")
@@ -104,21 +97,21 @@ def test_stopped_cluster_is_not_ready(cluster):
 def test_controller_that_died_while_it_stopped_goes_on_with_it(cluster, wait_for):
     memory, pid = Memory(cluster), cluster.pid("mixed-0")
     memory.write(dataclasses.replace(Desired.unpack(memory.read()), is_ending=True).pack())
-    kill_controller(cluster, wait_for)
+    cluster.kill_controller()
     wait_for(lambda: is_gone(pid), "end of the replica")
     wait_for(lambda: memory.read() is None, "empty table")
 
 
-def restart_with_view_at(port, cluster, wait_for):
+def restart_with_view_at(port, cluster):
     memory = Memory(cluster)
     memory.write(dataclasses.replace(Desired.unpack(memory.read()), view_port=port).pack())
-    kill_controller(cluster, wait_for)
+    cluster.kill_controller()
 
 
 def test_view_port_that_was_taken_meanwhile_is_told(cluster, wait_for):
     with socket.create_server(("127.0.0.1", 0)) as taker:
         port = taker.getsockname()[1]
-        restart_with_view_at(port, cluster, wait_for)
+        restart_with_view_at(port, cluster)
         fatal = wait_for(lambda: fatal_of(cluster), "word of what is wrong")
     assert fatal.startswith(f"can't listen on 127.0.0.1:{port}")
 
@@ -128,7 +121,7 @@ def test_routers_that_the_controller_placed_are_told_another_port_when_one_was_t
     wait_for(lambda: cluster.progress().phase == "ready", "replica")
     with socket.create_server(("127.0.0.1", 0)) as taker:
         port = taker.getsockname()[1]
-        restart_with_view_at(port, cluster, wait_for)
+        restart_with_view_at(port, cluster)
         wait_for(lambda: fatal_of(cluster) is None and news_of(cluster, "routers are told another"), "other port")
     wait_for(lambda: Desired.unpack(Memory(cluster).read()).view_port not in (port, 0), "note of the other port")
 

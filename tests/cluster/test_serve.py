@@ -9,7 +9,7 @@ import httpx
 import openai
 import psutil
 import pytest
-from serving import KVASIR, Serving, is_alive
+from serving import END_S, KVASIR, Serving, is_alive
 
 ANSWERED = "Norse"
 
@@ -18,7 +18,7 @@ PARTS = ("weights", "warm-up", "test answer")
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
-    """One server for all tests that leave it as good as they found it."""
+    """One server for all tests that leave it as good as they found it; the last one ends it."""
     serving = Serving(tmp_path_factory.mktemp("serve"))
     try:
         serving.wait_until_ready()
@@ -87,7 +87,7 @@ def test_status_lists_the_replicas(server):
 def test_a_second_server_on_the_same_port_is_refused_at_once(server, start):
     port = server.url.rpartition(":")[2]
     second = start("--port", port)
-    assert second.process.wait(10) == 1
+    assert second.process.wait(END_S) == 1
     assert second.output == (
         f"kvasir: error: can't listen on 127.0.0.1 port {port}: Address already in use; "
         "choose another with --port or router.port\n"
@@ -126,14 +126,11 @@ def test_a_killed_replica_is_replaced_while_the_other_answers(server, wait_for):
     assert ANSWERED in server.ask()
 
 
-def test_sigterm_ends_it_and_leaves_nothing(start):
-    serving = start()
-    serving.wait_until_ready()
-    assert ANSWERED in serving.ask()
-    assert serving.stop() == 0
-    assert serving.leftovers() == []
+def test_sigterm_ends_it_and_leaves_nothing(server):
+    assert server.stop() == 0
+    assert server.leftovers() == []
     with pytest.raises(httpx.ConnectError):
-        httpx.get(serving.url, trust_env=False)
+        httpx.get(server.url, trust_env=False)
 
 
 @pytest.mark.parametrize("moment", ["serving kvasir-demo", " ray ", "Ctrl-C stops it"])
@@ -164,7 +161,7 @@ def test_a_server_whose_ray_died_says_so_and_leaves_nothing(start):
     serving = start("--mixed")
     serving.wait_until_ready()
     serving.find_process("raylet/raylet").kill()
-    assert serving.process.wait(60) == 1
+    assert serving.process.wait(END_S) == 1
     assert serving.output.splitlines()[-1] == "kvasir: error: Ray's raylet died"
     assert serving.leftovers() == []
 
@@ -178,7 +175,7 @@ def test_damaged_weights_are_told_in_one_line(start, tmp_path):
     weights = model / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1000])
     serving = start(str(model), "--mixed")
-    assert serving.process.wait(60) == 1
+    assert serving.process.wait(END_S) == 1
     errors = [line for line in serving.output.splitlines() if line.startswith("kvasir: error:")]
     assert len(errors) == 1
     assert "model.safetensors" in errors[0]
