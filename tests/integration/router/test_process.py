@@ -103,17 +103,17 @@ async def test_stopping_router_ends_a_stream_that_does_not_end_by_itself(
 
 
 async def test_router_with_a_successor_takes_nothing_new_and_ends_its_streams_whole(
-    make_replica: MakeReplica, command: Command
+    make_replica: MakeReplica, command: Command, free_port: int
 ) -> None:
-    mixed, port = make_replica("mixed-0"), free_port()
+    mixed = make_replica("mixed-0")
     mixed.faults.pause_at = 1
-    async with listening([mixed]), running([*command(mixed), "--port", str(port)], port) as (process, client):
+    async with listening([mixed]), running([*command(mixed), "--port", str(free_port)], free_port) as (process, client):
         await until_healthy(client)
         async with client.stream("POST", "/v1/chat/completions", json={**CHAT, "stream": True}) as response:
             chunks = response.aiter_bytes()
             assert TEXT[:3].encode() in await anext(chunks)
             process.send_signal(signal.SIGUSR1)
-            await asyncio.wait_for(until_refused(port), DEADLINE_S)
+            await asyncio.wait_for(until_refused(free_port), DEADLINE_S)
             mixed.faults.resumed.set()
             rest = b"".join([chunk async for chunk in chunks])
             assert rest.endswith(b"data: [DONE]\n\n")
