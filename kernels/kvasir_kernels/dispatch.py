@@ -15,6 +15,7 @@ from torch import Tensor
 from kvasir_kernels import sampling_dispatch
 from kvasir_kernels.copy_pages import native as native_copies
 from kvasir_kernels.copy_pages import reference as plain_copies
+from kvasir_kernels.copy_pages.native import PageContents
 from kvasir_kernels.decoder_pass import native as native_pass
 from kvasir_kernels.decoder_pass.native import NativePass
 from kvasir_kernels.decoder_pass.reference import PlainDecoder
@@ -220,6 +221,12 @@ def copy_pages(source: Tensor, source_ids: Sequence[int], target: Tensor, target
         plain_copies.copy_pages(source, source_ids, target, target_ids)
     else:
         native_copies.copy_pages(library, source, source_ids, target, target_ids)
+
+
+def page_contents(pages: Tensor, page_ids: Sequence[int]) -> PageContents | None:
+    """What goes through the contents of pages that lie together on the host; None where there is nothing native."""
+    library = native_mover(pages)
+    return None if library is None else PageContents(library, pages, page_ids)
 
 
 @replaceable

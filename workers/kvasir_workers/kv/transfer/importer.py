@@ -37,7 +37,7 @@ from kvasir_protocol.wire import decode
 from kvasir_workers.kv.transfer.page_content import layout_page_bytes
 from kvasir_workers.kv.transfer.page_parts import PartedPages
 from kvasir_workers.kv.transfer.page_stream import Landing
-from kvasir_workers.kv.transfer.pieces import with_room
+from kvasir_workers.kv.transfer.pieces import Pieces, with_room
 from kvasir_workers.kv.transfer.process_identity import is_running, process_start
 from kvasir_workers.kv.transfer.reservation import Peer, Reservation
 from kvasir_workers.kv.transfer.sealing import KEY_BYTES, Opening, PageSeal, proof_of, sealed_size
@@ -231,13 +231,19 @@ class PageImporter:
         if num_bytes != expected_bytes or not _asks_for(reservation, message):
             self._fail(reservation, "the writer sent pages that were not asked for, or of another size")
             raise WireError("pages that were not asked for, or of another size")
-        packed = None
-        if not (places := self.pages.places(message.page_indices)):
-            reservation.room = with_room(reservation.room, content_bytes)
-            packed = memoryview(reservation.room)[:content_bytes]
-            places = [packed]
-        opening = Opening(reservation.seal, header, places) if reservation.seal else None
-        return Landing(message, places, opening, packed)
+        return self._landing(reservation, message, header)
+
+    def _landing(self, reservation: Reservation, message: PushPages, header: bytes) -> Landing:
+        seal, indices = reservation.seal, message.page_indices
+        if seal is None and (places := self.pages.places(indices)):
+            return Landing(message, places)
+        if seal is not None and (contents := self.pages.contents(indices)) is not None:
+            return Landing(message, (), Opening(seal, header, contents))
+        num_bytes = self.page_bytes * len(indices)
+        reservation.room = with_room(reservation.room, num_bytes)
+        packed = memoryview(reservation.room)[:num_bytes]
+        opening = None if seal is None else Opening(seal, header, Pieces([packed]))
+        return Landing(message, [packed], opening, packed)
 
     def take(self, landing: Landing) -> None:
         """Raises WireError if a seal shows that they are not from the writer that was granted, or not the next."""

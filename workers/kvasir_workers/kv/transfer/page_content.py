@@ -14,6 +14,7 @@ from kvasir_kernels import dispatch
 from kvasir_kernels.copy_pages.reference import runs_of
 from kvasir_protocol.ids import PageIndex
 from kvasir_protocol.messages import PageLayout
+from kvasir_workers.kv.transfer.pieces import Contents, Pieces
 
 _PAGE_AXIS = 2
 
@@ -81,6 +82,13 @@ def page_places(pages: Tensor, indices: Sequence[PageIndex]) -> list[memoryview]
     size = len(memory) // (num_pieces * num_pages)
     starts = ((piece * num_pages + page) * size for page in indices for piece in range(num_pieces))
     return [memory[start : start + size] for start in starts]
+
+
+def page_contents(pages: Tensor, indices: Sequence[PageIndex]) -> Contents | None:
+    """What some pages hold, to be read or written in the order of pack_pages; None if they can't be reached so."""
+    if not page_places(pages, indices[:1]):
+        return None
+    return dispatch.page_contents(pages, indices) or Pieces(page_places(pages, indices))
 
 
 def copy_pages(

@@ -19,9 +19,11 @@ from kvasir_workers.kv.transfer.page_content import (
     first_pages,
     layout_dtype,
     pack_pages,
+    page_contents,
     page_places,
     unpack_pages,
 )
+from kvasir_workers.kv.transfer.pieces import Contents
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,6 +148,11 @@ class PartedPages:
         """The memory of some pages, in the order of `pack`; empty if they don't lie in one memory within reach."""
         whole = self._whole()
         return [] if whole is None else page_places(whole, indices)
+
+    def contents(self, indices: Sequence[PageIndex]) -> Contents | None:
+        """What some pages hold, to be read or written, in the order of `pack`; None where there are no `places`."""
+        whole = self._whole()
+        return None if whole is None else page_contents(whole, indices)
 
     def unpack(self, content: bytes | memoryview, indices: Sequence[PageIndex]) -> None:
         """Write what pack made; the caller has checked the size."""

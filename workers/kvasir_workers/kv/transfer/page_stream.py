@@ -92,8 +92,8 @@ class PageLine:
 class Landing:
     """Where a frame's contents go.
 
-    places: memory for them, piece after piece. opening: what brings them there if they come sealed.
-    packed: the memory again if it is not that of the pages, to which they have yet to be brought.
+    places: memory for them, piece after piece. opening: what they are given to instead if they come sealed.
+    packed: where they are then if that is not the memory of the pages, to which they have yet to be brought.
     """
 
     message: PushPages

@@ -261,12 +261,11 @@ class PagePusher:
             self._peers.send(push.ticket.endpoint, message)  # only now: the other side waits for what was announced
             way.line.put(content)
         else:
-            header, contents = encode(message), writer.contents(pages)
-            num_bytes = len(pages) * self._page_bytes
+            header, num_bytes = encode(message), len(pages) * self._page_bytes
             if way.seal is None:
-                way.line.put(header, num_bytes, [contents])
+                way.line.put(header, num_bytes, [writer.places(pages)])
             else:
-                blocks = ([block] for block in sealed_blocks(way.seal, header, contents))
+                blocks = ([block] for block in sealed_blocks(way.seal, header, writer.contents(pages)))
                 way.line.put(header, sealed_size(num_bytes), blocks)
         way.pages_on_line = pages
         self._flush(push, way)

@@ -5,13 +5,13 @@ AES-GCM (NIST SP 800-38D) with a key that serves one push, or one direction of a
 """
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Final
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-from kvasir_workers.kv.transfer.pieces import Pieces
+from kvasir_workers.kv.transfer.pieces import Contents
 
 KEY_BYTES: Final = 16
 TAG_BYTES: Final = 16
@@ -68,34 +68,33 @@ def sealed_size(num_bytes: int) -> int:
     return num_bytes + TAG_BYTES * -(-num_bytes // BLOCK_BYTES)
 
 
-def sealed_blocks(seal: PageSeal, header: bytes, contents: Iterable[memoryview]) -> Iterator[memoryview]:
-    """Contents that lie in pieces, sealed block by block. A block lasts until the next one is asked for."""
-    left = Pieces(contents)
-    num_bytes = min(BLOCK_BYTES, left.num_bytes)
+def sealed_blocks(seal: PageSeal, header: bytes, contents: Contents) -> Iterator[memoryview]:
+    """Contents sealed block by block. A block lasts until the next one is asked for."""
+    num_bytes = min(BLOCK_BYTES, contents.num_bytes)
     room, sealed = memoryview(bytearray(num_bytes)), bytearray(num_bytes + TAG_BYTES)
-    while left:
-        yield seal.seal(header, left.take(room), sealed)
+    while contents.num_bytes:
+        yield seal.seal(header, contents.take(room), sealed)
 
 
 class Opening:
-    """Contents that come sealed block by block, brought to the pieces of memory where they belong.
+    """Contents that come sealed block by block, brought to where they belong.
 
     Nothing is written there that the seal does not vouch for. is_broken: a block was not sealed by the other side, or
     is not the next; nothing more is wanted then.
     """
 
-    def __init__(self, seal: PageSeal, header: bytes, places: Iterable[memoryview]) -> None:
+    def __init__(self, seal: PageSeal, header: bytes, places: Contents) -> None:
         self._seal = seal
         self._header = header
-        self._places = Pieces(places)
-        self._num_left = self._places.num_bytes
-        self._room = bytearray(min(BLOCK_BYTES, self._num_left))
+        self._places = places
+        self._room = bytearray(min(BLOCK_BYTES, places.num_bytes))
         self.is_broken = False
 
     @property
     def num_wanted(self) -> int:
         """Bytes of the next sealed block; 0 if none is to come."""
-        return min(BLOCK_BYTES, self._num_left) + TAG_BYTES if self._num_left and not self.is_broken else 0
+        num_left = 0 if self.is_broken else self._places.num_bytes
+        return min(BLOCK_BYTES, num_left) + TAG_BYTES if num_left else 0
 
     def open(self, sealed: memoryview) -> None:
         """Put the next block in its place."""
@@ -104,4 +103,3 @@ class Opening:
             self.is_broken = True
         else:
             self._places.fill(content)
-            self._num_left -= len(content)

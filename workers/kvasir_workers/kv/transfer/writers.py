@@ -12,7 +12,7 @@ from kvasir_protocol.messages import HandoverTicket, PageSegment
 from kvasir_workers.kv.page_memory import SHARED_MEMORY, SharedSegment
 from kvasir_workers.kv.transfer.page_content import first_pages, layout_dtype, layout_page_bytes
 from kvasir_workers.kv.transfer.page_parts import PartedPages, transfers_between
-from kvasir_workers.kv.transfer.pieces import with_room
+from kvasir_workers.kv.transfer.pieces import Contents, Pieces, with_room
 
 SENT_CHUNK_BYTES = 8 * 2**20
 """Sent at a time from where pages lie: some milliseconds, so that pushes take turns."""
@@ -36,9 +36,13 @@ class ContentWriter:
         is_sent_straight = label == "tcp" and bool(pages.places(first_pages(1)))
         self.chunk_bytes = SENT_CHUNK_BYTES if is_sent_straight else PACKED_CHUNK_BYTES
 
-    def contents(self, source: Sequence[PageIndex]) -> list[memoryview]:
-        """Of our pages `source`, where they lie if that can be; until the next call."""
+    def places(self, source: Sequence[PageIndex]) -> list[memoryview]:
+        """What our pages `source` hold, where they lie if that can be; until the next call."""
         return self._pages.places(source) or [self.packed(source)]
+
+    def contents(self, source: Sequence[PageIndex]) -> Contents:
+        """The same, to be gone through."""
+        return self._pages.contents(source) or Pieces([self.packed(source)])
 
     def packed(self, source: Sequence[PageIndex]) -> memoryview:
         """The same in one piece, in other memory than theirs; until the next call."""

@@ -131,7 +131,7 @@ class Side:
         packed = pack_pages(random_pages(8), indices) if content is None else memoryview(content)
         header = encode(PushPages(generation=generation, page_indices=indices))
         seal = PageSeal(key) if key else self.seals.get(generation)
-        blocks = [packed] if seal is None else sealed_blocks(seal, header, [packed])
+        blocks = [packed] if seal is None else sealed_blocks(seal, header, Pieces([packed]))
         self.bring(generation, header, memoryview(b"".join(map(bytes, blocks))), key)
 
     def bring(self, generation: Generation, header: bytes, content: memoryview, key: bytes | None = None) -> None:

@@ -15,6 +15,7 @@ from kvasir_protocol.wire import decode, encode
 from kvasir_workers.kv.transfer.entrance import REST_S
 from kvasir_workers.kv.transfer.page_intake import GREETING_S, MOST_UNGREETED, PageIntake, listen_for_pages
 from kvasir_workers.kv.transfer.page_stream import HELLO, LENGTHS, SAME_HOST_BYTES, Landing, PageLine
+from kvasir_workers.kv.transfer.pieces import Pieces
 from kvasir_workers.kv.transfer.sealing import (
     BLOCK_BYTES,
     KEY_BYTES,
@@ -54,7 +55,7 @@ class FakeTaker:
         message = decode(header)
         assert isinstance(message, PushPages)
         places = self.places or [memoryview(bytearray(num_bytes))]
-        return Landing(message, places, Opening(self.opener, header, places) if self.opener else None)
+        return Landing(message, places, Opening(self.opener, header, Pieces(places)) if self.opener else None)
 
     def take(self, landing: Landing) -> None:
         if landing.opening is not None and landing.opening.is_broken:
@@ -181,7 +182,7 @@ def test_sealed_contents_are_opened_into_their_places(house: House) -> None:
     house.taker.opener = PageSeal(KEY)
     place = bytearray(len(LARGE))
     house.taker.places = [memoryview(place)[:1000], memoryview(place)[1000:]]
-    sealed = b"".join(map(bytes, sealed_blocks(PageSeal(KEY), HEADER, [memoryview(LARGE)])))
+    sealed = b"".join(map(bytes, sealed_blocks(PageSeal(KEY), HEADER, Pieces([memoryview(LARGE)]))))
     house.visit().sendall(frame(sealed))
     until_taken(house, 1)
     assert place == LARGE
@@ -191,7 +192,7 @@ def test_block_with_a_broken_seal_closes_the_connection_and_is_not_put_in_its_pl
     house.taker.opener = PageSeal(KEY)
     place = bytearray(len(LARGE))
     house.taker.places = [memoryview(place)]
-    sealed = bytearray(b"".join(map(bytes, sealed_blocks(PageSeal(KEY), HEADER, [memoryview(LARGE)]))))
+    sealed = bytearray(b"".join(map(bytes, sealed_blocks(PageSeal(KEY), HEADER, Pieces([memoryview(LARGE)])))))
     sealed[BLOCK_BYTES + TAG_BYTES] ^= 1
     visitor = house.visit()
     with suppress(ConnectionError):

@@ -35,6 +35,7 @@ from kvasir_workers.kv.transfer.page_intake import listen_for_pages
 from kvasir_workers.kv.transfer.page_parts import PartedPages
 from kvasir_workers.kv.transfer.page_stream import HELLO, LENGTHS
 from kvasir_workers.kv.transfer.pair_group import DECODE_SIDE, PairGroup, PairMeeting, PairSeat
+from kvasir_workers.kv.transfer.pieces import Pieces
 from kvasir_workers.kv.transfer.pusher import PagePusher
 from kvasir_workers.kv.transfer.sealing import KEY_BYTES, Opening, PageSeal, proof_of
 from kvasir_workers.kv.transfer.writers import WriterFactory
@@ -72,7 +73,7 @@ class Contents:
         if self._seal is None:
             return message.page_indices, bytes(content)
         opened = memoryview(bytearray(len(message.page_indices) * PAGE_BYTES))
-        opening = Opening(self._seal, header, [opened])
+        opening = Opening(self._seal, header, Pieces([opened]))
         while num_wanted := opening.num_wanted:
             opening.open(content[:num_wanted])
             content = content[num_wanted:]

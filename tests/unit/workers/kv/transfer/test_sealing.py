@@ -2,6 +2,7 @@
 
 import pytest
 
+from kvasir_workers.kv.transfer.pieces import Pieces
 from kvasir_workers.kv.transfer.sealing import (
     BLOCK_BYTES,
     KEY_BYTES,
@@ -69,8 +70,8 @@ def test_contents_in_pieces_come_block_by_block_to_other_pieces(num_bytes: int, 
     pieces = [memoryview(content)[start : start + piece_bytes] for start in range(0, num_bytes, piece_bytes)]
     place = bytearray(num_bytes)
     places = [memoryview(place)[:7], memoryview(place)[7:]]
-    opening, num_sealed = Opening(PageSeal(KEY), HEADER, places), 0
-    for block in sealed_blocks(PageSeal(KEY), HEADER, pieces):
+    opening, num_sealed = Opening(PageSeal(KEY), HEADER, Pieces(places)), 0
+    for block in sealed_blocks(PageSeal(KEY), HEADER, Pieces(pieces)):
         assert len(block) == opening.num_wanted
         opening.open(block)
         num_sealed += len(block)
@@ -79,10 +80,10 @@ def test_contents_in_pieces_come_block_by_block_to_other_pieces(num_bytes: int, 
 
 
 def test_blocks_open_in_their_order_only() -> None:
-    contents = [memoryview(bytes(2 * BLOCK_BYTES))]
+    contents = Pieces([memoryview(bytes(2 * BLOCK_BYTES))])
     _, second = map(bytes, sealed_blocks(PageSeal(KEY), HEADER, contents))
     place = bytearray(b"x") * (2 * BLOCK_BYTES)
-    opening = Opening(PageSeal(KEY), HEADER, [memoryview(place)])
+    opening = Opening(PageSeal(KEY), HEADER, Pieces([memoryview(place)]))
     opening.open(memoryview(second))
     assert (opening.is_broken, opening.num_wanted) == (True, 0)
     assert place == bytearray(b"x") * (2 * BLOCK_BYTES)

@@ -79,7 +79,16 @@ def test_segment_made_anew_under_its_old_name_after_a_pause_is_mapped_anew(segme
 def test_tcp_sends_pages_from_where_they_lie() -> None:
     writer = factory().writer_for(make_ticket(1))
     assert isinstance(writer, ContentWriter)
-    assert b"".join(writer.contents(SOURCE)) == pack_pages(PAGES, SOURCE)
+    assert b"".join(writer.places(SOURCE)) == pack_pages(PAGES, SOURCE)
+
+
+def test_contents_that_are_sealed_are_gone_through_page_by_page() -> None:
+    writer, room = factory().writer_for(make_ticket(1)), memoryview(bytearray(700))
+    assert isinstance(writer, ContentWriter)
+    contents, found = writer.contents(SOURCE), bytearray()
+    while contents.num_bytes:
+        found += contents.take(room)
+    assert found == pack_pages(PAGES, SOURCE)
 
 
 def test_process_groups_are_used_where_they_are_asked_for(segment: SharedSegment) -> None:
