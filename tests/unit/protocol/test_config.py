@@ -32,6 +32,12 @@ def load(tmp_path: Path, text: str | bytes, defaults: dict[str, object] | None =
     return load_config(file, {"model": MODEL} if defaults is None else defaults)
 
 
+def assert_refused(tmp_path: Path, text: str, complaint: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load(tmp_path, text)
+    assert complaint in str(caught.value)
+
+
 def test_yaml_is_laid_over_the_defaults(tmp_path: Path) -> None:
     config = load(tmp_path, "model: {served_name: other}\nengine: {page_size: 32}\nhandover: {deadline_s: 3}\n")
     assert config == ClusterConfig(
@@ -102,9 +108,7 @@ def test_default_is_one_prefill_and_one_decode_pool(tmp_path: Path) -> None:
     ],
 )
 def test_unknown_key_names_the_nearest_right_one(tmp_path: Path, text: str, complaint: str) -> None:
-    with pytest.raises(ConfigError) as caught:
-        load(tmp_path, text)
-    assert complaint in str(caught.value)
+    assert_refused(tmp_path, text, complaint)
 
 
 @pytest.mark.parametrize(
@@ -137,9 +141,7 @@ def test_unknown_key_names_the_nearest_right_one(tmp_path: Path, text: str, comp
     ],
 )
 def test_wrong_type_names_the_path(tmp_path: Path, text: str, complaint: str) -> None:
-    with pytest.raises(ConfigError) as caught:
-        load(tmp_path, text)
-    assert complaint in str(caught.value)
+    assert_refused(tmp_path, text, complaint)
 
 
 @pytest.mark.parametrize(
@@ -207,9 +209,7 @@ def test_wrong_type_names_the_path(tmp_path: Path, text: str, complaint: str) ->
     ],
 )
 def test_contradiction_says_what_would_do(tmp_path: Path, text: str, complaint: str) -> None:
-    with pytest.raises(ConfigError) as caught:
-        load(tmp_path, text)
-    assert complaint in str(caught.value)
+    assert_refused(tmp_path, text, complaint)
 
 
 TWO_MODELS = """\
