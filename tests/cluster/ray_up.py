@@ -1,6 +1,8 @@
 """`ray up` over the hosts of `hosts.py`, with the file that we ship."""
 
+import contextlib
 import json
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -8,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from kvasir_kernels.native.build import BuildError, built_library
 from tests.cluster.hosts import REPOSITORY, Hosts, python_path, search_path
 
 SHIPPED = REPOSITORY / "deploy/ray/on-premise.yaml"
@@ -50,6 +53,7 @@ class RayCluster:
         self._file.write_text(yaml.safe_dump(_for_these(hosts)))
         for host, offers in OFFERS.items():
             (hosts.home(host) / "offers").write_text(offers)
+            _install_kernels(hosts.home(host))
 
     def up(self) -> None:
         self._on(OPERATOR, "ray get-auth-token --generate")
@@ -111,6 +115,15 @@ class RayCluster:
     def _on(self, host: int, command: str) -> None:
         done = self.hosts.run(host, "bash", "-c", command, timeout_s=UP_S)
         assert done.returncode == 0, done.stdout
+
+
+def _install_kernels(home: Path) -> None:
+    """As `scripts/setup` leaves them: else every host compiles them when it serves for the first time."""
+    with contextlib.suppress(BuildError):
+        library = built_library()
+        folder = home / ".cache" / "kvasir" / "kernels"
+        folder.mkdir(parents=True)
+        shutil.copy2(library, folder)
 
 
 def _for_these(hosts: Hosts) -> dict[str, Any]:
