@@ -1,4 +1,4 @@
-"""What happens between the products: norms, rotation, gates, their float8, sampling."""
+"""What happens between the products: norms, rotation, gates, their float8, sums over ranks, sampling."""
 
 import torch
 from torch import Tensor
@@ -7,6 +7,7 @@ from torch.nn import functional as F
 from bench.gpu.bench import Bench
 from bench.gpu.figures import OURS
 from kvasir_kernels.float8.reference import Grain
+from kvasir_kernels.one_shot_all_reduce.reference import NUM_PROGRAMS, PeerMemory, peer_memory_bytes
 from kvasir_kernels.paged_cache import LayerCache
 from kvasir_kernels.sample_tokens.reference import SamplingRules
 
@@ -19,6 +20,7 @@ def measure_rows(bench: Bench) -> None:
         _measure_norm(bench, num_tokens, model.hidden_size)
         _measure_gate(bench, num_tokens, model.intermediate_size)
         _measure_rotation(bench, num_tokens)
+    _measure_sum(bench, bench.sizes.row_tokens[0], model.hidden_size)
     _measure_sampling(bench, bench.sizes.row_tokens[0], model.vocab_size)
 
 
@@ -61,6 +63,21 @@ def _measure_rotation(bench: Bench, num_tokens: int) -> None:
     numbers = num_tokens * (num_heads + 2 * num_kv_heads) * head_dim
     ways = {OURS: lambda: rotate_and_write(heads, None, cos, sin, slots, cache)}
     bench.measure("rotate, write", f"{num_tokens} tokens", ways, num_bytes=4 * numbers)
+
+
+def _measure_sum(bench: Bench, num_tokens: int, size: int) -> None:
+    """Of one rank: what a sum costs where nobody has to be waited for. A gang of several GPUs measures its own."""
+    from kvasir_kernels.one_shot_all_reduce.kernel import one_shot_all_reduce
+
+    own = torch.zeros(peer_memory_bytes(1), dtype=torch.uint8, device=bench.device)
+    turns = torch.zeros(NUM_PROGRAMS, dtype=torch.int64, device=bench.device)
+    memory = PeerMemory(0, torch.tensor([own.data_ptr()], device=bench.device), own, turns)
+    values, room = bench.random(num_tokens, size), own[: num_tokens * size * 2].view(torch.bfloat16)
+    ways = {
+        OURS: lambda: one_shot_all_reduce(values, memory),
+        "two copies": lambda: values.copy_(room.copy_(values.view(-1)).view_as(values)),
+    }
+    bench.measure("sum of one rank", f"{num_tokens} x {size}", ways, num_bytes=8 * num_tokens * size)
 
 
 def _measure_sampling(bench: Bench, num_rows: int, width: int) -> None:

@@ -9,6 +9,8 @@ from kvasir_kernels.float8_linear.kernel import float8_linear
 from kvasir_kernels.mask_logits.kernel import mask_logits
 from kvasir_kernels.move_pages.kernel import gather_pages, scatter_pages
 from kvasir_kernels.move_pages.reference import PagePart
+from kvasir_kernels.one_shot_all_reduce.kernel import one_shot_all_reduce
+from kvasir_kernels.one_shot_all_reduce.reference import NUM_PROGRAMS, PeerMemory, peer_memory_bytes
 from kvasir_kernels.paged_attention.kernel import paged_attention
 from kvasir_kernels.paged_cache import AttentionBatch, CacheScales, LayerCache, PaddedDecodes, ScoreChanges
 from kvasir_kernels.penalise.kernel import penalise
@@ -177,3 +179,10 @@ def decodes(
     query = torch.zeros(num_rows, num_heads, head_dim, dtype=dtype)
     cache = _cache(num_kv_heads, head_dim, stored or dtype, page_size)
     paged_attention(query, cache, batch, head_dim**-0.5, window)
+
+
+def all_reduce(num_ranks: int, size: int, dtype: torch.dtype) -> None:
+    own = torch.zeros(peer_memory_bytes(num_ranks), dtype=torch.uint8)
+    counts = torch.zeros(num_ranks + NUM_PROGRAMS, dtype=torch.int64)
+    memory = PeerMemory(0, counts[:num_ranks], own, counts[num_ranks:])
+    one_shot_all_reduce(torch.zeros(_NUM_TOKENS, size, dtype=dtype), memory)

@@ -7,6 +7,7 @@ import torch
 
 from kvasir_kernels.compile_calls import (
     HALF,
+    all_reduce,
     attention,
     decodes,
     gate,
@@ -37,6 +38,7 @@ KERNEL_MODULES = tuple(
         "rms_norm.kernel", "silu_mul.kernel", "float8.kernel", "rotate_and_write.kernel", "write_kv.kernel",
         "paged_attention.decode_kernel", "paged_attention.extend_kernel", "float8_linear.kernel", "move_pages.kernel",
         "mask_logits.kernel", "penalise.kernel", "sample_tokens.kernel", "unpack_decodes.kernel", "cut_decodes.kernel",
+        "one_shot_all_reduce.kernel",
     )
 )  # fmt: skip
 
@@ -79,6 +81,9 @@ def _cases() -> dict[str, Case]:
     cases["float8_linear 64 tensor"] = partial(linear_of_one_scale, 64, 4096, 6144)
     cases["move_pages 4 of 8x128"] = partial(move, PagePart(0, 2, 4, 4))
     cases[f"sample of {_VOCABULARY}"] = partial(sample, _VOCABULARY)
+    for num_ranks in (2, 4, 8):
+        cases[f"one_shot_all_reduce of {num_ranks} bfloat16"] = partial(all_reduce, num_ranks, 4096, HALF)
+    cases["one_shot_all_reduce of 8 float32"] = partial(all_reduce, 8, 4096, torch.float32)
     cases["256 decodes of a graph"] = partial(decodes, 256, *llama, None, HALF)
     cases["unpack_decodes 256 of 8192 pages"] = partial(unpack, 256, 8192)
     return cases

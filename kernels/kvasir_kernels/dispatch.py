@@ -31,6 +31,7 @@ from kvasir_kernels.move_pages.reference import PagePart
 from kvasir_kernels.native.build import cpu_has
 from kvasir_kernels.native.choice import native_library, native_mover
 from kvasir_kernels.native.library import load_library
+from kvasir_kernels.one_shot_all_reduce.reference import PeerMemory
 from kvasir_kernels.paged_attention import native as native_attention
 from kvasir_kernels.paged_attention import reference as plain_attention
 from kvasir_kernels.paged_cache import LayerCache, PaddedDecodes, ScoreChanges, StepAttention
@@ -66,6 +67,7 @@ __all__ = [
     "gelu_mul",
     "gelu_mul_float8",
     "linear",
+    "one_shot_all_reduce",
     "pack_quantized",
     "pack_weight",
     "paged_attention",
@@ -269,6 +271,13 @@ def paged_attention(
     if library is None or not is_plain or isinstance(batch, PaddedDecodes):
         return plain_attention.paged_attention(query, cache, batch, scale, window, changes)
     return native_attention.paged_attention(library, query, cache, batch, scale, window)
+
+
+def one_shot_all_reduce(values: Tensor, memory: PeerMemory) -> None:
+    """On GPUs alone: CPUs have no memory of this kind."""
+    from kvasir_kernels.one_shot_all_reduce import kernel
+
+    kernel.one_shot_all_reduce(values, memory)
 
 
 def pack_weight(weight: Tensor, *, has_rows: bool = False) -> PackedWeight | None:

@@ -10,12 +10,12 @@ import traceback
 
 import torch
 
-from tests.kernel_cases import attention, decodes, exact, matmul, pages, rows, sampling
+from tests.kernel_cases import attention, decodes, exact, matmul, pages, peers, rows, sampling
 from tests.kernel_cases.checking import Case
 
 CASES: dict[str, Case] = {
     name: case
-    for module in (rows, pages, attention, decodes, matmul, sampling, exact)
+    for module in (rows, pages, attention, decodes, matmul, sampling, peers, exact)
     for name, case in module.cases().items()
 }
 

@@ -25,7 +25,7 @@ def test_every_part_is_measured_and_written_down(tmp_path: Path) -> None:
     parts = {figure["part"] for figure in written["figures"]}
     assert parts == {
         "add, norm", "add, norm, to FP8", "silu, mul", "silu, mul, FP8 row", "silu, mul, FP8 block", "rotate, write",
-        "sample", "decode step", "decode step, FP8", "decode step, FP8 and KV", "FP8 product, row",
+        "sum of one rank", "sample", "decode step", "decode step, FP8", "decode step, FP8 and KV", "FP8 product, row",
         "engine step", "engine step, FP8",
         "FP8 product, block", "decode attention", "decode, FP8 cache", "prefill attention",
     }  # fmt: skip

@@ -1,0 +1,1 @@
+"""Small sums over the GPUs of one host, in one launch on each."""
