@@ -24,6 +24,7 @@ from kvasir_protocol.sockets import bind_server, connect_client, start_gatekeepe
 from kvasir_protocol.wire import decode, encode, to_plain
 from kvasir_workers.load import LeaderSeat
 from kvasir_workers.parallel.collectives import Meeting
+from kvasir_workers.parallel.links import nowhere
 from kvasir_workers.parallel.mesh import GangShape
 from kvasir_workers.parallel.torch_groups import host_store
 
@@ -141,11 +142,12 @@ class PublicReceiver:
         self._socket = connect_client(self._context, secret, address.plans, name_of(address.gang, rank))
         self._socket.send(encode(door))
 
-    def receive(self) -> bytes | None:
+    def receive(self, look: Callable[[], None] = nowhere) -> bytes | None:
         while not self._is_stopping.is_set():
             if self._socket.poll(_POLL_MS):
                 frame: bytes = self._socket.recv()
                 return frame
+            look()
         return None
 
     def close(self) -> None:

@@ -2,7 +2,7 @@
 
 import select
 import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from socket import MSG_PEEK, socket
 from typing import Protocol
@@ -11,6 +11,13 @@ from kvasir_protocol.errors import RankLost, WireError
 from kvasir_protocol.wire import MAX_MESSAGE_BYTES
 
 _LENGTH = struct.Struct("<I")
+
+_LOOK_S = 0.1
+"""How often those who wait for a plan look about."""
+
+
+def nowhere() -> None:
+    """Where nothing but the next plan is to be seen."""
 
 
 def frame_of(content: bytes) -> bytes:
@@ -31,8 +38,9 @@ class PlanSender(Protocol):
 class PlanReceiver(Protocol):
     """A follower's side."""
 
-    def receive(self) -> bytes | None:
-        """The next frame, however long it takes; None when the leader is gone."""
+    def receive(self, look: Callable[[], None] = nowhere) -> bytes | None:
+        """The next frame, however long it takes; None when the leader is gone. look: called now and then meanwhile;
+        what it raises ends the wait."""
         ...
 
 
@@ -65,7 +73,9 @@ class SocketReceiver:
     def __init__(self, link: socket) -> None:
         self._link = link
 
-    def receive(self) -> bytes | None:
+    def receive(self, look: Callable[[], None] = nowhere) -> bytes | None:
+        while not select.select([self._link], [], [], _LOOK_S)[0]:
+            look()
         header = self._read(_LENGTH.size)
         if header is None:
             return None

@@ -43,6 +43,15 @@ class RollCall:
             reason = abandoned() or f"{self._place} waited {patience_s:g} s for all ranks to have {what}"
             raise RankLost(f"{reason}; {_absent(missing)}", _numbers(missing))
 
+    def exchange(
+        self, what: str, word: str, patience_s: float, abandoned: Callable[[], str | None] = lambda: None
+    ) -> list[str]:
+        """What each rank says under this name, by rank. Raises RankLost as muster does."""
+        self._store.set(f"{what}, said/{self._place.rank}", word)
+        self.muster(what, patience_s, abandoned)
+        ranks = range(self._place.shape.num_ranks)
+        return [self._store.get(f"{what}, said/{rank}").decode() for rank in ranks]
+
     def explain(self, what: str, waited_s: float, peers: Sequence[int], detail: str) -> RankLost:
         """The error for an operation that failed after waited_s. peers: whom it needed, if not all of the gang."""
         is_late = waited_s >= self._deadline_s

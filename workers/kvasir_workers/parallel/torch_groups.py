@@ -16,6 +16,9 @@ _torch: Any = torch.distributed
 STORE_PATIENCE_S = 60.0
 """For the leader's store to be reached, and for it to answer."""
 
+_WATCHDOG_S = 60.0
+"""And twice our own deadline, after which torch ends a process that waits in NCCL: we say before who did not come."""
+
 
 class Pending(Protocol):
     """What an operation leaves: wait returns when it is done, or raises RuntimeError."""
@@ -39,6 +42,7 @@ class Group(Protocol):
     def gather(self, outputs: list[list[Tensor]], inputs: list[Tensor], options: Any) -> Pending: ...
     def send(self, tensors: list[Tensor], rank: int, tag: int) -> Pending: ...
     def recv(self, tensors: list[Tensor], rank: int, tag: int) -> Pending: ...
+    def abort(self) -> None: ...
 
 
 def memory_store() -> Store:
@@ -79,7 +83,8 @@ def join_store(host: str, port: int) -> Store:
 def open_group(
     name: str, ranks: range, rank: int, store: Store, host: str, deadline_s: float, device: torch.device
 ) -> Group:
-    """NCCL between GPUs, gloo between CPUs. host: this rank's own address; deadline_s: for any one operation.
+    """NCCL between GPUs, gloo between CPUs. host: this rank's own address; deadline_s: for any one operation of gloo's.
+    NCCL's wait on the device only: whoever waits for that must have a deadline.
 
     Waits for all others. Raises RuntimeError if one does not come.
     """
@@ -87,7 +92,7 @@ def open_group(
     deadline, size, index = timedelta(seconds=deadline_s), len(ranks), ranks.index(rank)
     if device.type == "cuda":
         options = _torch.ProcessGroupNCCL.Options()
-        options._timeout = deadline
+        options._timeout = 2 * deadline + timedelta(seconds=_WATCHDOG_S)
         nccl: Group = _torch.ProcessGroupNCCL(own_store, index, size, options)
         return nccl
     options = _torch.ProcessGroupGloo._Options()
@@ -95,6 +100,12 @@ def open_group(
     options._devices = [_torch.ProcessGroupGloo.create_device(hostname=host)]
     gloo: Group = _torch.ProcessGroupGloo(own_store, index, size, options)
     return gloo
+
+
+def abandon(group: Group, device: torch.device) -> None:
+    """End what waits in it: NCCL's kernels do so until they are told; gloo's connections break when nobody has them."""
+    if device.type == "cuda":
+        group.abort()
 
 
 def from_first() -> Any:

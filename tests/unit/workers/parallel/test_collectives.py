@@ -133,3 +133,54 @@ def test_gang_that_does_not_meet_says_who_is_missing() -> None:
     place = RankPlace(GangShape(tensor_parallel_size=2), 0)
     with pytest.raises(RankLost, match=r"rank 1 .* did not come"):
         Collectives(place, Meeting(store=memory_store(), start_s=0.1), CPU)
+
+
+class Stuck:
+    """A device that waits for another one."""
+
+    def query(self) -> bool:
+        return False
+
+
+def test_rank_that_a_device_waits_for_is_named_after_the_deadline() -> None:
+    has_given_up = Event()
+
+    def act(ranks: Collectives) -> str:
+        if ranks.place.rank == 1:
+            has_given_up.wait()
+            return ""
+        with pytest.raises(RankLost) as caught:
+            ranks.wait_for(Stuck())
+        has_given_up.set()
+        return str(caught.value)
+
+    said, _ = on_all_ranks(2, 1, act, deadline_s=0.2)
+    assert "in a step on the device; rank 1 (pipeline stage 0, tensor rank 1) did not come" in said
+
+
+def look_on(ranks: Collectives) -> None:
+    while True:
+        ranks.look()
+
+
+def test_rank_that_a_step_on_the_device_waits_for_is_named_by_whoever_looks() -> None:
+    has_given_up = Event()
+
+    def act(ranks: Collectives) -> str:
+        if ranks.place.rank == 1:
+            has_given_up.wait()
+            return ""
+        ranks.look()  # nothing is under way
+        ranks.watch(Stuck())
+        with pytest.raises(RankLost) as caught:
+            look_on(ranks)
+        has_given_up.set()
+        return str(caught.value)
+
+    said, _ = on_all_ranks(2, 1, act, deadline_s=0.2)
+    assert "in a step on the device; rank 1 (pipeline stage 0, tensor rank 1) did not come" in said
+
+
+def test_all_hear_what_each_rank_of_the_gang_says() -> None:
+    found = on_all_ranks(2, 2, lambda ranks: ranks.exchange("names", f"I am {ranks.place.rank}"))
+    assert found == [[f"I am {rank}" for rank in range(4)]] * 4

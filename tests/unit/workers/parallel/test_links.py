@@ -54,3 +54,17 @@ def test_frame_without_measure_is_refused() -> None:
     ours.sendall((MAX_MESSAGE_BYTES + 1).to_bytes(4, "little"))
     with pytest.raises(WireError, match="the most is"):
         SocketReceiver(theirs).receive()
+
+
+def test_who_waits_for_a_plan_looks_about_meanwhile() -> None:
+    sender, ends = pairs(1)
+    assert SocketReceiver(ends[1]).receive(lambda: sender.send(b"at last")) == b"at last"
+
+
+def test_what_is_seen_meanwhile_ends_the_wait() -> None:
+    def look() -> None:
+        raise RankLost("rank 2 did not come", (2,))
+
+    _, ends = pairs(1)
+    with pytest.raises(RankLost, match="rank 2 did not come"):
+        SocketReceiver(ends[1]).receive(look)
