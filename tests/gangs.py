@@ -1,5 +1,7 @@
 """Gangs whose ranks are threads of this process: everything is real but the processes."""
 
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from queue import SimpleQueue
 from threading import Thread
@@ -17,10 +19,13 @@ from kvasir_workers.memory import page_bytes
 from kvasir_workers.model.loader import load_spec
 from kvasir_workers.parallel.collectives import Meeting
 from kvasir_workers.parallel.gang_runner import Follower
+from kvasir_workers.parallel.links import nowhere
 from kvasir_workers.parallel.load_rank import load_rank, plan_rank
 from kvasir_workers.parallel.mesh import GangShape, RankPlace
+from kvasir_workers.parallel.rank_graphs import record_rank_graphs
 from kvasir_workers.parallel.shard import cut_model
 from kvasir_workers.parallel.torch_groups import memory_store
+from kvasir_workers.runner.recorder import Recorder
 
 DEADLINE_S = 20.0
 DEMO_MODEL = demo_model_path()
@@ -49,7 +54,7 @@ class QueueReceiver:
     def __init__(self, queue: "SimpleQueue[bytes | None]") -> None:
         self._queue = queue
 
-    def receive(self) -> bytes | None:
+    def receive(self, look: Callable[[], None] = nowhere) -> bytes | None:
         return self._queue.get()
 
 
@@ -63,12 +68,14 @@ class ThreadGang:
         config: EngineConfig,
         followers_config: EngineConfig | None = None,
         quantization: QuantizationName | None = None,
+        recorders: Sequence[Recorder] = (),
     ) -> None:
-        """followers_config: if theirs is another one."""
+        """followers_config: if theirs is another one. recorders: of the ranks, by rank, if they are to replay steps."""
         self._model = ModelConfig(path=str(path), served_name="m", dtype="float32", quantization=quantization)
         self._config = config
         self._followers_config = followers_config or config
         self._meeting = Meeting(store=memory_store(), deadline_s=DEADLINE_S)
+        self._recorders = recorders
         self.failures: dict[int, BaseException] = {}
         self._pages_of_followers: dict[int, torch.Tensor] = {}
         self.sender = QueueSender(range(1, shape.num_ranks))
@@ -77,13 +84,22 @@ class ThreadGang:
             thread.start()
         self.loaded: LoadedModel = load_leader(self._model, config, LeaderSeat(shape, self._meeting, self.sender))
         spoil(self.loaded.pages)
+        if recorders and self.loaded.lead is not None:
+            longest = self.loaded.limits.max_sequence_tokens
+            graphs = record_rank_graphs(self.loaded.lead.stage, config, longest, recorders[0])
+            self.loaded = replace(self.loaded, graphs=graphs)
 
     def _follow(self, place: RankPlace) -> None:
         try:
             rank = load_rank(plan_rank(self._model, self._followers_config, place), self._meeting)
             spoil(rank.stage.pages)
             self._pages_of_followers[place.rank] = rank.stage.pages
-            Follower(rank.stage).serve(QueueReceiver(self.sender.queues[place.rank]))
+            graphs = None
+            if self._recorders:
+                longest = rank.memory.max_sequence_tokens
+                recorder = self._recorders[place.rank]
+                graphs = record_rank_graphs(rank.stage, self._followers_config, longest, recorder)
+            Follower(rank.stage, graphs).serve(QueueReceiver(self.sender.queues[place.rank]))
             rank.stage.close()
         except BaseException as error:
             self.failures[place.rank] = error

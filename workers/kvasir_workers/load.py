@@ -39,6 +39,7 @@ from kvasir_workers.model.loader import load_decoder, load_spec, weight_bytes
 from kvasir_workers.model.spec import DecoderSpec
 from kvasir_workers.parallel.collectives import Meeting
 from kvasir_workers.parallel.gang_runner import GangRunner
+from kvasir_workers.parallel.gang_stream import GangStreamRunner
 from kvasir_workers.parallel.links import PlanSender
 from kvasir_workers.parallel.load_rank import LoadedRank, RankPlan, load_rank, page_shape, plan_rank, segment_name_of
 from kvasir_workers.parallel.mesh import LEADER, GangShape, RankPlace
@@ -286,12 +287,15 @@ def build_engine(
 
 
 def _runner(loaded: LoadedModel, config: EngineConfig, mover: PageMover | None, *, overlaps: bool) -> Runner:
-    eos_token_ids = loaded.limits.eos_token_ids
-    if loaded.lead is None and (loaded.pages.is_cuda or loaded.graphs is not None):
+    eos_token_ids, lead = loaded.limits.eos_token_ids, loaded.lead
+    has_stream = loaded.pages.is_cuda or loaded.graphs is not None
+    if lead is None and has_stream:
         return StreamRunner(loaded.decoder, loaded.pages, eos_token_ids, config.max_num_seqs, loaded.graphs, mover)
+    if lead is not None and has_stream and lead.stage.place.shape.pipeline_parallel_size == 1:
+        return GangStreamRunner(lead.stage, lead.followers, eos_token_ids, config.max_num_seqs, loaded.graphs)
     thread: Steps[list[SampledToken]] = DeviceThread() if overlaps else CallersThread()
-    if loaded.lead is not None:
-        return GangRunner(loaded.lead.stage, loaded.lead.followers, eos_token_ids, thread)
+    if lead is not None:
+        return GangRunner(lead.stage, lead.followers, eos_token_ids, thread)
     return ModelRunner(loaded.decoder, loaded.pages, eos_token_ids, thread, mover)
 
 

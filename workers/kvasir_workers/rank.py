@@ -22,6 +22,7 @@ from kvasir_workers.parallel.gang_runner import Follower
 from kvasir_workers.parallel.links import SocketReceiver
 from kvasir_workers.parallel.load_rank import load_rank, plan_rank
 from kvasir_workers.parallel.mesh import GangShape, RankPlace
+from kvasir_workers.parallel.rank_graphs import make_rank_ready
 from kvasir_workers.parallel.torch_groups import file_store
 
 
@@ -58,7 +59,8 @@ def serve(orders: RankOrders, leader: SocketReceiver) -> None:
     plan = plan_rank(orders.model, orders.engine, RankPlace(orders.shape, orders.rank))
     loaded = load_rank(plan, meeting, orders.segment)
     try:
-        Follower(loaded.stage).serve(leader)
+        graphs = make_rank_ready(loaded.stage, orders.engine, loaded.memory.max_sequence_tokens)
+        Follower(loaded.stage, graphs).serve(leader)
     finally:
         loaded.stage.close()
         if loaded.segment is not None:

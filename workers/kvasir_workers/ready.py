@@ -17,6 +17,7 @@ from kvasir_protocol.ids import RequestId
 from kvasir_protocol.request import GenerationRequest, SamplingParams, TokenBias
 from kvasir_workers.kv.manager import pages_for
 from kvasir_workers.load import LoadedModel, build_engine
+from kvasir_workers.parallel.rank_graphs import make_rank_ready
 from kvasir_workers.request_check import EngineLimits
 from kvasir_workers.resolve import uses_graphs
 from kvasir_workers.runner.decode_graphs import GraphLimits, decode_graphs
@@ -38,7 +39,10 @@ def make_ready(loaded: LoadedModel, config: EngineConfig) -> LoadedModel:
         return loaded
     COMPILE_WATCH.watch_triton()
     with COMPILE_WATCH.permit():
-        if loaded.lead is None and uses_graphs(loaded.decoder.spec, device, config):
+        if loaded.lead is not None:
+            graphs = make_rank_ready(loaded.lead.stage, config, loaded.limits.max_sequence_tokens)
+            loaded = replace(loaded, graphs=graphs)
+        elif uses_graphs(loaded.decoder.spec, device, config):
             loaded = record_graphs(loaded, config, CudaRecorder(device))
         warm_up(loaded, config)
     COMPILE_WATCH.arm()
@@ -125,7 +129,7 @@ def _request(name: str, num_prompt_tokens: int, sampling: SamplingParams) -> Gen
 @torch.inference_mode()
 def _mask_once(loaded: LoadedModel) -> None:
     """As structured answers need it: compiling a grammar for it would need the tokenizer."""
-    width = loaded.decoder.spec.vocab_size
+    width = loaded.limits.vocab_size
     logits = torch.zeros(2, width, device=loaded.pages.device)
     everything = torch.full((1, -(-width // 32)), -1, dtype=torch.int32)
     mask_logits(logits, (0,), everything)

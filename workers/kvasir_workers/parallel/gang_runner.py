@@ -1,4 +1,7 @@
-"""Both ends of a gang's wire: the leader runs plans for an engine, and a follower does as it is told."""
+"""Both ends of a gang's wire: the leader runs plans for an engine, and a follower does as it is told.
+
+gang_stream.py has the leader of GPUs that share every layer.
+"""
 
 from functools import partial
 
@@ -12,8 +15,9 @@ from kvasir_workers.parallel.links import PlanReceiver, PlanSender
 from kvasir_workers.parallel.mesh import LEADER
 from kvasir_workers.parallel.pipeline import Stage
 from kvasir_workers.parallel.planned_step import PlannedStep, from_message, to_message
+from kvasir_workers.parallel.rank_graphs import is_replayed, replay
 from kvasir_workers.runner.batch import BatchBuilder, sampled_rows
-from kvasir_workers.runner.device_copies import Homecoming
+from kvasir_workers.runner.decode_graphs import DecodeGraphs
 from kvasir_workers.runner.executor import CallersThread, Masks, StepInPlace, StepInThread, Steps
 from kvasir_workers.runner.sampler import SampledToken, Sampler
 from kvasir_workers.runner.sampling_rows import SampledRows
@@ -70,40 +74,45 @@ class GangRunner:
     def _end(self, plan: StepPlan, step: PlannedStep, sampled: SampledRows, masks: Masks) -> list[SampledToken]:
         if self._has_pipeline and self._has_helpers:
             self._followers.send(encode(FinishStep(number=self._stage.next_plan())))
-        hidden = self._stage.take_final(step)
-        logits = self._stage.vocabulary.logits(hidden[: step.num_sampled]) if step.num_sampled else None
-        if step.is_shown:
-            self._show(plan, step, hidden[step.num_sampled :])
+        logits = final_logits(self._stage, plan, step)
         if logits is None:
-            Homecoming((), self._stage.pages.device).wait()  # whoever lands it may hand its pages over
+            self._stage.collectives.finish("a step")  # whoever lands it may hand its pages over
             return []
         sample = self._sampler.sample(logits, sampled, masks())
         self._sampled_before = sample.token_ids
+        self._stage.collectives.finish("a step")
         return sample.tokens()
 
-    def _show(self, plan: StepPlan, step: PlannedStep, hidden: Tensor) -> None:
-        """Show the step's hidden states of prompt tokens to those who want to know of them."""
-        first_row = 0
+
+def final_logits(stage: Stage, plan: StepPlan, step: PlannedStep) -> Tensor | None:
+    """On the leader, what is left of the oldest step: the logits of the rows that sample, [R, V] float32, if any do.
+    Shows the step's hidden states of prompt tokens to those who want to know of them."""
+    hidden = stage.take_final(step)
+    logits = stage.vocabulary.logits(hidden[: step.num_sampled]) if step.num_sampled else None
+    if step.is_shown:
+        first_row = step.num_sampled
         for entry, num_rows in zip(plan.entries, step.num_shown.tolist(), strict=True):
             reader = entry.sequence.prompt_reader
             if reader is not None and num_rows:
-                reader.read(hidden[first_row : first_row + num_rows], entry.start, self._stage.ask_logits)
+                reader.read(hidden[first_row : first_row + num_rows], entry.start, stage.ask_logits)
                 first_row += num_rows
-        self._stage.end_asking()
+        stage.end_asking()
+    return logits
 
 
 class Follower:
-    """Any other rank: computes its part of each step that it is told of."""
+    """Any other rank: computes its part of each step that it is told of, from a graph where the leader does."""
 
-    def __init__(self, stage: Stage) -> None:
+    def __init__(self, stage: Stage, graphs: DecodeGraphs | None = None) -> None:
         self._stage = stage
+        self._graphs = graphs
         self._unfinished: list[PlannedStep] = []
         self._has_pipeline = stage.place.shape.pipeline_parallel_size > 1
 
     def serve(self, leader: PlanReceiver) -> None:
         """Return when the leader is gone. Raises RankLost when the gang is broken or a plan did not come, WireError for
         a bad message."""
-        while (frame := leader.receive()) is not None:
+        while (frame := leader.receive(self._stage.collectives.look)) is not None:
             self.follow(frame)
 
     @torch.inference_mode()
@@ -112,18 +121,24 @@ class Follower:
         match decode(frame):
             case RunStep(number=number) as message:
                 self._expect(number)
-                step = from_message(message, self._stage.page_size)
-                self._stage.run(step)
-                if self._stage.place.is_first_stage:
-                    self._unfinished.append(step)
-                    if not self._has_pipeline:
-                        self._finish()
+                self._run(from_message(message, self._stage.page_size))
             case FinishStep(number=number):
                 self._expect(number)
                 if self._stage.place.is_first_stage:
                     self._finish()
             case message:
                 raise WireError(f"a rank has no use for {type(message).__name__}")
+        self._stage.collectives.watch_step()
+
+    def _run(self, step: PlannedStep) -> None:
+        if self._graphs is not None and is_replayed(step, self._graphs):
+            replay(self._stage, self._graphs, step)
+            return
+        self._stage.run(step)
+        if self._stage.place.is_first_stage:
+            self._unfinished.append(step)
+            if not self._has_pipeline:
+                self._finish()
 
     def _expect(self, number: int) -> None:
         """Without one of the plans, or with one of them twice, the ranks would compute different steps."""

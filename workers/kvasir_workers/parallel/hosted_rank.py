@@ -14,6 +14,7 @@ from kvasir_workers.parallel.gang_runner import Follower
 from kvasir_workers.parallel.hosted_gang import GangAddress, PublicReceiver
 from kvasir_workers.parallel.load_rank import load_rank, plan_rank, segment_name_of
 from kvasir_workers.parallel.mesh import GangShape, RankPlace
+from kvasir_workers.parallel.rank_graphs import make_rank_ready
 from kvasir_workers.parallel.torch_groups import join_store
 
 _log = logging.getLogger(__name__)
@@ -44,6 +45,7 @@ class HostedRank:
         plan = plan_rank(config.model, config.engine, place)
         store = join_store(leader.host, leader.port)
         meeting = Meeting(store=store, host=config.host, deadline_s=config.engine.rank_deadline_s)
+        self._engine = config.engine
         self._is_stopping = Event()
         self._keeper = PageKeeper(config.host)
         self._receiver = PublicReceiver(leader, secret, rank, self._keeper.door, self._is_stopping)
@@ -63,7 +65,9 @@ class HostedRank:
 
     def _serve(self) -> None:
         try:
-            Follower(self._loaded.stage).serve(self._receiver)
+            stage, memory = self._loaded.stage, self._loaded.memory
+            graphs = make_rank_ready(stage, self._engine, memory.max_sequence_tokens)
+            Follower(stage, graphs).serve(self._receiver)
         except Exception as error:
             if not self._is_stopping.is_set():
                 _log.exception("the rank died")

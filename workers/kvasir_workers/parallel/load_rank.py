@@ -23,7 +23,13 @@ from kvasir_workers.parallel.shard import ModelShard, cut_model
 from kvasir_workers.parallel.slices import load_shard, shard_bytes
 from kvasir_workers.parallel.tensor import join_ranks
 from kvasir_workers.quantization.scheme import QuantizationSpec
-from kvasir_workers.resolve import resolve_cache_dtype, resolve_device, resolve_dtype, resolve_quantization
+from kvasir_workers.resolve import (
+    planned_graph_bytes,
+    resolve_cache_dtype,
+    resolve_device,
+    resolve_dtype,
+    resolve_quantization,
+)
 
 _WITHOUT_SEGMENT = "its pages pass through a socket, or, of a child of its leader, are not handed over"
 
@@ -68,6 +74,9 @@ def plan_rank(model: ModelConfig, engine: EngineConfig, place: RankPlace) -> Ran
             f"quantization {quantization.name} is not supported with several ranks ({place.shape}) yet; leave it out"
         )
     footprint, config = _footprint(directory, dtype, device, shard, engine, quantization)
+    if place.shape.pipeline_parallel_size == 1:
+        with_logits = replace(shard.local, vocab_size=spec.vocab_size)  # which the leader has of all ranks
+        footprint = replace(footprint, graph_bytes=planned_graph_bytes(model, engine, with_logits, device))
     return RankPlan(
         directory=directory,
         shard=shard,

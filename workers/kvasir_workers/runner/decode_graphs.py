@@ -28,8 +28,8 @@ from kvasir_workers.runner.recorder import Recorder, Work
 
 _FINE_UNTIL, _FINE, _COARSE = 128, 8, 64
 
-Compute = Callable[[DecodeInputs, PaddedDecodes], Tensor]
-"""From the inputs of S rows to their logits: [S, V] float32."""
+Compute = Callable[[DecodeInputs, PaddedDecodes], Tensor | None]
+"""From the inputs of S rows to their logits: [S, V] float32; None at a rank of a gang that only helps with them."""
 
 
 def graph_sizes(max_rows: int) -> tuple[int, ...]:
@@ -40,7 +40,10 @@ def graph_sizes(max_rows: int) -> tuple[int, ...]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GraphLimits:
-    """Of the largest step: sequences, and pages of a sequence; and what a page and a row of logits hold."""
+    """Of the largest step: sequences, and pages of a sequence; and what a page and a row of logits hold.
+
+    vocab_size: 0 where no logits are computed.
+    """
 
     max_rows: int
     max_pages: int
@@ -97,7 +100,9 @@ class DecodeGraphs:
         unpack_decodes(self._messages.there, self.said, size, self._limits.page_size, self.inputs)
         inputs = self.inputs.first(size)
         decodes = PaddedDecodes(inputs.context_lens, inputs.page_tables)
-        self._logits[:size].copy_(self._compute(inputs, decodes))
+        logits = self._compute(inputs, decodes)
+        if logits is not None:
+            self._logits[:size].copy_(logits)
 
     def _send(self, step: StepArrays) -> None:
         """Write the packed message that unpack_decodes draws, and send what of it is used."""

@@ -1,6 +1,6 @@
 """What goes between the host and the device while nobody waits."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,9 @@ _ALIGNMENT = 16
 """In bytes: Triton compiles once more for an address that 16 doesn't divide."""
 
 Array = NDArray[Any]
+
+Wait = Callable[[torch.cuda.Event], None]
+"""Returns when the device has come to the event."""
 
 
 def upload(arrays: Sequence[Array], device: torch.device) -> list[Tensor]:
@@ -69,17 +72,20 @@ class StagedMessages:
 
 
 class Homecoming:
-    """Results on their way to the host: the one thing of a step that anybody waits for."""
+    """Results on their way to the host: the one thing of a step that anybody waits for, in wait_for_event."""
 
-    def __init__(self, tensors: Sequence[Tensor], device: torch.device) -> None:
+    def __init__(
+        self, tensors: Sequence[Tensor], device: torch.device, wait_for_event: Wait = torch.cuda.Event.synchronize
+    ) -> None:
         """Begins to copy; what the device does before them is done, too, when they are there."""
         # To memory that torch pins.
         self._on_host = [tensor.to("cpu", non_blocking=True) for tensor in tensors]
         self._is_there = torch.cuda.Event() if device.type == "cuda" else None  # type: ignore[no-untyped-call]
+        self._wait_for_event = wait_for_event
         if self._is_there is not None:
             self._is_there.record()
 
     def wait(self) -> list[Tensor]:
         if self._is_there is not None:
-            self._is_there.synchronize()
+            self._wait_for_event(self._is_there)
         return self._on_host

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from kvasir_kernels.sampling_dispatch import largest_logit, sample_tokens
 from kvasir_protocol.events import TokenLogprobs
-from kvasir_workers.runner.device_copies import Homecoming, upload
+from kvasir_workers.runner.device_copies import Homecoming, Wait, upload
 from kvasir_workers.runner.device_rows import DeviceRows
 from kvasir_workers.runner.grammar_mask import GrammarMasks, apply_masks
 from kvasir_workers.runner.sampler import SampledToken
@@ -24,8 +24,9 @@ from kvasir_workers.sequence import Sequence as TokenSequence
 class SampleOnItsWay:
     """What a step said, as far as the device is."""
 
-    def __init__(self, token_ids: Tensor, logits: Tensor, scores: Sequence[Tensor], rows: DeviceRows) -> None:
-        self._home = Homecoming([token_ids, logits, *scores], token_ids.device)
+    def __init__(self, home: Homecoming, rows: DeviceRows) -> None:
+        """home: of the token ids, of their logits, and of the scores that measure_scores gives."""
+        self._home = home
         self._scored = np.flatnonzero(rows.table["is_scored"]).tolist()
         self._num_top = rows.num_top
 
@@ -41,8 +42,15 @@ class SampleOnItsWay:
 class DeviceSampler:
     """Samples step after step. What it says stays in said, too, [S] int64, row by row, for the step that follows."""
 
-    def __init__(self, eos_token_ids: frozenset[int], vocab_size: int, said: Tensor) -> None:
+    def __init__(
+        self,
+        eos_token_ids: frozenset[int],
+        vocab_size: int,
+        said: Tensor,
+        wait_for_event: Wait = torch.cuda.Event.synchronize,
+    ) -> None:
         self.said = said
+        self._wait_for_event = wait_for_event
         self._eos_token_ids = eos_token_ids
         self._ledger = SeenLedger(len(said), vocab_size, said.device)
         self._rows: DeviceRows | None = None
@@ -70,7 +78,8 @@ class DeviceSampler:
         self._ledger.remember(token_ids)
         self.said[: len(token_ids)] = token_ids
         scores = [] if raw_logprobs is None else measure_scores(raw_logprobs, token_ids[rows.scored], rows.num_top)
-        return SampleOnItsWay(token_ids, chosen, scores, rows)
+        home = Homecoming([token_ids, chosen, *scores], token_ids.device, self._wait_for_event)
+        return SampleOnItsWay(home, rows)
 
     def _edit(self, logits: Tensor, rows: DeviceRows, num_generated: Tensor) -> None:
         """In vLLM's order, as logit_edits does."""

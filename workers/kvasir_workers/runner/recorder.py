@@ -30,11 +30,19 @@ class CudaRecorder:
         self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
     def record(self, name: str, work: Work) -> Work:
+        self.rehearse(work)
+        return self.capture(name, work)
+
+    def rehearse(self, work: Work) -> None:
         """Capturing allows no compilation, and no library that looks for memory at first: so once without."""
-        COMPILE_WATCH.count(f"graph of {name}")
         self._stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(self._stream):
             work()
+        torch.cuda.current_stream().wait_stream(self._stream)
+
+    def capture(self, name: str, work: Work) -> Work:
+        """Of what was rehearsed. Waits for the device first."""
+        COMPILE_WATCH.count(f"graph of {name}")
         graph = torch.cuda.CUDAGraph()
         # Other threads may go on to use the device meanwhile.
         with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):

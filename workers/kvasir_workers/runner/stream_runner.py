@@ -30,10 +30,10 @@ Sample = Callable[[Masks | None], SampleOnItsWay]
 class StreamFlight:
     """A step that the device has been told of; see `StepFlight` in device.py."""
 
-    def __init__(self, sample: Sample | None, device: torch.device) -> None:
-        """sample None: it samples nothing."""
+    def __init__(self, sample: Sample | None, end: Homecoming | None) -> None:
+        """sample None: it samples nothing, and is over when its end has come."""
         self._sample = sample
-        self._end = Homecoming((), device) if sample is None else None
+        self._end = end
         self._said: SampleOnItsWay | None = None
 
     def allow(self, make_masks: Masks | None) -> None:
@@ -84,7 +84,7 @@ class StreamRunner:
         batch = lay_out(step, self._page_size, self._device)
         hidden = self._model.compute(plan, batch, self._sampler.said)
         if not len(batch.sample_rows):
-            return StreamFlight(None, self._device)
+            return StreamFlight(None, Homecoming((), self._device))
         logits = self._model.logits(hidden[batch.sample_rows])
         return self._flight(plan, logits, batch.positions[batch.sample_rows])
 
@@ -96,4 +96,4 @@ class StreamRunner:
             masks = make_masks() if make_masks is not None else None
             return self._sampler.sample(logits, sequences, positions, masks)
 
-        return StreamFlight(sample, self._device)
+        return StreamFlight(sample, None)

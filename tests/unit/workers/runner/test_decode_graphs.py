@@ -143,3 +143,11 @@ def test_only_steps_of_one_token_that_all_sample_are_taken() -> None:
     assert not found.takes(step_of([0] * 4, [[0]] * 4))
     assert not found.takes(replace(step, samples=np.array([True, False, True])))
     assert not found.takes(replace(step, token_ids=np.arange(5), counts=np.array([1, 1, 3])))
+
+
+def test_rank_that_only_helps_is_left_without_logits() -> None:
+    limits = GraphLimits(max_rows=4, max_pages=MAX_PAGES, page_size=PAGE_SIZE, vocab_size=0)
+    recorder = LoggedRecorder()
+    found = DecodeGraphs(lambda inputs, decodes: None, limits, recorder, torch.device("cpu"))
+    assert found.run(step_of([0] * 3, [[0]] * 3)).shape == (3, 0)
+    assert recorder.replayed == ["4 decodes"]
