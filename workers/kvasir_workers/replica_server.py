@@ -117,6 +117,7 @@ class ReplicaServer:
             time.monotonic,
             binding.page_endpoint,
             binding.is_sealed,
+            is_shared=bool(binding.segments),
         )
         self._pushed: Callable[[], HandoverCounters] = HandoverCounters
         self._streams: dict[RequestId, Peer] = {}

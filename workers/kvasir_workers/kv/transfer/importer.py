@@ -69,7 +69,8 @@ class PageImporter:
     """All reservations of one replica. send delivers a message to a peer; clock counts seconds.
 
     page_endpoint: where contents come in. is_sealed: they must be. meet: tells where a process group is to be had with
-    a writer, each of whose operations may take so many seconds.
+    a writer, each of whose operations may take so many seconds. is_shared: the pages are in shared memory, and tickets
+    say where.
     """
 
     pages: PartedPages
@@ -81,6 +82,7 @@ class PageImporter:
     is_sealed: bool = True
     process_start: Callable[[int], int | None] = field(default=process_start)
     meet: Callable[[Peer, float], str] | None = None
+    is_shared: bool = True
     _reservations: dict[Generation, Reservation] = field(default_factory=dict)
     _generation_of: dict[RequestId, Generation] = field(default_factory=dict)
     _last_generation: int = field(default_factory=lambda: secrets.randbits(48))
@@ -140,6 +142,9 @@ class PageImporter:
             reason = f"pages differ: pushed {message.layout}, expected {self.pages.layout}"
             self.send(writer, PushRefused(generation=message.generation, reason=reason))
             self._fail(reservation, reason)
+            return
+        if message.uses_shared_memory and not self.is_shared:
+            self.send(writer, PushRefused(generation=message.generation, reason="pages are not in shared memory"))
             return
         reservation.state = "pushing"
         reservation.writer = writer

@@ -386,6 +386,17 @@ def test_writer_for_another_request_is_refused_and_the_right_one_goes_on(side: S
     assert side.desk.started == {"r": (7,)}
 
 
+def test_writer_to_shared_memory_that_there_is_not_is_refused_and_the_right_one_goes_on(side: Side) -> None:
+    side.importer.is_shared = False
+    generation = side.open()
+    side.begin(generation, shared=True)
+    assert side.sent == [(WRITER, PushRefused(generation=generation, reason="pages are not in shared memory"))]
+    side.begin(generation)
+    side.push(generation, 2, 5)
+    side.commit(generation)
+    assert side.desk.started == {"r": (7,)}
+
+
 def test_second_writer_is_refused_and_the_first_goes_on(side: Side) -> None:
     generation = pushing(side)
     side.begin(generation, writer=STRANGER)
