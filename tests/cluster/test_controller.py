@@ -2,10 +2,13 @@ import os
 import signal
 
 import psutil
+import pytest
 import ray
 
+from kvasir_cluster.creation import create_controller
 from kvasir_cluster.spec import Timings
 from kvasir_protocol.config import PoolConfig
+from kvasir_protocol.errors import ServiceUnavailable
 
 PREFILL = PoolConfig(role="prefill")
 DECODE = PoolConfig(role="decode")
@@ -22,6 +25,13 @@ def test_both_pools_come_up_and_enter_the_view(start_cluster):
     ]
     assert view.phase == "ready"
     assert [[phase.name for phase in phases] for phases in cluster.progress().start_phases] == [["weights"]] * 2
+
+
+def test_a_second_controller_is_refused_and_the_first_goes_on(start_cluster):
+    cluster = start_cluster(MIXED)
+    with pytest.raises(ServiceUnavailable, match="somebody else has just made this cluster"):
+        create_controller(cluster.spec, detached=False)
+    cluster.wait_until_ready()
 
 
 def test_killed_replica_is_replaced_under_a_new_id(start_cluster, wait_for):
