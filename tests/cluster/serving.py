@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import httpx
@@ -164,3 +165,25 @@ def _instances_of(process_id: int) -> set[str]:
     """Names of the folders in which a server with this process id keeps its own."""
     files = Path("/tmp").glob("kvasir-*/pid")
     return {file.parent.name for file in files if file.read_text() == str(process_id)}
+
+
+class SharedServing:
+    """One server for all tests of a file that leave it as good as they found it; after one that ends it there is
+    another."""
+
+    def __init__(self, start: Callable[[], Serving]) -> None:
+        self._start = start
+        self._serving: Serving | None = None
+
+    def __enter__(self) -> "SharedServing":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._serving is not None:
+            self._serving.kill_all()
+
+    def ready(self) -> Serving:
+        if self._serving is None or self._serving.process.poll() is not None:
+            self._serving = self._start()
+            self._serving.wait_until_ready()
+        return self._serving

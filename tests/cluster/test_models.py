@@ -2,7 +2,7 @@
 
 import httpx
 import pytest
-from serving import Serving
+from serving import Serving, SharedServing
 
 from kvasir.demo import DEMO_MODEL_NAME, demo_model_path
 
@@ -17,15 +17,16 @@ pools:
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory):
+def shared(tmp_path_factory):
     home = tmp_path_factory.mktemp("serve")
     (home / "models.yaml").write_text(FILE)
-    serving = Serving(home, "--config", str(home / "models.yaml"))
-    try:
-        serving.wait_until_ready()
-        yield serving
-    finally:
-        serving.kill_all()
+    with SharedServing(lambda: Serving(home, "--config", str(home / "models.yaml"))) as shared:
+        yield shared
+
+
+@pytest.fixture
+def server(shared):
+    return shared.ready()
 
 
 def complete(server, model):

@@ -2,20 +2,22 @@
 
 import psutil
 import pytest
-from serving import END_S, Serving, is_alive
+from serving import END_S, Serving, SharedServing, is_alive
 
 ANSWERED = "Norse"
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory):
+def shared(tmp_path_factory):
     """Two replicas of two ranks each."""
-    serving = Serving(tmp_path_factory.mktemp("serve"), "--mixed", "2", "--tensor-parallel-size", "2")
-    try:
-        serving.wait_until_ready()
-        yield serving
-    finally:
-        serving.kill_all()
+    home = tmp_path_factory.mktemp("serve")
+    with SharedServing(lambda: Serving(home, "--mixed", "2", "--tensor-parallel-size", "2")) as shared:
+        yield shared
+
+
+@pytest.fixture
+def server(shared):
+    return shared.ready()
 
 
 def test_each_rank_is_a_process_and_listens_on_the_loopback_interface_only(server):

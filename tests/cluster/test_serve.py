@@ -9,7 +9,7 @@ import httpx
 import openai
 import psutil
 import pytest
-from serving import END_S, KVASIR, Serving, is_alive
+from serving import END_S, KVASIR, Serving, SharedServing, is_alive
 
 ANSWERED = "Norse"
 
@@ -17,14 +17,15 @@ PARTS = ("weights", "warm-up", "test answer")
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    """One server for all tests that leave it as good as they found it; the last one ends it."""
-    serving = Serving(tmp_path_factory.mktemp("serve"))
-    try:
-        serving.wait_until_ready()
-        yield serving
-    finally:
-        serving.kill_all()
+def shared(tmp_path_factory):
+    home = tmp_path_factory.mktemp("serve")
+    with SharedServing(lambda: Serving(home)) as shared:
+        yield shared
+
+
+@pytest.fixture
+def server(shared):
+    return shared.ready()
 
 
 @pytest.fixture
