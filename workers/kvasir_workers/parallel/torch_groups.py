@@ -14,7 +14,7 @@ from torch import Tensor
 _torch: Any = torch.distributed
 
 STORE_PATIENCE_S = 60.0
-"""For the leader's store to be reached, and for it to answer."""
+"""For a gang's store to be reached, and for it to answer."""
 
 _WATCHDOG_S = 60.0
 """And twice our own deadline, after which torch ends a process that waits in NCCL: we say before who did not come."""
@@ -74,9 +74,9 @@ def host_store(host: str) -> tuple[Store, int]:
     return store, port
 
 
-def join_store(host: str, port: int) -> Store:
-    """Somebody's host_store."""
-    store: Store = _torch.TCPStore(host, port, is_master=False, timeout=timedelta(seconds=STORE_PATIENCE_S))
+def join_store(host: str, port: int, patience_s: float = STORE_PATIENCE_S) -> Store:
+    """Somebody's host_store. patience_s: to reach it, and for each of its answers. Raises RuntimeError after that."""
+    store: Store = _torch.TCPStore(host, port, is_master=False, timeout=timedelta(seconds=patience_s))
     return store
 
 

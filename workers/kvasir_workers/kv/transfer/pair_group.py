@@ -5,8 +5,13 @@
 torch's operations wait, and a group whose operation failed can't be mended: each end has a thread for them, and whoever
 sees a failure lets go of the group. The next hand-over meets in a new one. So does whoever has not used it for long:
 the other side may be dead, which nobody is told.
+
+A thread that is inside torch when the interpreter ends takes the process down with SIGABRT: the interpreter unwinds it
+through functions that may not throw. So a process that ends lets its groups end what they do, which takes no longer
+than the deadline of an operation.
 """
 
+import atexit
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -82,7 +87,9 @@ class PairGroup:
         self._seat = seat
         self._on_broken = on_broken
         self._work: SimpleQueue[Callable[[Group], None] | None] = SimpleQueue()
-        Thread(target=self._run, name="page-group", daemon=True).start()
+        self._thread = Thread(target=self._run, name="page-group", daemon=True)
+        atexit.register(self._end)
+        self._thread.start()
 
     def send(self, generation: Generation, content: memoryview, on_sent: Callable[[], None]) -> None:
         """content is not to be changed until on_sent is called."""
@@ -100,9 +107,19 @@ class PairGroup:
         """Leave it once what was asked for is done."""
         self._work.put(None)
 
+    def _end(self) -> None:
+        self.close()
+        self._thread.join()
+
     # The thread
 
     def _run(self) -> None:
+        try:
+            self._work_on()
+        finally:
+            atexit.unregister(self._end)
+
+    def _work_on(self) -> None:
         try:
             group = self._open()
             while (work := self._next_work()) is not None:
@@ -121,7 +138,7 @@ class PairGroup:
 
     def _open(self) -> Group:
         meeting, seat = self._meeting, self._seat
-        store = join_store(meeting.host, meeting.port)
+        store = join_store(meeting.host, meeting.port, seat.deadline_s)
         return open_group(meeting.name, range(2), seat.rank, store, seat.host, seat.deadline_s, seat.device)
 
     def _send(self, group: Group, generation: Generation, content: memoryview, on_sent: Callable[[], None]) -> None:

@@ -1,7 +1,9 @@
 """Two ends of a process group over gloo, and what each hears when the other fails."""
 
 import queue
-from collections.abc import Callable
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import pytest
@@ -17,6 +19,18 @@ HOST = "127.0.0.1"
 DEADLINE_S = 10.0
 GENERATION = Generation(7)
 CONTENT = memoryview(bytearray(range(200)))
+
+ENDS_WHILE_IT_WAITS = """
+import torch
+from kvasir_workers.kv.transfer.pair_group import DECODE_SIDE, PairGroup, PairMeeting, PairSeat
+from kvasir_workers.parallel.torch_groups import host_store
+
+store, port = host_store("127.0.0.1")
+seat = PairSeat(
+    rank=DECODE_SIDE, host="127.0.0.1", deadline_s=0.5, device=torch.device("cpu"), post=lambda work: work()
+)
+PairGroup(PairMeeting(host="127.0.0.1", port=port, name="pair"), seat, print)
+"""
 
 
 class Owner:
@@ -54,9 +68,16 @@ class Meeting:
         return self.groups[-1]
 
 
+    def close(self) -> None:
+        for group in self.groups:
+            group.close()
+
+
 @pytest.fixture
-def meeting() -> Meeting:
-    return Meeting()
+def meeting() -> Iterator[Meeting]:
+    meeting = Meeting()
+    yield meeting
+    meeting.close()
 
 
 def test_place_to_meet_survives_being_told() -> None:
@@ -98,6 +119,12 @@ def test_who_waits_in_vain_for_the_other_is_told_by_its_deadline(meeting: Meetin
     meeting.join(WRITER, ours, deadline_s=0.3)
     ours.do_next()
     assert len(ours.broken) == 1
+
+
+def test_process_that_ends_while_its_group_waits_ends_in_order() -> None:
+    run = subprocess.run([sys.executable, "-c", ENDS_WHILE_IT_WAITS], capture_output=True, text=True, timeout=60)
+    assert run.returncode == 0, run.stderr
+    assert "wait timeout" in run.stdout
 
 
 def test_contents_that_never_come_break_the_group_at_the_deadline(meeting: Meeting) -> None:
