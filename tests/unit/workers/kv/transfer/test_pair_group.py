@@ -67,7 +67,6 @@ class Meeting:
         self.groups.append(PairGroup(self.place, seat, owner.broken.append))
         return self.groups[-1]
 
-
     def close(self) -> None:
         for group in self.groups:
             group.close()
