@@ -74,7 +74,7 @@ _OPTIONAL_COUNTS = (
 )
 
 _STEP_TOKENS = 2048
-_CPU_STEP_TOKENS = 256
+_CPU_STEP_TOKENS = 512
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -156,7 +156,7 @@ class EngineConfig:
     def step_tokens(self) -> int:
         """The most tokens of one step. device is to be settled before: as it was asked for, it may be "auto".
 
-        Unless it was set: 256 on CPUs, which compute a prompt's tokens hardly faster together, so that nobody waits
+        Unless it was set: 512 on CPUs, which compute a prompt's tokens hardly faster together, so that nobody waits
         long for others' prompts (a replica of a small model takes more); elsewhere 2,048. In any case one for each
         running sequence.
         """

@@ -2,7 +2,8 @@
 //
 //   ids -> embedding -> L x ( norm, qkv, heads placed, attention, output | norm, gate and up, gate, down ) -> norm
 //
-// Each part is the code of the operation of that name, in its order: the results are those of one call for each.
+// Each part is the code of the operation of that name, in its order: the results are those of one call for each. Of the
+// last layer all tokens' keys and values are needed, but the rest only for tokens that somebody asks for.
 
 #include <omp.h>
 
@@ -70,6 +71,21 @@ struct Shape {
 struct Tokens {
     const int64_t *ids, *positions, *slots;  // [T]
     int64_t count;
+};
+
+// The tokens whose last hidden states are asked for, in order: of each sequence some of its last, or none.
+struct Wanted {
+    const int64_t* rows;  // [W]
+    int64_t count;
+
+    // How many of each sequence: what attention takes for the sequences' new tokens.
+    std::vector<int64_t> per_sequence(const attention::Lengths& lengths) const {
+        std::vector<int64_t> counts(lengths.num_sequences, 0);
+        int64_t end = 0, i = 0;
+        for (int64_t sequence = 0; sequence < lengths.num_sequences; ++sequence)
+            for (end += lengths.query_lens[sequence]; i < count && rows[i] < end; ++i) ++counts[sequence];
+        return counts;
+    }
 };
 
 // Memory of the caller's thread, kept for its next step.
@@ -149,19 +165,28 @@ struct Pass {
     const int64_t* page_tables;
     int64_t num_table_pages;
     const Number* final_norm;
-    Number* out;  // [T, E]
+    const Wanted wanted;
+    Number* out;  // [W, E]
     Activations<Number> memory;
-    Divisions divisions;
+    Divisions divisions, wanted_divisions;
 
     void run(Team& team) {
         embed(team);
+        int64_t num_rows = tokens.count;
         for (int64_t i = 0; i < shape.num_layers; ++i) {
-            norm(layers[i].attention_norm, i > 0, memory.normed, team);
-            attend(layers[i], caches[i], team);
-            norm(layers[i].feed_forward_norm, true, memory.normed, team);
-            feed_forward(layers[i], team);
+            norm(layers[i].attention_norm, i > 0, num_rows, memory.normed, team);
+            place(layers[i], caches[i], team);
+            const bool is_last = i + 1 == shape.num_layers;
+            if (is_last && wanted.count < num_rows) {
+                keep_wanted(team);
+                num_rows = wanted.count;
+                if (num_rows == 0) return;
+            }
+            attend(layers[i], caches[i], is_last ? wanted_divisions : divisions, num_rows, team);
+            norm(layers[i].feed_forward_norm, true, num_rows, memory.normed, team);
+            feed_forward(layers[i], num_rows, team);
         }
-        norm(final_norm, true, out, team);
+        norm(final_norm, true, num_rows, out, team);
     }
 
     void embed(Team& team) {
@@ -177,10 +202,23 @@ struct Pass {
         });
     }
 
-    void norm(const Number* weight, bool has_update, Number* normed, Team& team) {
+    // Rows of the residual and of queries move up to where the wanted ones lie one after the other.
+    void keep_wanted(Team& team) {
+        team(1, 0, [&](int64_t) {
+            for (int64_t i = 0; i < wanted.count; ++i) {
+                const int64_t E = shape.hidden_size, from = wanted.rows[i];
+                if (from == i) continue;
+                std::memcpy(memory.residual + i * E, memory.residual + from * E, E * sizeof(Number));
+                std::memcpy(memory.heads + i * shape.heads_size(), memory.heads + from * shape.heads_size(),
+                            shape.query_size() * sizeof(Number));
+            }
+        });
+    }
+
+    void norm(const Number* weight, bool has_update, int64_t num_rows, Number* normed, Team& team) {
         const Number* x = has_update ? memory.update : memory.residual;
         const Number* residual = has_update ? memory.residual : nullptr;
-        norm::norm_rows(x, residual, weight, shape.eps, tokens.count, shape.hidden_size, memory.residual, normed, team);
+        norm::norm_rows(x, residual, weight, shape.eps, num_rows, shape.hidden_size, memory.residual, normed, team);
     }
 
     void multiply(const Number* x, const Matrix<Number>& matrix, int64_t num_rows, int64_t num_inputs,
@@ -193,27 +231,33 @@ struct Pass {
             quantized::multiply(product, matrix.quantized(), to, team);
     }
 
-    void attend(const Layer<Number>& layer, const Cache<Number>& cache, Team& team) {
+    // Keys and values to their slots, and queries turned.
+    void place(const Layer<Number>& layer, const Cache<Number>& cache, Team& team) {
         const int64_t D = shape.head_dim, H = shape.num_heads, K = shape.num_kv_heads;
         multiply(memory.normed, layer.qkv, tokens.count, shape.hidden_size, shape.heads_size(), memory.heads, team);
         const rotation::Heads<Number> heads{memory.heads,     layer.query_norm, layer.key_norm, shape.eps,    angles,
                                             angles + D / 2,   D,                tokens.positions, tokens.slots,
                                             cache.keys,       cache.values,     tokens.count,   H,            K, D};
         rotation::place_tokens(heads, team);
+    }
+
+    void attend(const Layer<Number>& layer, const Cache<Number>& cache, Divisions& divided, int64_t num_rows,
+                Team& team) {
+        const int64_t D = shape.head_dim, H = shape.num_heads, K = shape.num_kv_heads;
         const attention::Step<Number> step{memory.heads, shape.heads_size(), cache.keys, cache.values, page_tables,
                                            num_table_pages, shape.page_size, H, K, D, shape.scale, layer.window,
                                            memory.attended};
-        attention::attend(step, divisions.of(layer.window), team);
-        multiply(memory.attended, layer.output, tokens.count, H * D, shape.hidden_size, memory.update, team);
+        attention::attend(step, divided.of(layer.window), team);
+        multiply(memory.attended, layer.output, num_rows, H * D, shape.hidden_size, memory.update, team);
     }
 
-    void feed_forward(const Layer<Number>& layer, Team& team) {
+    void feed_forward(const Layer<Number>& layer, int64_t num_rows, Team& team) {
         const int64_t E = shape.hidden_size, I = shape.intermediate_size;
-        for (int64_t first = 0; first < tokens.count; first += kChunkTokens) {
-            const int64_t num_rows = std::min(kChunkTokens, tokens.count - first);
-            multiply(memory.normed + first * E, layer.gate_up, num_rows, E, 2 * I, memory.gate_up, team);
-            gate::gate_rows(memory.gate_up, num_rows, I, memory.gated, team);
-            multiply(memory.gated, layer.down, num_rows, I, E, memory.update + first * E, team);
+        for (int64_t first = 0; first < num_rows; first += kChunkTokens) {
+            const int64_t count = std::min(kChunkTokens, num_rows - first);
+            multiply(memory.normed + first * E, layer.gate_up, count, E, 2 * I, memory.gate_up, team);
+            gate::gate_rows(memory.gate_up, count, I, memory.gated, team);
+            multiply(memory.gated, layer.down, count, I, E, memory.update + first * E, team);
         }
     }
 };
@@ -243,9 +287,12 @@ void run_together(Pass<Number>& pass, int num_threads) {
         const int64_t* positions, const int64_t* slots, int64_t num_tokens, const Matrix<Number>* embedding,          \
         const float* angles, const int64_t* page_tables, int64_t num_table_pages,                                     \
         const int64_t* query_lens, const int64_t* context_lens, int64_t num_sequences, const Number* final_norm,      \
-        Number* out, int64_t thread_limit) {                                                                          \
+        const int64_t* wanted_rows, int64_t num_wanted, Number* out, int64_t thread_limit) {                                                                          \
         const int64_t work = shape->num_products() * std::max<int64_t>(num_tokens / 4, 1);                            \
         const int num_threads = threads_for(work, thread_limit);                                                      \
+        const attention::Lengths lengths{query_lens, context_lens, num_sequences};                                    \
+        const Wanted wanted{wanted_rows, num_wanted};                                                                 \
+        const std::vector<int64_t> wanted_lens = wanted.per_sequence(lengths);                                        \
         Pass<Number> pass{*shape,                                                                                     \
                           layers,                                                                                     \
                           caches,                                                                                     \
@@ -255,10 +302,14 @@ void run_together(Pass<Number>& pass, int num_threads) {
                           page_tables,                                                                                \
                           num_table_pages,                                                                            \
                           final_norm,                                                                                 \
+                          wanted,                                                                                     \
                           out,                                                                                        \
                           Activations<Number>(*shape, num_tokens),                                                    \
-                          Divisions(*shape, {query_lens, context_lens, num_sequences}, num_threads)};                 \
-        for (int64_t i = 0; i < shape->num_layers; ++i) pass.divisions.add(layers[i].window);                         \
+                          Divisions(*shape, lengths, num_threads),                                                    \
+                          Divisions(*shape, {wanted_lens.data(), context_lens, num_sequences}, num_threads)};         \
+        const int64_t num_others = shape->num_layers - 1;                                                             \
+        for (int64_t i = 0; i < num_others; ++i) pass.divisions.add(layers[i].window);                                \
+        pass.wanted_divisions.add(layers[num_others].window);                                                         \
         run_together(pass, num_threads);                                                                              \
     }
 

@@ -12,7 +12,7 @@ from kvasir_kernels.native.library import Kernel, KernelLibrary
 from kvasir_kernels.paged_cache import LayerCache
 from kvasir_kernels.quantized_linear.native import NativeQuantizedWeight
 
-_decoder_pass = Kernel("decoder_pass", "ppppppipppippipp")
+_decoder_pass = Kernel("decoder_pass", "ppppppipppippippip")
 
 _LANES = 16
 
@@ -84,14 +84,15 @@ class NativePass:
             self._look_up(caches)
         decoder, batch = self._decoder, step.batch
         num_tokens, num_sequences = len(step.token_ids), len(batch.query_lens)
-        out = decoder.norm.new_empty(num_tokens, self._shape.hidden_size)
+        wanted = torch.arange(num_tokens) if step.wanted is None else step.wanted
+        out = decoder.norm.new_empty(len(wanted), self._shape.hidden_size)
         lengths = batch.lengths.data_ptr()
         _decoder_pass(
             self._library, out.dtype, ctypes.addressof(self._shape), self._layers.data_ptr(),
             self._cache_table.data_ptr(), step.token_ids.data_ptr(), step.positions.data_ptr(), step.slots.data_ptr(),
             num_tokens, self._embedding.data_ptr(), decoder.angles.data_ptr(),
             batch.page_tables.data_ptr(), batch.page_tables.stride(0), lengths, lengths + 8 * num_sequences,
-            num_sequences, decoder.norm.data_ptr(), out.data_ptr(),
+            num_sequences, decoder.norm.data_ptr(), wanted.data_ptr(), len(wanted), out.data_ptr(),
         )  # fmt: skip
         return out
 

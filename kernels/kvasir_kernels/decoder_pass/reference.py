@@ -59,16 +59,20 @@ class PlainDecoder(Generic[Weight_co]):
 
 @dataclass(frozen=True, slots=True)
 class StepTokens:
-    """token_ids, positions, slots: [T] int64 in the order of `batch`; a slot of -1 is padding."""
+    """token_ids, positions, slots: [T] int64 in the order of `batch`; a slot of -1 is padding.
+
+    wanted: [W] int64, the rows asked for, ascending: of each sequence some of its last, or none. None: all.
+    """
 
     token_ids: Tensor
     positions: Tensor
     slots: Tensor
     batch: AttentionBatch
+    wanted: Tensor | None = None
 
 
 def decoder_pass(decoder: PlainDecoder[Tensor], step: StepTokens, caches: Sequence[LayerCache]) -> Tensor:
-    """Return the last hidden states of the step's tokens, [T, E]; writes their keys and values to `caches`."""
+    """Return the last hidden states of the wanted tokens, [W, E]; writes all tokens' keys and values to `caches`."""
     cos, sin = decoder.angles[step.positions].chunk(2, dim=-1)
     update = F.embedding(step.token_ids, decoder.embedding)
     residual, scale = torch.zeros_like(update), decoder.head_dim**-0.5
@@ -79,7 +83,8 @@ def decoder_pass(decoder: PlainDecoder[Tensor], step: StepTokens, caches: Sequen
         update = _map(paged_attention(query, cache, step.batch, scale, layer.window).flatten(1), layer.output)
         normed, residual = add_rms_norm(update, residual, layer.feed_forward_norm, decoder.eps)
         update = _map(silu_mul(_map(normed, layer.gate_up)), layer.down)
-    return add_rms_norm(update, residual, decoder.norm, decoder.eps)[0]
+    hidden, _ = add_rms_norm(update, residual, decoder.norm, decoder.eps)
+    return hidden if step.wanted is None else hidden[step.wanted]
 
 
 def _map(x: Tensor, affine: Affine[Tensor]) -> Tensor:

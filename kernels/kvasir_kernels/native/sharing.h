@@ -36,13 +36,33 @@ class Team {
             for (int64_t i = 0; i < count; ++i) body(i);
             return;
         }
-        const int64_t chunk = std::max<int64_t>(1, count / (8 * size_));
-        for (int64_t first; (first = next_.fetch_add(chunk, std::memory_order_relaxed)) < count;)
-            for (int64_t i = first; i < std::min(first + chunk, count); ++i) body(i);
+        const Turns turns(count, size_);
+        for (int64_t first; (first = turns.first(next_.fetch_add(1, std::memory_order_relaxed))) < count;)
+            for (int64_t i = first; i < turns.end(first); ++i) body(i);
         meet();
     }
 
   private:
+    // What a thread takes at a time: many parts at first, since asking costs, and few towards the end, where the others
+    // wait for who took the last.
+    class Turns {
+      public:
+        Turns(int64_t count, int64_t num_threads)
+            : count_(count), many_(std::max<int64_t>(1, count / (8 * num_threads))),
+              few_(std::max<int64_t>(1, many_ / 8)), num_many_(3 * count / (4 * many_)) {}
+
+        int64_t first(int64_t turn) const {
+            return turn < num_many_ ? turn * many_ : num_many_ * many_ + (turn - num_many_) * few_;
+        }
+
+        int64_t end(int64_t first) const {
+            return std::min(count_, first + (first < num_many_ * many_ ? many_ : few_));
+        }
+
+      private:
+        const int64_t count_, many_, few_, num_many_;
+    };
+
     // Meetings are microseconds apart, so that nobody sleeps; but whoever shares a core with the last one lets it run.
     static constexpr int kPatience = 4096;
 

@@ -3,7 +3,7 @@
 //
 //   blocks    64 keys at a time, for each key head: scores, softmax, and the weighted sum of their values; for several
 //             tokens they are packed first
-//   rows      the query heads that share a key head, of up to 32 / group tokens
+//   rows      the query heads that share a key head, of up to 64 / group tokens
 //   spans     4096 keys: a long context is shared by threads, and its parts are joined at the end
 //
 // A single token is bound by memory, where all heads of a key lie side by side: its item has as many heads as leave
@@ -24,7 +24,7 @@
 
 namespace attention {
 
-constexpr int64_t kRowsPerItem = 32, kSpanKeys = 4096;
+constexpr int64_t kRowsPerItem = 64, kSpanKeys = 4096;
 constexpr float kHidden = -std::numeric_limits<float>::infinity();
 
 // The weighted sums of R rows, [R, D], each row's largest score so far, and the sum of its weights.

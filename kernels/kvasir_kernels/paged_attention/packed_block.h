@@ -41,14 +41,7 @@ inline void transpose(Words* rows) {
 // A row's weights in place, as the first half of their memory.
 inline void round_weights(float* weights) {
     Bf16* rounded = reinterpret_cast<Bf16*>(weights);
-    for (int64_t k = 0; k < kBlockKeys; k += kLanes) {
-#ifdef __AVX512BF16__
-        const __m256bh halves = _mm512_cvtneps_pbh((__m512)load(weights + k));
-        std::memcpy(rounded + k, &halves, sizeof halves);
-#else
-        store(rounded + k, load(weights + k));
-#endif
-    }
+    for (int64_t k = 0; k < kBlockKeys; k += kLanes) store(rounded + k, load(weights + k));
 }
 
 template <class Number>

@@ -1,7 +1,7 @@
 """A step through a whole decoder in one call, against the references of its operations one after the other."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import pytest
@@ -159,6 +159,34 @@ def test_equals_the_references_of_its_operations(name: str, step: str, dtype: to
     assert ours.dtype == dtype
     for actual, wanted in zip([ours, *tensors(caches)], [expected, *tensors(expected_caches)], strict=True):
         torch.testing.assert_close(actual, wanted, atol=TOLERANCE[dtype], rtol=TOLERANCE[dtype], equal_nan=True)
+
+
+LENGTHS = [(1, 20), (3, 7), (30, 33), (4, 9)]
+WANTED = {
+    "nobody": [],
+    "the last of one": [33],
+    "the last of some": [3, 37],
+    "the last of all": [0, 3, 33, 37],
+    "several last ones": [2, 3, 31, 32, 33],
+    "all but the first": list(range(1, 38)),
+}
+
+
+@pytest.mark.usefixtures("native")
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("wanted", WANTED)
+@pytest.mark.parametrize("name", SHAPES)
+def test_of_all_tokens_keys_and_values_are_written_and_the_wanted_states_returned(
+    name: str, wanted: str, dtype: torch.dtype
+) -> None:
+    shape, rows = SHAPES[name], torch.tensor(WANTED[wanted], dtype=torch.int64)
+    tokens = replace(make_step(LENGTHS), wanted=rows)
+    ours, caches = run(shape, tokens, dtype)
+    expected_caches = make_caches(shape, tokens, dtype)
+    expected = decoder_pass(make_decoder(shape, dtype, Tensor.clone), tokens, expected_caches)
+    assert ours.shape == (len(rows), shape.hidden_size)
+    for actual, right in zip([ours, *tensors(caches)], [expected, *tensors(expected_caches)], strict=True):
+        torch.testing.assert_close(actual, right, atol=TOLERANCE[dtype], rtol=TOLERANCE[dtype], equal_nan=True)
 
 
 @pytest.mark.usefixtures("native")

@@ -326,6 +326,6 @@ def test_router_settings_have_few_surprises() -> None:
 
 def test_a_step_has_fewer_tokens_on_a_cpu_and_one_for_each_sequence() -> None:
     assert EngineConfig(device="cuda").step_tokens == 2048
-    assert EngineConfig(device="cpu").step_tokens == 256
+    assert EngineConfig(device="cpu").step_tokens == 512
     assert EngineConfig(device="cpu", max_num_seqs=1000).step_tokens == 1000
     assert EngineConfig(device="cpu", max_num_seqs=7, max_num_batched_tokens=9).step_tokens == 9

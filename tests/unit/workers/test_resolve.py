@@ -19,12 +19,11 @@ def step_tokens(spec=SMALL, device=CPU, **settings):
 
 def test_small_models_take_more_tokens_at_once_on_cpus():
     assert step_tokens() == 1024
-    assert step_tokens(replace(SMALL, intermediate_size=2 * SMALL.intermediate_size)) == 512
-    assert step_tokens(LARGE) == 256
+    assert step_tokens(LARGE) == 512
 
 
 def test_any_sequence_may_decode_in_every_step():
-    assert step_tokens(LARGE, max_num_seqs=300) == 300
+    assert step_tokens(LARGE, max_num_seqs=600) == 600
 
 
 def test_what_was_set_stands():

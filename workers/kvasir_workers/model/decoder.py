@@ -108,15 +108,19 @@ class Decoder(nn.Module):
         slots: Tensor,
         caches: Sequence[LayerCache],
         batch: StepAttention,
+        wanted: Tensor | None = None,
     ) -> Tensor:
-        """Return the last hidden state of each of the step's tokens, [T, E]; writes their keys and values to `caches`.
+        """Return the last hidden states of the wanted tokens, [W, E]; writes all tokens' keys and values to `caches`.
 
         token_ids, positions, slots: [T] int64, packed in the order of `batch`; a slot of -1 is padding.
-        caches: one per layer.
+        caches: one per layer. wanted: [W] int64, their rows, ascending, of each sequence some of its last, or none;
+        None: of all tokens.
         """
         if self.fused is not None and isinstance(batch, AttentionBatch):
-            return self.fused.run(StepTokens(token_ids, positions, slots, batch), caches)
+            return self.fused.run(StepTokens(token_ids, positions, slots, batch, wanted), caches)
         update, residual = self.run_layers(self.embedding(token_ids), positions, slots, caches, batch)
+        if wanted is not None and len(wanted) < len(token_ids):
+            update, residual = update[wanted], residual[wanted]
         return self.normalise(update, residual)
 
     def run_layers(

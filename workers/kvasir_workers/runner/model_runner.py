@@ -45,8 +45,6 @@ class ModelRunner:
         hidden = self._model.compute(plan, batch, self._sampled_before)
         if not sampled.sequences:
             return []
-        is_all = len(batch.sample_rows) == len(hidden)
-        logits = self._model.logits(hidden if is_all else hidden[batch.sample_rows])
-        sample = self._sampler.sample(logits, sampled, masks())
+        sample = self._sampler.sample(self._model.logits(hidden), sampled, masks())
         self._sampled_before = sample.token_ids
         return sample.tokens()

@@ -31,15 +31,21 @@ class PagedDecoder:
             copy_tokens(self._pages, copy, self._cache_scales)
 
     def compute(self, plan: StepPlan, batch: StepBatch, said: Tensor) -> Tensor:
-        """The last hidden states of the step's tokens, [T, E]; who wants to know of a prompt has seen its own.
+        """The last hidden states of the tokens after which one is sampled, [R, E].
+
+        Who wants to know of a prompt has then seen its hidden states, which is when all tokens' are computed.
 
         batch: the plan's, whose coming tokens are filled in. said: [R] int64, what the step before sampled.
         """
         if batch.coming is not None:
             batch.token_ids[batch.coming.places] = said[batch.coming.rows]
-        hidden: Tensor = self._decoder(batch.token_ids, batch.positions, batch.slots, self._caches, batch.attention)
+        step = batch.token_ids, batch.positions, batch.slots, self._caches, batch.attention
+        if not shows_prompts(plan):
+            sampled: Tensor = self._decoder(*step, wanted=batch.sample_rows)
+            return sampled
+        hidden: Tensor = self._decoder(*step)
         self._show_prompts(plan, hidden)
-        return hidden
+        return hidden[batch.sample_rows]
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Return the next-token logits of `hidden` [R, E]: [R, V] float32."""

@@ -85,8 +85,7 @@ class StreamRunner:
         hidden = self._model.compute(plan, batch, self._sampler.said)
         if not len(batch.sample_rows):
             return StreamFlight(None, Homecoming((), self._device))
-        logits = self._model.logits(hidden[batch.sample_rows])
-        return self._flight(plan, logits, batch.positions[batch.sample_rows])
+        return self._flight(plan, self._model.logits(hidden), batch.positions[batch.sample_rows])
 
     def _flight(self, plan: StepPlan, logits: Tensor, positions: Tensor) -> StreamFlight:
         sequences = sampled_sequences(plan)
