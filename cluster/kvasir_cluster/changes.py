@@ -6,9 +6,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from kvasir_cluster.desired import fingerprint
-from kvasir_cluster.renames import WEIGHT_SETTINGS, find_renames, rename_models
-from kvasir_protocol.config import ClusterConfig, ModelConfig, PoolConfig
-from kvasir_protocol.errors import ConfigError
+from kvasir_cluster.renames import find_renames, rename_models
+from kvasir_protocol.config import ClusterConfig, PoolConfig
 
 ChangeKind = Literal["create", "change", "remove"]
 
@@ -19,25 +18,6 @@ REPLACED = "its replicas are replaced, one at a time"
 class Change:
     kind: ChangeKind
     what: str
-
-
-def check_same_models(present: ClusterConfig, wanted: ClusterConfig) -> None:
-    """Raise ConfigError if answers of two models would mix while replicas are replaced one at a time."""
-    _check_same_model(present.model, wanted.model, "the first model")
-    later = {model.served_name: model for model in wanted.all_models}
-    for model in present.all_models:
-        if model.served_name in later:
-            _check_same_model(model, later[model.served_name], repr(model.served_name))
-
-
-def _check_same_model(present: ModelConfig, wanted: ModelConfig, which: str) -> None:
-    for name in WEIGHT_SETTINGS:
-        old, new = getattr(present, name), getattr(wanted, name)
-        if old != new:
-            raise ConfigError(
-                f"model.{name} is {old} and can't become {new} for {which} while the cluster serves: streams would go "
-                "on with another model; `kvasir down` first, or use another name"
-            )
 
 
 def find_changes(present: ClusterConfig | None, wanted: ClusterConfig | None) -> tuple[Change, ...]:

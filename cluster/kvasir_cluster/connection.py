@@ -8,11 +8,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import ray
-from ray.exceptions import AuthenticationError, GetTimeoutError, RayError
+from ray.exceptions import AuthenticationError, GetTimeoutError, RayError, RayTaskError
 
 from kvasir_cluster.creation import CONTROLLER_NAME
 from kvasir_cluster.probe import describe_error
-from kvasir_protocol.errors import ServiceUnavailable
+from kvasir_protocol.errors import KvasirError, ServiceUnavailable
 
 KNOCK_S = 3.0
 """For the head to accept a connection. Ray itself would try for minutes."""
@@ -69,12 +69,14 @@ def find_controller() -> Any | None:
 
 
 def answer(reference: Any, timeout_s: float = ANSWER_S) -> Any:
-    """What a controller answers. Raises ServiceUnavailable if it does not."""
+    """What a controller answers. Raises the KvasirError with which it refuses, ServiceUnavailable if it is silent."""
     try:
         return ray.get(reference, timeout=timeout_s)
     except GetTimeoutError as error:
         raise ServiceUnavailable(f"the controller gave no answer within {timeout_s:g} s") from error
     except RayError as error:
+        if isinstance(error, RayTaskError) and isinstance(error.cause, KvasirError):
+            raise error.cause from None
         raise ServiceUnavailable(f"the controller is lost: {describe_error(error)}") from error
 
 

@@ -126,7 +126,8 @@ class Controller:
     def apply(self, wish: ClusterConfig, config: ClusterConfig) -> None:
         """Want something else from now on, and begin at once; config is wish, settled for the hosts.
 
-        The same wish changes nothing, unless it proved fatal: then it is tried again.
+        The same wish changes nothing, unless it proved fatal: then it is tried again. Raises ConfigError for what can't
+        be wanted now, and goes on as before: somebody else may have changed what is wanted since the caller looked.
         """
         with self._turn:
             if self._stopping.is_set():
@@ -135,10 +136,10 @@ class Controller:
                 self._take_over()
             if wish == self._desired.config and self._fatal is None:
                 return
-            self._fatal = None
+            self._want(self._desired.wanting(wish, config))
             if self._server is None:
                 self._server = self._serve_view()
-            self._want(self._desired.wanting(wish, config))
+            self._fatal = None
             self._tell("new settings")
             self._step()
             self._observe()

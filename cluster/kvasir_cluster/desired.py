@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import msgpack
 
 from kvasir_cluster.plan import Slot, parse_replica
-from kvasir_cluster.renames import find_renames
+from kvasir_cluster.renames import check_same_models, find_renames
 from kvasir_protocol.config import ClusterConfig, ModelConfig, PoolConfig, model_key
 from kvasir_protocol.ids import ReplicaId
 from kvasir_protocol.view import ReplicaAddress, Role
@@ -63,7 +63,11 @@ class Desired:
         return frozenset(pool.role for pool in pools if fingerprint(self.config, pool) == record.fingerprint)
 
     def wanting(self, config: ClusterConfig, resolved: ClusterConfig) -> "Desired":
-        """Something else is wanted; gangs of a model that only gets another name stay its gangs."""
+        """Something else is wanted; gangs of a model that only gets another name stay its gangs.
+
+        Raises ConfigError where a name would go to another model.
+        """
+        check_same_models(self.config, config)
         renames = find_renames(self.config, config)
         gangs = tuple(_renamed(record, renames) for record in self.gangs)
         return dataclasses.replace(self, config=config, resolved=resolved, gangs=gangs)

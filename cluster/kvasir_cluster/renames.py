@@ -1,11 +1,31 @@
-"""Models that only get another name: their replicas stay. Pure."""
+"""Which models stay the same when something else is wanted: their replicas stay, under another name perhaps. Pure."""
 
 import dataclasses
 
 from kvasir_protocol.config import ClusterConfig, ModelConfig, model_key
+from kvasir_protocol.errors import ConfigError
 
 WEIGHT_SETTINGS = ("path", "dtype", "quantization")
 """Of a model: with others of these, answers are others."""
+
+
+def check_same_models(present: ClusterConfig, wanted: ClusterConfig) -> None:
+    """Raise ConfigError if answers of two models would mix while replicas are replaced one at a time."""
+    _check_same_model(present.model, wanted.model, "the first model")
+    later = {model.served_name: model for model in wanted.all_models}
+    for model in present.all_models:
+        if model.served_name in later:
+            _check_same_model(model, later[model.served_name], repr(model.served_name))
+
+
+def _check_same_model(present: ModelConfig, wanted: ModelConfig, which: str) -> None:
+    for name in WEIGHT_SETTINGS:
+        old, new = getattr(present, name), getattr(wanted, name)
+        if old != new:
+            raise ConfigError(
+                f"model.{name} is {old} and can't become {new} for {which} while the cluster serves: streams would go "
+                "on with another model; `kvasir down` first, or use another name"
+            )
 
 
 def find_renames(present: ClusterConfig, wanted: ClusterConfig) -> dict[str, str]:

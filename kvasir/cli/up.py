@@ -13,7 +13,7 @@ from kvasir.cli.options import DEMO_MODEL, settle_model
 from kvasir.cli.phases import Phases
 from kvasir.cli.setup import find_secret_file, read_log_level
 from kvasir_cluster.actors import build_replica
-from kvasir_cluster.changes import Change, check_same_models, find_changes
+from kvasir_cluster.changes import Change, find_changes
 from kvasir_cluster.connection import answer, connect, end_controller, find_controller
 from kvasir_cluster.creation import create_controller
 from kvasir_cluster.gang import read_nodes
@@ -22,6 +22,7 @@ from kvasir_cluster.hosts import Host, list_hosts
 from kvasir_cluster.placement import check_fits
 from kvasir_cluster.plan import READY, STOPPING
 from kvasir_cluster.pools import resolve_over, resource_of
+from kvasir_cluster.renames import check_same_models
 from kvasir_cluster.report import ClusterReport, Progress
 from kvasir_cluster.spec import ControllerSpec
 from kvasir_protocol.config import ClusterConfig, load_config

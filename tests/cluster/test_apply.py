@@ -7,8 +7,10 @@ import signal
 import pytest
 import ray
 
+from kvasir_cluster.connection import answer
 from kvasir_cluster.spec import Timings
 from kvasir_protocol.config import EngineConfig, PoolConfig
+from kvasir_protocol.errors import ConfigError
 
 TIMINGS = Timings(poll_s=0.05, unseen_s=0.1, drain_s=60.0)
 
@@ -98,6 +100,17 @@ def test_a_renamed_model_keeps_its_replicas(cluster, wait_for):
     cluster.wait_until_ready()
     assert names(cluster) == {"prefill-0": "renamed", "decode-0": "renamed"}
     assert cluster.pid("decode-0") == pid
+
+
+def test_another_model_under_the_same_name_is_refused_in_words_and_what_serves_goes_on(cluster):
+    before = cluster.progress()
+    wish = dataclasses.replace(
+        cluster.spec.config, model=dataclasses.replace(cluster.spec.config.model, path="/another")
+    )
+    with pytest.raises(ConfigError, match="can't become /another"):
+        answer(cluster.controller.apply.remote(wish, wish))
+    assert cluster.progress() == before
+    assert ray.get(cluster.controller.report.remote()).wish == cluster.spec.config
 
 
 def test_one_of_several_models_is_renamed_and_never_without_a_replica(cluster, wait_for):

@@ -1,8 +1,11 @@
 import dataclasses
 
+import pytest
+
 from kvasir_cluster.desired import Desired, fingerprint
 from kvasir_cluster.plan import Slot
 from kvasir_protocol.config import ClusterConfig, EngineConfig, ModelConfig, PoolConfig, RouterConfig
+from kvasir_protocol.errors import ConfigError
 from kvasir_protocol.ids import ReplicaId
 from kvasir_protocol.view import ReplicaAddress
 
@@ -142,3 +145,8 @@ def test_replicas_of_other_weights_are_not_shown_under_a_name_that_differs_in_si
 
 def test_replicas_of_a_model_that_is_gone_are_not_shown_as_the_remaining_ones():
     assert shown(wanting_both(with_two_models(), models=(), pools=(PoolConfig(role="mixed"),))) == [(MIXED, "m")]
+
+
+def test_a_name_that_serves_can_not_come_to_mean_another_model():
+    with pytest.raises(ConfigError, match=r"model\.path is /s and can't become /t for 'org/small'"):
+        with_second_as("org/small", path="/t")
