@@ -1,9 +1,11 @@
 """Engine directories from checkpoints: the same tokens, from one rank or several, and what is refused."""
 
 import fcntl
+import json
 import os
 import resource
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,8 @@ from safetensors.torch import load_file, save_file
 from kvasir_protocol.config import EngineConfig, ModelConfig, QuantizationName
 from kvasir_protocol.errors import CheckpointError, ConfigError
 from kvasir_workers.engine_directory.build import BuildOrder, _new_directory, build_engine_directory
+from kvasir_workers.engine_directory.manifest import read_manifest, write_manifest
+from kvasir_workers.engine_directory.settings import settings_in
 from kvasir_workers.engine_directory.weights import open_engine_directory
 from kvasir_workers.load import build_engine, load_model
 from kvasir_workers.model.cache_scales import read_cache_scales
@@ -205,9 +209,24 @@ def test_a_missing_rank_is_refused_at_start(copy: Path) -> None:
         load_decoder(copy, torch.float32, CPU)
 
 
-def test_a_config_of_other_sizes_is_refused_at_start(copy: Path) -> None:
-    text = (copy / "config.json").read_text()
-    (copy / "config.json").write_text(text.replace('"intermediate_size": 96', '"intermediate_size": 48'))
+def set_config(directory: Path, **settings: object) -> None:
+    file = directory / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | settings))
+
+
+def test_another_config_is_refused_at_start_though_the_weights_fit(copy: Path, checkpoint: Path) -> None:
+    set_config(copy, rms_norm_eps=0.5)
+    with pytest.raises(
+        CheckpointError, match=rf"config\.json changed after it was built; .*`kvasir build {checkpoint} -o {copy}"
+    ):
+        load_decoder(copy, torch.float32, CPU)
+
+
+def test_weights_of_other_sizes_than_this_versions_are_refused_at_start(copy: Path) -> None:
+    set_config(copy, intermediate_size=48)
+    manifest = read_manifest(copy)
+    assert manifest is not None
+    write_manifest(copy, replace(manifest, settings=settings_in(copy)))
     with pytest.raises(CheckpointError, match=r"layers\.0\.feed_forward\.gate_up\.weight has another shape"):
         load_decoder(copy, torch.float32, CPU)
 
@@ -303,11 +322,18 @@ def test_what_another_process_builds_is_left_to_it(checkpoint: Path, tmp_path: P
     assert (theirs / "half").exists()
 
 
-def test_scales_of_a_float8_cache_come_with_it(checkpoint: Path, tmp_path: Path) -> None:
-    source = Path(shutil.copytree(checkpoint, tmp_path / "checkpoint"))
-    tensors = load_file(source / "model.safetensors")
-    tensors["model.layers.1.self_attn.k_scale"] = torch.tensor([0.25, 0.5])
+KEY_SCALE = "model.layers.1.self_attn.k_scale"
+
+
+def with_key_scale(checkpoint: Path, target: Path, *scale: float) -> Path:
+    source = Path(shutil.copytree(checkpoint, target))
+    tensors = load_file(source / "model.safetensors") | {KEY_SCALE: torch.tensor(scale)}
     save_file(tensors, source / "model.safetensors", metadata={"format": "pt"})
+    return source
+
+
+def test_scales_of_a_float8_cache_come_with_it(checkpoint: Path, tmp_path: Path) -> None:
+    source = with_key_scale(checkpoint, tmp_path / "checkpoint", 0.25, 0.5)
     for path in (source, checkpoint):
         build_engine_directory(order(path, tmp_path / path.parent.name))
         spec = load_spec(path)
@@ -315,3 +341,23 @@ def test_scales_of_a_float8_cache_come_with_it(checkpoint: Path, tmp_path: Path)
         for ours, theirs in zip(found, read_cache_scales(path, spec, CPU), strict=True):
             assert torch.equal(ours.key, theirs.key) and torch.equal(ours.value, theirs.value)
     assert (tmp_path / source.parent.name / "weights" / "cache-scales.safetensors").is_file()
+
+
+def test_other_scales_of_a_cache_than_were_built_are_refused_at_start(checkpoint: Path, tmp_path: Path) -> None:
+    built = tmp_path / "engine"
+    build_engine_directory(order(with_key_scale(checkpoint, tmp_path / "checkpoint", 0.25), built))
+    load_decoder(built, torch.float32, CPU)
+    save_file({KEY_SCALE: torch.tensor([0.5])}, built / "weights" / "cache-scales.safetensors")
+    with pytest.raises(CheckpointError, match=r"weights/cache-scales\.safetensors changed after it was built"):
+        load_decoder(built, torch.float32, CPU)
+
+
+def test_scales_of_a_cache_that_are_gone_or_came_later_are_refused_at_start(
+    checkpoint: Path, copy: Path, tmp_path: Path
+) -> None:
+    built = tmp_path / "engine"
+    build_engine_directory(order(with_key_scale(checkpoint, tmp_path / "checkpoint", 0.25), built))
+    (built / "weights" / "cache-scales.safetensors").rename(copy / "weights" / "cache-scales.safetensors")
+    for directory in (built, copy):
+        with pytest.raises(CheckpointError, match=r"weights/cache-scales\.safetensors changed after it was built"):
+            load_decoder(directory, torch.float32, CPU)

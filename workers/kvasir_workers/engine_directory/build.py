@@ -22,6 +22,7 @@ from kvasir_workers.engine_directory.manifest import (
     is_engine_directory,
     write_manifest,
 )
+from kvasir_workers.engine_directory.settings import settings_in
 from kvasir_workers.engine_directory.tensor_file import write_tensors
 from kvasir_workers.engine_directory.weights import expected_tensors, stored_tensors
 from kvasir_workers.model.cache_scales import copy_cache_scales
@@ -100,6 +101,7 @@ def build_engine_directory(order: BuildOrder) -> Manifest:
             tensor_parallel_size=order.shape.tensor_parallel_size,
             pipeline_parallel_size=order.shape.pipeline_parallel_size,
             ranks=tuple(_write_rank(order, scheme, rank, directory) for rank in range(order.shape.num_ranks)),
+            settings=settings_in(directory),
             compiled=compiled,
         )
         write_manifest(directory, manifest)

@@ -14,7 +14,7 @@ MANIFEST = "engine.json"
 
 StoredDType = Literal["float32", "bfloat16", "float16"]
 
-FORMAT = 1
+FORMAT = 2
 """Of the directory, counted up when an older version could not read what a newer one writes, or the other way round."""
 
 
@@ -26,6 +26,14 @@ class RankFile:
     weight_bytes: int
     sha256: str
     samples: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SettingsFile:
+    """What decides beside the weights what comes of them."""
+
+    file: str
+    sha256: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,8 +51,8 @@ class Compiled:
 class Manifest:
     """source: the checkpoint's path when this was built. fingerprint: the checkpoint's, with that quantization.
 
-    ranks: by number. unquantized: the matrices that are wide in a checkpoint which was quantized already. compiled:
-    None, if there are no kernels for a GPU.
+    ranks: by number. settings: all such files that there are. unquantized: the matrices that are wide in a checkpoint
+    which was quantized already. compiled: None, if there are no kernels for a GPU.
     """
 
     format: int
@@ -55,6 +63,7 @@ class Manifest:
     tensor_parallel_size: int
     pipeline_parallel_size: int
     ranks: tuple[RankFile, ...]
+    settings: tuple[SettingsFile, ...]
     quantization: QuantizationName | None = None
     unquantized: tuple[str, ...] = ()
     compiled: Compiled | None = None

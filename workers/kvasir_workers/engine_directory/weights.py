@@ -13,6 +13,7 @@ from torch import Tensor
 
 from kvasir_protocol.errors import CheckpointError
 from kvasir_workers.engine_directory.manifest import Manifest, build_command, read_manifest
+from kvasir_workers.engine_directory.settings import check_settings
 from kvasir_workers.engine_directory.tensor_file import sha256_of
 from kvasir_workers.model.checkpoint import TensorFile, open_tensors
 from kvasir_workers.model.decoder import Decoder
@@ -64,7 +65,11 @@ class EngineDirectory:
                 raise self._misfit(file)
 
     def _checked_file(self, rank: int) -> Path:
-        """By its header, its size and a few bytes of each tensor: all of it is not read before it is needed."""
+        """By its header, its size and a few bytes of each tensor: all of it is not read before it is needed.
+
+        The settings are looked at, too: with others, this isn't the model that was built.
+        """
+        check_settings(self.path, self.manifest)
         built = self.manifest.ranks[rank]
         file = self.path / built.file
         try:

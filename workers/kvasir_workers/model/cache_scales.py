@@ -15,6 +15,7 @@ from torch import Tensor
 from kvasir_kernels.paged_cache import CacheScales
 from kvasir_protocol.errors import CheckpointError
 from kvasir_workers.engine_directory.manifest import is_engine_directory
+from kvasir_workers.engine_directory.settings import CACHE_SCALES
 from kvasir_workers.model.checkpoint import StoredTensor, open_tensors, read_header, read_stored_tensors
 from kvasir_workers.model.spec import DecoderSpec
 
@@ -25,9 +26,6 @@ _NAMES = {
     "value": ("self_attn.v_scale", "self_attn.v_proj.v_scale", "self_attn.v_proj.output_scale"),
 }
 """As compressed-tensors writes them, and as it and others did before."""
-
-_ENGINE_FILE = "weights/cache-scales.safetensors"
-"""The same tensors in an engine directory, for all ranks."""
 
 
 def read_cache_scales(directory: Path, spec: DecoderSpec, device: torch.device) -> list[CacheScales]:
@@ -50,14 +48,14 @@ def copy_cache_scales(checkpoint: Path, spec: DecoderSpec, directory: Path) -> N
                 with open_tensors(stored[name].file) as tensors:
                     copied[name] = tensors.get_tensor(name)
     if copied:
-        save_file(copied, directory / _ENGINE_FILE)
+        save_file(copied, directory / CACHE_SCALES)
 
 
 def _stored_tensors(directory: Path) -> Mapping[str, StoredTensor]:
     """Where scales may be among."""
     if not is_engine_directory(directory):
         return read_stored_tensors(directory)
-    file = directory / _ENGINE_FILE
+    file = directory / CACHE_SCALES
     return read_header(file) if file.is_file() else {}
 
 

@@ -30,6 +30,7 @@ MANIFEST = Manifest(
     tensor_parallel_size=2,
     pipeline_parallel_size=1,
     ranks=(RANK, RANK),
+    settings=(),
 )
 TWO = GangShape(tensor_parallel_size=2)
 
@@ -93,7 +94,10 @@ def test_a_misfit_is_refused_with_the_command_that_makes_what_fits(
 
 def test_another_format_is_refused_with_the_command_that_makes_this_one(directory: Path) -> None:
     edit(directory, format=FORMAT + 1, new_field=3)
-    with pytest.raises(CheckpointError, match=r"format 2, this version reads 1; .*`kvasir build /models/llama -o DIR`"):
+    with pytest.raises(
+        CheckpointError,
+        match=rf"format {FORMAT + 1}, this version reads {FORMAT}; .*`kvasir build /models/llama -o DIR`",
+    ):
         read_manifest(directory)
 
 
