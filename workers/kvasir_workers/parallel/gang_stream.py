@@ -6,7 +6,6 @@ side, and the leader of CPUs and of pipelines.
 """
 
 import torch
-from torch import Tensor
 
 from kvasir_protocol.wire import encode
 from kvasir_workers.parallel.gang_runner import final_logits
@@ -14,11 +13,10 @@ from kvasir_workers.parallel.links import PlanSender
 from kvasir_workers.parallel.pipeline import Stage
 from kvasir_workers.parallel.planned_step import PlannedStep, to_message
 from kvasir_workers.parallel.rank_graphs import is_replayed, replay
-from kvasir_workers.runner.batch import BatchBuilder, sampled_sequences
+from kvasir_workers.runner.batch import BatchBuilder
 from kvasir_workers.runner.decode_graphs import DecodeGraphs
 from kvasir_workers.runner.device_copies import Homecoming, upload
-from kvasir_workers.runner.device_sampler import DeviceSampler, SampleOnItsWay
-from kvasir_workers.runner.executor import Masks
+from kvasir_workers.runner.device_sampler import DeviceSampler
 from kvasir_workers.runner.stream_runner import StreamFlight
 from kvasir_workers.step_plan import StepPlan
 
@@ -54,7 +52,7 @@ class GangStreamRunner:
         self._followers.send(encode(to_message(step, self._stage.page_size, self._stage.next_plan())))
         if self._graphs is not None and is_replayed(step, self._graphs):
             logits = replay(self._stage, self._graphs, step)
-            return self._flight(plan, logits, self._graphs.inputs.positions[: len(logits)])
+            return StreamFlight.of(plan, self._sampler, logits, self._graphs.inputs.positions[: len(logits)])
         return self._launch_eager(plan, step)
 
     def _launch_eager(self, plan: StepPlan, step: PlannedStep) -> StreamFlight:
@@ -64,14 +62,4 @@ class GangStreamRunner:
             return StreamFlight(None, Homecoming((), self._device, self._wait_for_event))
         last = (step.arrays.starts + step.arrays.counts - 1)[step.arrays.samples]
         (positions,) = upload([last], self._device)
-        return self._flight(plan, logits, positions)
-
-    def _flight(self, plan: StepPlan, logits: Tensor, positions: Tensor) -> StreamFlight:
-        sequences = sampled_sequences(plan)
-
-        @torch.inference_mode()
-        def sample(make_masks: Masks | None) -> SampleOnItsWay:
-            masks = make_masks() if make_masks is not None else None
-            return self._sampler.sample(logits, sequences, positions, masks)
-
-        return StreamFlight(sample, None)
+        return StreamFlight.of(plan, self._sampler, logits, positions)

@@ -36,6 +36,17 @@ class StreamFlight:
         self._end = end
         self._said: SampleOnItsWay | None = None
 
+    @classmethod
+    def of(cls, plan: StepPlan, sampler: DeviceSampler, logits: Tensor, positions: Tensor) -> "StreamFlight":
+        """One that samples. logits, positions: as the sampler takes them, of the plan's sequences that sample."""
+        sequences = sampled_sequences(plan)
+
+        @torch.inference_mode()
+        def sample(make_masks: Masks | None) -> SampleOnItsWay:
+            return sampler.sample(logits, sequences, positions, make_masks() if make_masks is not None else None)
+
+        return cls(sample, None)
+
     def allow(self, make_masks: Masks | None) -> None:
         if self._sample is not None and self._said is None:
             self._said = self._sample(make_masks)
@@ -77,7 +88,7 @@ class StreamRunner:
         self._model.prepare(plan)
         if self._graphs is not None and self._graphs.takes(step) and not shows_prompts(plan):
             logits = self._graphs.run(step)
-            return self._flight(plan, logits, self._graphs.inputs.positions[: len(logits)])
+            return StreamFlight.of(plan, self._sampler, logits, self._graphs.inputs.positions[: len(logits)])
         return self._launch_eager(plan, step)
 
     def _launch_eager(self, plan: StepPlan, step: StepArrays) -> StreamFlight:
@@ -85,14 +96,4 @@ class StreamRunner:
         hidden = self._model.compute(plan, batch, self._sampler.said)
         if not len(batch.sample_rows):
             return StreamFlight(None, Homecoming((), self._device))
-        return self._flight(plan, self._model.logits(hidden), batch.positions[batch.sample_rows])
-
-    def _flight(self, plan: StepPlan, logits: Tensor, positions: Tensor) -> StreamFlight:
-        sequences = sampled_sequences(plan)
-
-        @torch.inference_mode()
-        def sample(make_masks: Masks | None) -> SampleOnItsWay:
-            masks = make_masks() if make_masks is not None else None
-            return self._sampler.sample(logits, sequences, positions, masks)
-
-        return StreamFlight(sample, None)
+        return StreamFlight.of(plan, self._sampler, self._model.logits(hidden), batch.positions[batch.sample_rows])
