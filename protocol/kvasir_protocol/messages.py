@@ -178,7 +178,9 @@ class BeginPush:
     """Asks to write into the pages reserved for a request: another's pages there would tell one caller of another.
 
     process_id and process_start (`kv/transfer/process_identity.py`) let a peer on the same host see that the writer
-    died. is_sealed: contents that go over TCP must be. uses_process_group: they are to go through one.
+    died; so does held_file, a name in shared memory of what the writer holds as long as it lives (`held_files.py`), to
+    one that counts processes otherwise; "" if it has none. is_sealed: contents that go over TCP must be.
+    uses_process_group: they are to go through one.
     """
 
     request_id: RequestId
@@ -187,6 +189,7 @@ class BeginPush:
     process_id: int
     process_start: int
     uses_shared_memory: bool
+    held_file: str = ""
     is_sealed: bool = True
     uses_process_group: bool = False
 

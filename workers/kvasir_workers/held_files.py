@@ -30,11 +30,18 @@ def is_abandoned(path: Path) -> bool:
     except OSError:
         return False
     try:
-        if os.fstat(descriptor).st_uid != os.geteuid():
-            return False
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return False
+        return os.fstat(descriptor).st_uid == os.geteuid() and not is_held(descriptor)
     finally:
         os.close(descriptor)
-    return True
+
+
+def is_held(descriptor: int) -> bool:
+    """Whether somebody else holds the file that is open here; True also if that can't be found out.
+
+    It holds it itself from then on, where nobody else did.
+    """
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    return False

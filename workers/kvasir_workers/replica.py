@@ -148,6 +148,12 @@ class Replica:
         segment, layout = self._loaded.segment, self._loaded.layout
         return () if segment is None else (PageSegment(name=segment.name, cut=whole_cut(layout)),)
 
+    @property
+    def held_file(self) -> str:
+        """Whoever shares memory with this process sees by it that it lives; "" if it has none."""
+        segments = (self._loaded.segment, *(part.segment for part in self._loaded.parts))
+        return next((segment.name for segment in segments if segment is not None and segment.is_held), "")
+
     def _assemble(self, binding: Binding, secret: bytes) -> None:
         loaded = self._loaded
         pages = self._pages = self._parted_pages()
@@ -161,6 +167,7 @@ class Replica:
             secret,
             is_sealed=self._config.handover.encrypt,
             host=self._config.host,
+            held_file=self.held_file,
             release=lambda pages: self._server.loop.post(lambda engine: engine.release_exported(pages)),
         )
         engine = build_engine(loaded, self._config.engine, self._pusher, self._watcher, self._tiers)

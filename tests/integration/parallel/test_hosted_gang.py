@@ -20,6 +20,7 @@ from kvasir_protocol.request import GenerationRequest, SamplingParams
 from kvasir_protocol.sockets import bind_server, connect_client, start_gatekeeper
 from kvasir_protocol.view import Role
 from kvasir_protocol.wire import encode
+from kvasir_workers.kv.transfer.writer_life import HeldFile
 from kvasir_workers.load import LeaderSeat, load_leader
 from kvasir_workers.parallel.collectives import Meeting
 from kvasir_workers.parallel.hosted_gang import GangAddress, HostedGang, PublicReceiver, PublicSender, name_of
@@ -117,6 +118,13 @@ def test_replica_answers_as_one_rank_does(start: Start, expected: list[int], tp:
     replica = start("mixed", tp, pp)
     assert replica.client.generate(asked()) == expected
     assert (replica.leader.failure(), [rank.failure() for rank in replica.followers]) == (None, [None])
+
+
+@pytest.mark.parametrize(("tp", "pp"), [(1, 1), (2, 1)])
+def test_replica_is_seen_to_live_by_the_file_of_its_own_pages(start: Start, tp: int, pp: int) -> None:
+    life = HeldFile.find(start("prefill", tp, pp).leader.held_file)
+    assert life is not None and not life.has_ended()
+    life.close()
 
 
 NEAR, FAR = False, True

@@ -40,6 +40,11 @@ class SharedSegment:
         self._is_owner = is_owner
         self._lock = lock
 
+    @property
+    def is_held(self) -> bool:
+        """By this process, until it ends or the segment is removed."""
+        return self._lock is not None
+
     @classmethod
     def create(cls, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> "SharedSegment":
         """A new zeroed segment, its memory set aside now. Raises OutOfMemory if /dev/shm is too small."""

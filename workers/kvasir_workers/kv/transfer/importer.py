@@ -38,9 +38,10 @@ from kvasir_workers.kv.transfer.page_content import layout_page_bytes
 from kvasir_workers.kv.transfer.page_parts import PartedPages
 from kvasir_workers.kv.transfer.page_stream import Landing
 from kvasir_workers.kv.transfer.pieces import Pieces, with_room
-from kvasir_workers.kv.transfer.process_identity import is_running, process_start
+from kvasir_workers.kv.transfer.process_identity import process_start
 from kvasir_workers.kv.transfer.reservation import Peer, Reservation
 from kvasir_workers.kv.transfer.sealing import KEY_BYTES, Opening, PageSeal, proof_of, sealed_size
+from kvasir_workers.kv.transfer.writer_life import life_of
 from kvasir_workers.sequence import Sequence
 
 _log = logging.getLogger(__name__)
@@ -148,11 +149,9 @@ class PageImporter:
             return
         reservation.state = "pushing"
         reservation.writer = writer
-        # A writer in another process namespace can't be seen: its death proves nothing, only its word does.
-        if is_running(message.process_id, message.process_start, self.process_start):
-            reservation.writer_process = message.process_id, message.process_start
         self._extend(reservation)
         if message.uses_shared_memory:
+            reservation.writer_life = life_of(message, self.process_start)
             self.send(writer, PushGranted(generation=message.generation))
             return
         if message.uses_process_group:
@@ -331,8 +330,7 @@ class PageImporter:
             if reservation.generation not in self._reservations:
                 continue  # its router was found gone when another reservation failed
             if reservation.state == "quarantined":
-                writer = reservation.writer_process
-                if writer is not None and is_running(*writer, self.process_start) is False:
+                if reservation.writer_life is not None and reservation.writer_life.has_ended():
                     self._free(reservation)
                 elif now >= reservation.deadline:
                     self._ask_for_quiet(reservation)
@@ -373,6 +371,8 @@ class PageImporter:
     def _forget(self, reservation: Reservation) -> None:
         del self._reservations[reservation.generation]
         self._unname(reservation)
+        if reservation.writer_life is not None:
+            reservation.writer_life.close()
 
     def _unname(self, reservation: Reservation) -> None:
         """The request id may belong to a later reservation already."""

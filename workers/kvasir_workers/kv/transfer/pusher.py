@@ -50,7 +50,7 @@ _POLL_MS = 200
 class PagePusher:
     """Implements the engine's PageExporter. release gives pages back to the engine (from this thread).
 
-    is_sealed: contents that go over TCP must be. host: its own address, for process groups.
+    is_sealed: contents that go over TCP must be. host: its own address, for process groups. held_file: as in BeginPush.
     """
 
     def __init__(
@@ -63,7 +63,9 @@ class PagePusher:
         *,
         is_sealed: bool = True,
         host: str = "127.0.0.1",
+        held_file: str = "",
     ) -> None:
+        self._held_file = held_file
         self._is_sealed = is_sealed
         self._layout = layout
         self._page_bytes = layout_page_bytes(layout)
@@ -202,6 +204,7 @@ class PagePusher:
                 layout=self._layout,
                 process_id=os.getpid(),
                 process_start=own_start(),
+                held_file=self._held_file,
                 uses_shared_memory=writer.label == "shared_memory",
                 is_sealed=self._is_sealed,
                 uses_process_group=writer.label == "process_group",

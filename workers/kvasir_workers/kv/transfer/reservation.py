@@ -5,6 +5,7 @@ from typing import Literal
 
 from kvasir_protocol.ids import Generation, PageIndex
 from kvasir_workers.kv.transfer.sealing import PageSeal
+from kvasir_workers.kv.transfer.writer_life import WriterLife
 from kvasir_workers.sequence import Sequence
 
 Peer = bytes
@@ -15,8 +16,8 @@ Peer = bytes
 class Reservation:
     """Pages set aside for one request. missing: those whose content has not come yet.
 
-    writer_process: its number and when it began, if it can be seen from here. page_key: of contents that come over TCP.
-    room: for contents that can't go straight to their pages.
+    writer_life: of one that writes into shared memory, if its death could be told from here. page_key: of contents that
+    come over TCP. room: for contents that can't go straight to their pages.
     """
 
     sequence: Sequence
@@ -27,7 +28,7 @@ class Reservation:
     missing: set[PageIndex]
     state: Literal["open", "pushing", "quarantined"] = "open"
     writer: Peer = b""
-    writer_process: tuple[int, int] | None = None
+    writer_life: WriterLife | None = None
     page_key: bytes = b""
     seal: PageSeal | None = None
     has_line: bool = False

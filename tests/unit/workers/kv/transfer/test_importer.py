@@ -1,6 +1,8 @@
 """The decode side's reservations: every turn of the state machine, with a clock turned by hand."""
 
 import errno
+import os
+import secrets
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -23,6 +25,8 @@ from kvasir_protocol.messages import (
     Quiet,
 )
 from kvasir_protocol.wire import encode
+from kvasir_workers.held_files import create_held
+from kvasir_workers.kv.page_memory import SHARED_MEMORY
 from kvasir_workers.kv.transfer.importer import PageImporter
 from kvasir_workers.kv.transfer.page_content import layout_page_bytes, pack_pages
 from kvasir_workers.kv.transfer.page_parts import PartedPages
@@ -112,6 +116,7 @@ class Side:
         shared: bool = False,
         is_sealed: bool = True,
         group: bool = False,
+        held_file: str = "",
     ) -> None:
         message = BeginPush(
             request_id=RequestId(name),
@@ -122,6 +127,7 @@ class Side:
             uses_shared_memory=shared,
             is_sealed=is_sealed,
             uses_process_group=group,
+            held_file=held_file,
         )
         self.importer.begin(writer, message)
 
@@ -555,9 +561,9 @@ def test_unknown_request_is_not_aborted(side: Side) -> None:
     assert not side.importer.abort(RequestId("other"))
 
 
-def quarantined(side: Side, process_id: int = WRITER_PROCESS) -> Generation:
+def quarantined(side: Side, process_id: int = WRITER_PROCESS, held_file: str = "") -> Generation:
     generation = side.open()
-    side.begin(generation, shared=True, process_id=process_id)
+    side.begin(generation, shared=True, process_id=process_id, held_file=held_file)
     side.sent.clear()
     side.importer.abort(RequestId("r"))
     return generation
@@ -587,6 +593,20 @@ def test_quarantine_ends_with_the_writers_death(side: Side) -> None:
     side.living.clear()
     side.pass_time(0.1)
     assert (side.desk.released, side.num_quarantined) == (["r"], 0)
+
+
+def test_quarantine_ends_with_the_death_of_a_writer_that_is_seen_only_by_what_it_holds(side: Side) -> None:
+    path = SHARED_MEMORY / f"kvasir-test-{secrets.token_hex(4)}"
+    descriptor = create_held(path)
+    num_open = len(os.listdir("/proc/self/fd"))
+    quarantined(side, process_id=999, held_file=path.name)
+    path.unlink()
+    side.pass_time(0.1)
+    assert side.num_quarantined == 3
+    os.close(descriptor)
+    side.pass_time(0.1)
+    assert (side.desk.released, side.num_quarantined) == (["r"], 0)
+    assert len(os.listdir("/proc/self/fd")) == num_open - 1  # the one that was closed here, and no other is left
 
 
 def test_quarantine_ends_with_the_writers_death_also_if_its_number_was_given_to_another(side: Side) -> None:

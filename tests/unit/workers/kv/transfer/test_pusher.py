@@ -181,7 +181,9 @@ class PrefillSide:
         writers = WriterFactory(
             pages or PartedPages.whole(layout, PAGES), allow_shared_memory=True, uses_process_groups=uses_process_groups
         )
-        self.pusher = PagePusher(layout, writers, SECRET, self.released.put, self.clock, is_sealed=is_sealed)
+        self.pusher = PagePusher(
+            layout, writers, SECRET, self.released.put, self.clock, is_sealed=is_sealed, held_file="own.pages"
+        )
         self.pusher.start()
 
     def expect_released(self) -> list[PageIndex]:
@@ -229,7 +231,7 @@ def test_first_page_announces_the_push(prefill: PrefillSide, decode_side: Decode
     prefill.pusher.export(sequence_for(decode_side), 0, pages(7))
     message = decode_side.expect(BeginPush)
     assert (message.request_id, message.generation, message.layout) == ("r", 1, make_layout())
-    assert (message.process_id, message.uses_shared_memory) == (os.getpid(), False)
+    assert (message.process_id, message.held_file, message.uses_shared_memory) == (os.getpid(), "own.pages", False)
 
 
 def test_nothing_is_sent_or_given_back_before_the_grant(prefill: PrefillSide, decode_side: DecodeSide) -> None:
