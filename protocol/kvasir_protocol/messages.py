@@ -4,7 +4,7 @@ router  -> replica    Hello  Ping  Submit  Reserve  Abort
 replica -> router     Welcome  Stats  Tokens  Rejected  Reserved  ReserveRefused  HandoverFailed
 prefill -> decode     BeginPush  PushPages  Commit  Quiet
 decode  -> prefill    PushGranted  PushRefused  CancelPush
-leader  -> rank       RunStep  FinishStep  ReadPages  WritePages
+leader  -> rank       RunStep  FinishStep  EndWarmUp  ReadPages  WritePages
 rank    -> leader     PageDoor
 router  -> controller GetView            controller -> router  View
 """
@@ -294,6 +294,11 @@ class FinishStep:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class EndWarmUp:
+    """The steps from here on are somebody's: a rank that still has to compile something for one of them says so."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PageDoor:
     """Where a rank reads and writes pages for its leader, if that can't reach them; keys seal what goes over."""
 
@@ -340,6 +345,7 @@ Message = (
     | View
     | RunStep
     | FinishStep
+    | EndWarmUp
     | PageDoor
     | ReadPages
     | WritePages

@@ -12,7 +12,8 @@ from torch import Tensor
 from kvasir_kernels.dispatch import prepare
 from kvasir_protocol.config import EngineConfig, ModelConfig
 from kvasir_protocol.errors import CheckpointError
-from kvasir_protocol.messages import LAYOUT_VERSION, PageCut, PageDoor, PageLayout
+from kvasir_protocol.messages import LAYOUT_VERSION, EndWarmUp, PageCut, PageDoor, PageLayout
+from kvasir_protocol.wire import encode
 from kvasir_workers.engine import Engine
 from kvasir_workers.engine_directory.kernels import bring_kernels
 from kvasir_workers.engine_directory.manifest import settle
@@ -107,6 +108,10 @@ class Lead:
 
     stage: Stage
     followers: PlanSender
+
+    def end_warm_up(self) -> None:
+        """From now on the other ranks, too, tell of what they have to compile. Raises RankLost."""
+        self.followers.send(encode(EndWarmUp()))
 
     def close(self) -> None:
         """The other ranks end."""

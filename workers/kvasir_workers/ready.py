@@ -1,6 +1,6 @@
 """What a GPU does before a model may be called ready: record its graphs, and compute once whatever compiles something.
 
-After that nothing compiles any more; if something does, COMPILE_WATCH tells.
+After that nothing compiles any more; if something does, COMPILE_WATCH of that rank's process tells.
 """
 
 import logging
@@ -46,6 +46,8 @@ def make_ready(loaded: LoadedModel, config: EngineConfig) -> LoadedModel:
             loaded = record_graphs(loaded, config, CudaRecorder(device))
         warm_up(loaded, config)
     COMPILE_WATCH.arm()
+    if loaded.lead is not None:
+        loaded.lead.end_warm_up()
     return loaded
 
 

@@ -8,8 +8,9 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from kvasir_kernels.compile_watch import COMPILE_WATCH, CompileWatch
 from kvasir_protocol.errors import RankLost, WireError
-from kvasir_protocol.messages import FinishStep, RunStep
+from kvasir_protocol.messages import EndWarmUp, FinishStep, RunStep
 from kvasir_protocol.wire import decode, encode
 from kvasir_workers.parallel.links import PlanReceiver, PlanSender
 from kvasir_workers.parallel.mesh import LEADER
@@ -101,11 +102,15 @@ def final_logits(stage: Stage, plan: StepPlan, step: PlannedStep) -> Tensor | No
 
 
 class Follower:
-    """Any other rank: computes its part of each step that it is told of, from a graph where the leader does."""
+    """Any other rank: computes its part of each step that it is told of, from a graph where the leader does.
 
-    def __init__(self, stage: Stage, graphs: DecodeGraphs | None = None) -> None:
+    watch: of what is compiled, which may be other kernels than the leader's where it has other layers.
+    """
+
+    def __init__(self, stage: Stage, graphs: DecodeGraphs | None = None, watch: CompileWatch = COMPILE_WATCH) -> None:
         self._stage = stage
         self._graphs = graphs
+        self._watch = watch
         self._unfinished: list[PlannedStep] = []
         self._has_pipeline = stage.place.shape.pipeline_parallel_size > 1
 
@@ -126,6 +131,8 @@ class Follower:
                 self._expect(number)
                 if self._stage.place.is_first_stage:
                     self._finish()
+            case EndWarmUp():
+                self._watch.arm()
             case message:
                 raise WireError(f"a rank has no use for {type(message).__name__}")
         self._stage.collectives.watch_step()

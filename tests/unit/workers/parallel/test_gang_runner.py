@@ -1,14 +1,17 @@
 """What goes over a gang's wire: one message a step, and nothing that a follower did not expect."""
 
+from dataclasses import replace
+
 import pytest
 
+from kvasir_kernels.compile_watch import CompileWatch
 from kvasir_protocol.errors import RankLost, WireError
 from kvasir_protocol.messages import FinishStep, Ping, RunStep
 from kvasir_protocol.request import SamplingParams
 from kvasir_protocol.wire import decode, encode
 from kvasir_workers.parallel.gang_runner import Follower
 from kvasir_workers.parallel.mesh import GangShape
-from tests.gangs import DEMO_MODEL, ThreadGang, gang_config
+from tests.gangs import DEMO_MODEL, QueueSender, ThreadGang, gang_config
 from tests.unit.workers.fakes import make_request
 
 
@@ -39,6 +42,20 @@ def test_follower_refuses_what_is_not_for_it() -> None:
         assert gang.loaded.lead is not None
         with pytest.raises(WireError, match="no use for Ping"):
             Follower(gang.loaded.lead.stage).follow(encode(Ping()))
+
+
+def test_follower_tells_of_what_it_compiles_once_the_leader_says_that_all_is_warm() -> None:
+    shape, told = GangShape(tensor_parallel_size=2), QueueSender(range(0))
+    watch = CompileWatch(lambda name: None)
+    with ThreadGang(DEMO_MODEL, shape, gang_config(DEMO_MODEL, shape, 4)) as gang:
+        assert gang.loaded.lead is not None
+        replace(gang.loaded.lead, followers=told).end_warm_up()
+        follower = Follower(gang.loaded.lead.stage, watch=watch)
+        watch.count("in the warm-up")
+        for frame in told.frames:
+            follower.follow(frame)
+        watch.count("for somebody")
+    assert watch.late == ["for somebody"]
 
 
 def test_plans_are_numbered_whoever_of_the_leaders_engines_makes_them() -> None:
