@@ -17,23 +17,41 @@ class Gpu:
     max_shared: int
 
 
-GPUS: Mapping[str, Gpu] = {
-    "sm_80": Gpu(GPUTarget("cuda", 80, 32), 163 * 1024),
-    "sm_90": Gpu(GPUTarget("cuda", 90, 32), 227 * 1024),
-    "sm_100": Gpu(GPUTarget("cuda", 100, 32), 227 * 1024),
-    "gfx942": Gpu(GPUTarget("hip", "gfx942", 64), 64 * 1024),
-}
+NAMES = ("sm_80", "sm_90", "sm_100", "gfx942")
+"""Those that every kernel is compiled for in our tables and tests."""
+
+_CUDA_SHARED_KIB: Mapping[int, int] = {
+    75: 64,
+    80: 163, 86: 99, 87: 163, 89: 99,
+    90: 227,
+    100: 227, 103: 227, 110: 227,
+    120: 99, 121: 99,
+}  # fmt: skip
+"""A block's most, by compute capability; GPUs for workstations have less than those of the same generation for servers.
+
+NVIDIA, CUDA Programming Guide, appendix "Compute Capabilities", table of shared memory per thread block:
+https://docs.nvidia.com/cuda/cuda-programming-guide/05-appendices/compute-capabilities.html
+"""
+
+_LEAST_CUDA_SHARED_KIB = 99
+"""Of those that have bfloat16 (8.0 and later): of one that is newer than the table nothing more is known."""
+
+_HIP_SHARED_KIB = 64
+"""A workgroup's on every GPU of AMD's that Triton knows; gfx950 has more."""
 
 
 def gpu_of(target: str) -> Gpu:
-    """By its name: one of ours, or any other sm_N or gfxN. Raises ValueError for what is neither."""
-    if target in GPUS:
-        return GPUS[target]
+    """By its name, sm_N or gfxN. Raises ValueError for what is neither."""
     if found := re.fullmatch(r"sm_(\d+)", target):
-        return Gpu(GPUTarget("cuda", int(found[1]), 32), GPUS["sm_80"].max_shared)
+        capability = int(found[1])
+        shared_kib = _CUDA_SHARED_KIB.get(capability, _LEAST_CUDA_SHARED_KIB)
+        return Gpu(GPUTarget("cuda", capability, 32), shared_kib * 1024)
     if re.fullmatch(r"gfx[0-9a-f]+", target):
-        return Gpu(GPUTarget("hip", target, 64 if target.startswith("gfx9") else 32), GPUS["gfx942"].max_shared)
-    raise ValueError(f"{target!r} is no GPU's name; there are {', '.join(GPUS)}")
+        return Gpu(GPUTarget("hip", target, 64 if target.startswith("gfx9") else 32), _HIP_SHARED_KIB * 1024)
+    raise ValueError(f"{target!r} is no GPU's name; there are {', '.join(NAMES)}")
+
+
+GPUS: Mapping[str, Gpu] = {name: gpu_of(name) for name in NAMES}
 
 
 def name_of(target: GPUTarget) -> str:
