@@ -16,7 +16,7 @@ from kvasir_cluster.pools import num_replicas, resolve
 from kvasir_protocol.config import ClusterConfig, ModelConfig
 from kvasir_workers.engine_directory.manifest import settle
 from kvasir_workers.kv.manager import pages_for
-from kvasir_workers.memory import Footprint, free_memory, page_bytes, plan_memory, step_bytes
+from kvasir_workers.memory import Footprint, free_memory, page_bytes, plan_memory, seen_bytes, step_bytes
 from kvasir_workers.model.decoder import Decoder
 from kvasir_workers.model.loader import load_spec, weight_bytes
 from kvasir_workers.model.spec import DecoderSpec
@@ -54,6 +54,7 @@ class ReplicaPlan:
     host_cache_bytes: int
     step_bytes: int
     graph_bytes: int
+    seen_bytes: int
     process_bytes: int
     ray_bytes: int
     max_sequence_tokens: int
@@ -62,7 +63,7 @@ class ReplicaPlan:
     @property
     def total_bytes(self) -> int:
         cache = self.num_pages * self.page_bytes + self.host_cache_bytes
-        step = self.step_bytes + self.graph_bytes
+        step = self.step_bytes + self.graph_bytes + self.seen_bytes
         return self.weight_bytes + cache + step + self.process_bytes + self.ray_bytes
 
     def num_sequences(self, num_tokens: int) -> int:
@@ -139,6 +140,7 @@ def plan_replica(config: ClusterConfig, spec: DecoderSpec, device: torch.device,
         page_bytes=page_bytes(spec, engine.page_size, resolve_cache_dtype(engine, dtype)),
         max_positions=spec.max_position_embeddings,
         graph_bytes=planned_graph_bytes(config.model, engine, spec, device),
+        seen_bytes=seen_bytes(spec, engine, device),
     )
     plan = plan_memory(footprint, engine, config.model.max_model_len, free_memory(device))
     return ReplicaPlan(
@@ -148,6 +150,7 @@ def plan_replica(config: ClusterConfig, spec: DecoderSpec, device: torch.device,
         host_cache_bytes=engine.host_cache_bytes,
         step_bytes=step_bytes(spec, dtype, engine),
         graph_bytes=footprint.graph_bytes,
+        seen_bytes=footprint.seen_bytes,
         process_bytes=process_bytes(spec, dtype),
         ray_bytes=RAY_BYTES,
         max_sequence_tokens=plan.max_sequence_tokens,
@@ -187,6 +190,7 @@ def _memory_table(plan: ModelPlan) -> Table:
         "host memory for evicted pages": replica.host_cache_bytes,
         "tensors of a full step": replica.step_bytes,
         "graphs of decode steps": replica.graph_bytes,
+        "table for penalties": replica.seen_bytes,
         "Python and torch": replica.process_bytes,
         "Ray in the same process": replica.ray_bytes,
         "one replica": replica.total_bytes,

@@ -30,6 +30,7 @@ from kvasir_workers.memory import (
     free_memory,
     page_bytes,
     plan_memory,
+    seen_bytes,
 )
 from kvasir_workers.model.cache_scales import read_cache_scales, token_scales
 from kvasir_workers.model.checkpoint import read_eos_token_ids
@@ -159,6 +160,7 @@ def load_model(model: ModelConfig, engine: EngineConfig, segment_wish: SegmentWi
         page_bytes=page_bytes(spec, engine.page_size, cache_dtype),
         max_positions=spec.max_position_embeddings,
         graph_bytes=planned_graph_bytes(model, engine, spec, device),
+        seen_bytes=seen_bytes(spec, engine, device),
     )
     plan = plan_memory(footprint, engine, model.max_model_len, free_memory(device))
     if device.type == "cuda":

@@ -35,13 +35,15 @@ class MemoryPlan:
 class Footprint:
     """What a model takes: its weights once, page_bytes for each page; max_positions is its longest context.
 
-    graph_bytes: of the graphs of its decode steps, if there are any.
+    graph_bytes: of the graphs of its decode steps, if there are any. seen_bytes: of the table of what sequences with
+    penalties have seen, where the device keeps one.
     """
 
     weight_bytes: int
     page_bytes: int
     max_positions: int
     graph_bytes: int = 0
+    seen_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,10 +74,16 @@ def graph_bytes(spec: DecoderSpec, dtype: torch.dtype, config: EngineConfig, max
     """
     max_rows, num_pages = config.max_num_seqs, pages_for(max_tokens, config.page_size)
     tables = max_rows * num_pages * (torch.int64.itemsize + torch.int32.itemsize)
-    # In the model's dtype, in float32, and where they are kept; and what was seen, of rows with penalties.
-    logits = max_rows * spec.vocab_size * (dtype.itemsize + 3 * torch.float32.itemsize)
+    # In the model's dtype, in float32, and where they are kept.
+    logits = max_rows * spec.vocab_size * (dtype.itemsize + 2 * torch.float32.itemsize)
     step = step_bytes(spec, dtype, replace(config, max_num_batched_tokens=max_rows))
     return len(graph_sizes(max_rows)) * _GRAPH_BYTES + tables + logits + step
+
+
+def seen_bytes(spec: DecoderSpec, config: EngineConfig, device: torch.device) -> int:
+    """Bytes of the table of seen tokens (`runner/seen_ledger.py`), once a sequence with penalties has come; a host that
+    samples by itself has none."""
+    return 0 if device.type == "cpu" else config.max_num_seqs * spec.vocab_size * torch.int32.itemsize
 
 
 def free_memory(device: torch.device) -> FreeMemory:
@@ -104,7 +112,7 @@ def _cgroup_available_bytes() -> int:
 
 
 def plan_memory(footprint: Footprint, config: EngineConfig, max_model_len: int | None, free: FreeMemory) -> MemoryPlan:
-    """Divide the free memory between weights, graphs and pages.
+    """Divide the free memory between weights, graphs, the table of seen tokens and pages.
 
     Raises OutOfMemory with the numbers if they don't fit, ConfigError if max_model_len is beyond the model.
     """
@@ -113,7 +121,7 @@ def plan_memory(footprint: Footprint, config: EngineConfig, max_model_len: int |
     longest_pages = pages_for(longest, config.page_size)
     # A GPU's pages lie elsewhere than its host tier.
     host_bytes = config.host_cache_bytes if free.device_type == "cpu" else 0
-    room = free.num_bytes - footprint.weight_bytes - footprint.graph_bytes - host_bytes
+    room = free.num_bytes - footprint.weight_bytes - footprint.graph_bytes - footprint.seen_bytes - host_bytes
     if config.kv_cache_bytes is None:
         budget = int(max(0, room) * DEFAULT_MEMORY_SHARE[free.device_type])
         num_pages = min(budget // footprint.page_bytes, longest_pages * DEFAULT_FULL_SEQUENCES)
@@ -124,9 +132,10 @@ def plan_memory(footprint: Footprint, config: EngineConfig, max_model_len: int |
     if num_pages < least_pages or num_pages * footprint.page_bytes > room:
         raise OutOfMemory(
             f"weights of {_mib(footprint.weight_bytes)}{_and('a host cache', host_bytes)}"
-            f"{_and('graphs', footprint.graph_bytes)} and {max(num_pages, least_pages)} pages "
-            f"of {_mib(footprint.page_bytes)} each do not fit: {_mib(free.num_bytes)} are free, of which pages may "
-            f"take {_mib(budget)}; lower max_model_len, set another KV cache size, use a smaller dtype, or free memory"
+            f"{_and('graphs', footprint.graph_bytes)}{_and('a table for penalties', footprint.seen_bytes)} and "
+            f"{max(num_pages, least_pages)} pages of {_mib(footprint.page_bytes)} each do not fit: "
+            f"{_mib(free.num_bytes)} are free, of which pages may take {_mib(budget)}; lower "
+            "max_model_len, set another KV cache size, use a smaller dtype, or free memory"
         )
     return MemoryPlan(num_pages=num_pages, max_sequence_tokens=min(longest, num_pages * config.page_size))
 

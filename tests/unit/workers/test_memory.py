@@ -1,5 +1,7 @@
 """How many pages a replica gets, and when it gets none."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -15,6 +17,7 @@ from kvasir_workers.memory import (
     free_memory,
     graph_bytes,
     plan_memory,
+    seen_bytes,
 )
 from kvasir_workers.model.loader import load_spec
 
@@ -116,6 +119,18 @@ def test_graphs_take_their_part_of_the_room() -> None:
     footprint = Footprint(weight_bytes=10 * MIB, page_bytes=MIB, max_positions=160, graph_bytes=20 * MIB)
     config, free = EngineConfig(page_size=16), FreeMemory(device_type="cuda", num_bytes=50 * MIB)
     assert plan_memory(footprint, config, None, free).num_pages == 17
+
+
+def test_a_table_for_penalties_takes_its_part_of_the_room_with_graphs_and_without() -> None:
+    spec, config = load_spec(DEMO_MODEL), EngineConfig(page_size=16, max_num_seqs=256)
+    gpu = seen_bytes(spec, config, torch.device("cuda"))
+    assert gpu == 256 * spec.vocab_size * 4
+    assert seen_bytes(spec, config, torch.device("cpu")) == 0
+    footprint = Footprint(weight_bytes=10 * MIB, page_bytes=MIB, max_positions=160, seen_bytes=20 * MIB)
+    free = FreeMemory(device_type="cuda", num_bytes=50 * MIB)
+    assert plan_memory(footprint, EngineConfig(page_size=16), None, free).num_pages == 17
+    with pytest.raises(OutOfMemory, match=r"weights of 10\.0 MiB, a table for penalties of 45\.0 MiB and 1 pages"):
+        plan_memory(replace(footprint, seen_bytes=45 * MIB), EngineConfig(page_size=16), None, free)
 
 
 def test_graphs_that_leave_no_room_are_named() -> None:

@@ -12,7 +12,7 @@ from kvasir_protocol.errors import ConfigError
 from kvasir_workers.engine_directory.kernels import bring_kernels
 from kvasir_workers.engine_directory.manifest import settle
 from kvasir_workers.kv.page_memory import SUFFIX, PageShape, SharedSegment
-from kvasir_workers.memory import Footprint, MemoryPlan, free_memory, page_bytes, plan_memory
+from kvasir_workers.memory import Footprint, MemoryPlan, free_memory, page_bytes, plan_memory, seen_bytes
 from kvasir_workers.model.cache_scales import read_cache_scales, token_scales
 from kvasir_workers.model.decoder import Decoder
 from kvasir_workers.model.loader import load_spec
@@ -76,7 +76,11 @@ def plan_rank(model: ModelConfig, engine: EngineConfig, place: RankPlace) -> Ran
     footprint, config = _footprint(directory, dtype, device, shard, engine, quantization)
     if place.shape.pipeline_parallel_size == 1:
         with_logits = replace(shard.local, vocab_size=spec.vocab_size)  # which the leader has of all ranks
-        footprint = replace(footprint, graph_bytes=planned_graph_bytes(model, engine, with_logits, device))
+        footprint = replace(
+            footprint,
+            graph_bytes=planned_graph_bytes(model, engine, with_logits, device),
+            seen_bytes=seen_bytes(with_logits, engine, device),
+        )
     return RankPlan(
         directory=directory,
         shard=shard,
