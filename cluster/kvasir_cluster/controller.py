@@ -18,8 +18,7 @@ from kvasir_cluster.desired import Desired
 from kvasir_cluster.desired_store import DesiredStore
 from kvasir_cluster.drain import Drain
 from kvasir_cluster.gang import Gang, GangSpec, end_gangs, find_groups, read_nodes, remove_group
-from kvasir_cluster.hosts import list_hosts, own_address
-from kvasir_cluster.listening import find_control_port
+from kvasir_cluster.hosts import list_hosts
 from kvasir_cluster.placement import check_fits
 from kvasir_cluster.plan import (
     STOPPING,
@@ -40,17 +39,16 @@ from kvasir_cluster.plan import (
     remember,
 )
 from kvasir_cluster.pools import resource_of
+from kvasir_cluster.published_view import PublishedView
 from kvasir_cluster.recipe import recipe_of
 from kvasir_cluster.report import ClusterReport, GangReport, Progress
 from kvasir_cluster.router_process import DRAIN_S, RouterOrder
 from kvasir_cluster.routers import RouterKeeper
 from kvasir_cluster.spec import ControllerSpec
 from kvasir_cluster.sweep import sweep_segments
-from kvasir_cluster.view_server import ViewServer
 from kvasir_protocol.config import ClusterConfig
-from kvasir_protocol.errors import ConfigError, KvasirError, ServiceUnavailable
+from kvasir_protocol.errors import KvasirError, ServiceUnavailable
 from kvasir_protocol.ids import ReplicaId
-from kvasir_protocol.view import ClusterView
 
 log = logging.getLogger(__name__)
 
@@ -83,15 +81,13 @@ class Controller:
         self._fatal: str | None = None
         self._observed: tuple[ObservedGang, ...] = ()
         self._drains: dict[ReplicaId, Drain] = {}
-        # Milliseconds since 1970: a restarted controller's first version is above its predecessor's last.
-        self._view = ClusterView(version=time.time_ns() // 1_000_000, replicas=(), phase="starting")
+        self._view = PublishedView(spec.secret, spec.view_host, spec.timings.bind_s)
         self._gangs: dict[ReplicaId, Gang] = {}
         self._memory: dict[Slot, SlotMemory] = {}
         self._has_taken_over = False
         self._stopping = threading.Event()
         self._ending = threading.Lock()
         self._has_ended = False
-        self._server: ViewServer | None = None
         self._routers = RouterKeeper(spec.name)
         self._try_to_take_over()
         self._loop = threading.Thread(target=self._run, name="controller", daemon=True)
@@ -119,7 +115,7 @@ class Controller:
         try:
             if not self._memory:
                 self._check_fits(self._spec.config)
-            self._server = self._serve_view()
+            self._serve_view()
         except KvasirError as error:
             self._fatal = str(error)
 
@@ -137,8 +133,8 @@ class Controller:
             if wish == self._desired.config and self._fatal is None:
                 return
             self._want(self._desired.wanting(wish, config))
-            if self._server is None:
-                self._server = self._serve_view()
+            if self._view.endpoint is None:
+                self._serve_view()
             self._fatal = None
             self._tell("new settings")
             self._step()
@@ -196,7 +192,7 @@ class Controller:
             self._stopping.set()
         self._loop.join()
         # Only now: its last step tells a phase, too.
-        self._view = dataclasses.replace(self._view, phase=STOPPING)
+        self._view.tell_phase(STOPPING)
         # Should this process die before the end, the next one goes on with it.
         self._want(dataclasses.replace(self._desired, is_ending=True))
         if self._spec.places_routers:
@@ -208,26 +204,15 @@ class Controller:
         if sweeps:
             ray.wait(sweeps, num_returns=len(sweeps), timeout=SWEEP_S)
         self._store.remove()
-        if self._server is not None:
-            self._server.stop()
+        self._view.stop()
 
-    def _serve_view(self) -> ViewServer:
-        host = self._spec.view_host or own_address()
-        port = self._desired.view_port or find_control_port(host)
-        try:
-            server = self._listen(host, port)
-        except ConfigError:
-            if not self._spec.places_routers:
-                raise  # whoever has routers of its own can't be told of another port
-            self._tell(f"port {port} is somebody else's by now; routers are told another")
-            port = find_control_port(host)
-            server = self._listen(host, port)
-        server.start()
+    def _serve_view(self) -> None:
+        wanted = self._desired.view_port
+        # Whoever has routers of its own can't be told of another port.
+        port = self._view.serve(wanted, may_move=self._spec.places_routers)
+        if wanted not in (0, port):
+            self._tell(f"port {wanted} is somebody else's by now; routers are told another")
         self._want(dataclasses.replace(self._desired, view_port=port))
-        return server
-
-    def _listen(self, host: str, port: int) -> ViewServer:
-        return ViewServer(self._spec.secret, host, port, lambda: self._view, self._spec.timings.bind_s)
 
     def _adopt(self) -> tuple[dict[ReplicaId, Gang], dict[Slot, SlotMemory]]:
         """The gangs that a predecessor left, and the memory of all ids it ever gave out."""
@@ -285,17 +270,9 @@ class Controller:
         )
         self._memory = remember(self._memory, self._observed, now_s, self._spec.pacing)
         serving = [self._gangs[gang.replica_id].address for gang in self._observed if gang.state == "ready"]
-        view = dataclasses.replace(
-            self._view,
-            replicas=self._desired.shown(address for address in serving if address is not None),
-            phase=describe_phase(self._slots, self._observed),
-        )
-        before = {address.replica_id for address in self._view.replicas}
-        for address in view.replicas:
-            if address.replica_id not in before:
-                self._tell(f"{address.replica_id} serves at {address.endpoint}")
-        if view != self._view:
-            self._view = dataclasses.replace(view, version=self._view.version + 1)
+        shown = self._desired.shown(address for address in serving if address is not None)
+        for address in self._view.show(shown, describe_phase(self._slots, self._observed)):
+            self._tell(f"{address.replica_id} serves at {address.endpoint}")
 
     def _recognise(self, gang: ObservedGang) -> ObservedGang:
         """With what the records say of it."""
@@ -348,12 +325,12 @@ class Controller:
         return [node_id for node_id in node_ids if node_id != here]
 
     def _keep_routers(self) -> None:
-        if not self._spec.places_routers or self._server is None:
+        if not self._spec.places_routers or self._view.endpoint is None:
             return
         order = RouterOrder.of(
             self._desired.resolved,
             secret=self._spec.secret,
-            controller_endpoint=self._server.endpoint,
+            controller_endpoint=self._view.endpoint,
             log_level=self._spec.log_level,
         )
         for news in self._routers.keep(order, time.monotonic()):
