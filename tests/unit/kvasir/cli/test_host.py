@@ -5,17 +5,7 @@ import pytest
 from kvasir.cli.host import check_model
 from kvasir_protocol.config import ModelConfig, PoolConfig
 from kvasir_protocol.errors import CheckpointError, ConfigError
-
-CONFIG = {
-    "architectures": ["LlamaForCausalLM"],
-    "vocab_size": 256,
-    "hidden_size": 64,
-    "intermediate_size": 96,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "rms_norm_eps": 1e-6,
-    "max_position_embeddings": 512,
-}
+from tests.unit.kvasir.cli.bare_model import CONFIG, make_bare_model
 
 
 def check(folder, max_model_len=None):
@@ -24,10 +14,7 @@ def check(folder, max_model_len=None):
 
 @pytest.fixture
 def folder(tmp_path):
-    (tmp_path / "config.json").write_text(json.dumps(CONFIG))
-    (tmp_path / "tokenizer.json").write_text("{}")
-    (tmp_path / "model.safetensors").write_bytes(b"")
-    return tmp_path
+    return make_bare_model(tmp_path)
 
 
 def test_complete_folder_is_accepted(folder):

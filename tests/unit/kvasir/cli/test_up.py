@@ -1,7 +1,6 @@
 """What `kvasir up` refuses before it asks any Ray, each with the line and what to do; and how it waits."""
 
 import io
-import json
 
 import pytest
 
@@ -11,28 +10,14 @@ from kvasir.cli.up import wait_until_ready
 from kvasir_cluster.report import Progress
 from kvasir_cluster.router_host import RouterState
 from kvasir_protocol.errors import ServiceUnavailable
-
-CONFIG = {
-    "architectures": ["LlamaForCausalLM"],
-    "vocab_size": 256,
-    "hidden_size": 64,
-    "intermediate_size": 96,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "rms_norm_eps": 1e-6,
-    "max_position_embeddings": 512,
-}
+from tests.unit.kvasir.cli.bare_model import make_bare_model
 
 
 @pytest.fixture
 def folder(tmp_path):
-    """Of a model with 4 heads and 3 layers."""
     folder = tmp_path / "model"
     folder.mkdir()
-    (folder / "config.json").write_text(json.dumps(CONFIG))
-    (folder / "tokenizer.json").write_text("{}")
-    (folder / "model.safetensors").write_bytes(b"")
-    return folder
+    return make_bare_model(folder)
 
 
 def refusal(tmp_path, capsys, text):

@@ -12,16 +12,10 @@ from kvasir_workers.model.decoder import Decoder
 from kvasir_workers.model.linear import Linear
 from kvasir_workers.model.loader import load_decoder
 from kvasir_workers.quantization.scheme import Float8Format
-from tests.checkpoints import make_checkpoint
 from tests.unit.workers.model.paged_prompts import PagedPrompts
 
 CPU = torch.device("cpu")
 STEPS = [{0: [5, 9, 200, 31], 1: [7]}, {0: [17], 1: [80, 81, 82]}, {0: [3], 1: [4]}]
-
-
-@pytest.fixture(params=[False, True], ids=["untied", "tied"])
-def checkpoint(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
-    return make_checkpoint(tmp_path, "Qwen3ForCausalLM", tie_word_embeddings=request.param)
 
 
 def packed_decoder(path: Path) -> Decoder:

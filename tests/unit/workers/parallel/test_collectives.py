@@ -34,6 +34,25 @@ def on_all_ranks(tp: int, pp: int, act: Callable[[Collectives], T], deadline_s: 
         return list(pool.map(run, range(shape.num_ranks)))
 
 
+def loss_beside_one_that_hangs(act: Callable[[Collectives], object], deadline_s: float) -> str:
+    """What rank 0 says that it lost, while rank 1 does nothing but hold its connections open until then."""
+    has_given_up = Event()
+
+    def run(ranks: Collectives) -> str:
+        if ranks.place.rank == 1:
+            has_given_up.wait()
+            return ""
+        try:
+            with pytest.raises(RankLost) as caught:
+                act(ranks)
+        finally:
+            has_given_up.set()
+        return str(caught.value)
+
+    said, _ = on_all_ranks(2, 1, run, deadline_s)
+    return said
+
+
 def own(collectives: Collectives) -> torch.Tensor:
     return torch.full((2, 3), float(10**collectives.place.rank))
 
@@ -100,19 +119,7 @@ def test_rank_that_died_is_named() -> None:
     ],
 )
 def test_rank_that_hangs_is_named_after_the_deadline(operation: Callable[[Collectives], object]) -> None:
-    """It holds its connections open until the other has given up."""
-    has_given_up = Event()
-
-    def act(ranks: Collectives) -> str:
-        if ranks.place.rank == 1:
-            has_given_up.wait()
-            return ""
-        with pytest.raises(RankLost) as caught:
-            operation(ranks)
-        has_given_up.set()
-        return str(caught.value)
-
-    said, _ = on_all_ranks(2, 1, act, deadline_s=1.0)
+    said = loss_beside_one_that_hangs(operation, deadline_s=1.0)
     assert "rank 1 (pipeline stage 0, tensor rank 1) did not come" in said
 
 
@@ -143,42 +150,22 @@ class Stuck:
 
 
 def test_rank_that_a_device_waits_for_is_named_after_the_deadline() -> None:
-    has_given_up = Event()
-
-    def act(ranks: Collectives) -> str:
-        if ranks.place.rank == 1:
-            has_given_up.wait()
-            return ""
-        with pytest.raises(RankLost) as caught:
-            ranks.wait_for(Stuck())
-        has_given_up.set()
-        return str(caught.value)
-
-    said, _ = on_all_ranks(2, 1, act, deadline_s=0.2)
+    said = loss_beside_one_that_hangs(lambda ranks: ranks.wait_for(Stuck()), deadline_s=0.2)
     assert "in a step on the device; rank 1 (pipeline stage 0, tensor rank 1) did not come" in said
-
-
-def look_on(ranks: Collectives) -> None:
-    while True:
-        ranks.look()
 
 
 def test_rank_that_a_step_on_the_device_waits_for_is_named_by_whoever_looks() -> None:
-    has_given_up = Event()
-
-    def act(ranks: Collectives) -> str:
-        if ranks.place.rank == 1:
-            has_given_up.wait()
-            return ""
-        ranks.look()  # nothing is under way
+    def look_on(ranks: Collectives) -> None:
         ranks.watch(Stuck())
-        with pytest.raises(RankLost) as caught:
-            look_on(ranks)
-        has_given_up.set()
-        return str(caught.value)
+        while True:
+            ranks.look()
 
-    said, _ = on_all_ranks(2, 1, act, deadline_s=0.2)
+    said = loss_beside_one_that_hangs(look_on, deadline_s=0.2)
     assert "in a step on the device; rank 1 (pipeline stage 0, tensor rank 1) did not come" in said
+
+
+def test_nobody_is_missed_while_nothing_is_under_way() -> None:
+    on_all_ranks(2, 1, lambda ranks: ranks.look(), deadline_s=0.2)
 
 
 def test_all_hear_what_each_rank_of_the_gang_says() -> None:

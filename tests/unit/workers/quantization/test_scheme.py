@@ -25,11 +25,6 @@ CPU = torch.device("cpu")
 INTEGERS = [name for name, scheme in SCHEMES.items() if scheme.float8 is None]
 
 
-@pytest.fixture(params=[False, True], ids=["untied", "tied"])
-def checkpoint(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
-    return make_checkpoint(tmp_path, "Qwen3ForCausalLM", tie_word_embeddings=request.param)
-
-
 def num_bytes(weight: Tensor | PackedWeight) -> int:
     match weight:
         case Tensor():
