@@ -13,7 +13,10 @@ _FIRST_WITH_ROWS = (9, 0)
 
 
 def can_multiply(x: Quantized, weight: Quantized, dtype: torch.dtype) -> bool:
-    """Whether the operator takes these; it has no blocks that we could give it as they are."""
+    """Whether the operator takes these as they are: it has no blocks like ours, and beside a scale for each output none
+    for all inputs, as checkpoints with static activations have them. A copy of that for each token would do, in a
+    launch of its own for every product; which of both ways is faster nobody has measured.
+    """
     if torch.version.hip is not None or any(size % _ALIGNMENT for size in weight.values.shape):
         return False
     capability = torch.cuda.get_device_capability(x.values.device)
