@@ -11,7 +11,7 @@ import uvloop
 
 from bench.peers.launch import Launch, Peer
 from bench.peers.process import PeerFailed, running
-from bench.peers.usage import busy_seconds_of_host, cpu_seconds_of_tree, memory_bytes_of_tree
+from bench.peers.usage import busy_seconds_of_host, cpu_seconds_of_tree, memory_of_tree
 from kvasir.bench.arrivals import Traffic
 from kvasir.bench.client import Target
 from kvasir.bench.drive import Outcome
@@ -108,13 +108,15 @@ def run_peer(peer: Peer, launch: Launch, asking: Asking, round_index: int) -> Ru
     source = words_of_tokenizer(launch.model)
     try:
         with running(peer, launch) as (process, run.ready_s):
-            run.page_bytes, run.ready_bytes = peer.page_bytes(launch), memory_bytes_of_tree(process.pid)
+            memory = memory_of_tree(process.pid)
+            run.ready_bytes = memory.num_bytes
+            run.page_bytes = memory.shared_memory_bytes if peer.shares_pages else peer.page_bytes(launch)
             for cell in asking.cells:
                 bench = make_bench(peer, launch, cell, asking, source, seed_of(round_index, cell))
                 run.results[cell] = measure(bench, source, process.pid, asking.limit_s)
                 if process.poll() is not None:
                     raise PeerFailed(f"died with exit code {process.returncode}")
-                run.used_bytes = memory_bytes_of_tree(process.pid)
+                run.used_bytes = memory_of_tree(process.pid).num_bytes
     except (PeerFailed, ServiceUnavailable, OSError) as error:
         run.problem = f"failed: {error}"
     return run

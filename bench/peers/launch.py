@@ -46,6 +46,7 @@ class Peer:
     """program: what has to be there. ready_path: answers 200 when requests may come.
 
     page_bytes: of the keys and values that lie in physical memory when it is ready: most only touch what they use.
+    shares_pages: these lie in shared memory, and what is mapped of it is looked up.
     served_name: what requests call the model. ignores_eos: whether it knows the field; to one that does not, answers
     are as long all the same if the model never says its end, as those of `make_models.py`.
     """
@@ -56,6 +57,7 @@ class Peer:
     environment: Mapping[str, str] = field(default_factory=dict)
     ready_path: str = "/health"
     page_bytes: Callable[[Launch], int] = lambda launch: 0
+    shares_pages: bool = False
     served_name: Callable[[Launch], str] = lambda launch: SERVED_NAME
     ignores_eos: bool = True
     needs_gguf: bool = False
@@ -108,7 +110,7 @@ def kvasir() -> Peer:
         return [sys.executable, "-c", KVASIR, "serve", str(launch.model), "--served-model-name", SERVED_NAME, *more,
                 *_address(launch)]  # fmt: skip
 
-    return Peer(name="kvasir", program=Path(sys.executable), command=command)
+    return Peer(name="kvasir", program=Path(sys.executable), command=command, shares_pages=True)
 
 
 def _static(programs: Programs) -> Peer:

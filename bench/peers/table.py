@@ -122,16 +122,15 @@ def _starts(title: str, peers: Mapping[str, Sequence[Run]], weight_bytes: int) -
     rows = []
     for peer, runs in peers.items():
         started = [run for run in runs if run.ready_bytes is not None and run.ready_s is not None]
-        pages = started[0].page_bytes if started else 0
-        ready = [run.ready_bytes or 0 for run in started]
+        beyond = [(run.ready_bytes or 0) - weight_bytes - run.page_bytes for run in started]
         rows.append(
             [
                 peer,
                 _spread_or_dash([run.ready_s or 0.0 for run in started], 1),
-                _mib(ready),
+                _mib([run.ready_bytes or 0 for run in started]),
                 _mib([weight_bytes]),
-                _mib([pages]),
-                _mib([rest for num_bytes in ready if (rest := num_bytes - weight_bytes - pages) > 0]),
+                _mib([run.page_bytes for run in started] or [0]),
+                _mib([rest for rest in beyond if rest > 0]),
                 _mib([run.used_bytes for run in started if run.used_bytes is not None]),
             ]
         )

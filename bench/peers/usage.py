@@ -1,6 +1,7 @@
 """What a server and everybody else take of this host."""
 
 import os
+from dataclasses import dataclass
 
 from kvasir.cli.processes import PROC, memory_of, read_processes, tree_of
 
@@ -10,10 +11,21 @@ def cpu_seconds_of_tree(root: int) -> float:
     return sum(process.cpu_s + process.children_cpu_s for process in tree_of(root, read_processes()))
 
 
-def memory_bytes_of_tree(root: int) -> int:
-    """Physical memory of a process and all below it; what several of them share counts once."""
-    memories = (memory_of(process.process_id) for process in tree_of(root, read_processes()))
-    return sum(memory.pss_bytes for memory in memories if memory is not None)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemoryUse:
+    """Physical memory of several processes; what they share counts once. shared_memory_bytes: segments, of all."""
+
+    num_bytes: int
+    shared_memory_bytes: int
+
+
+def memory_of_tree(root: int) -> MemoryUse:
+    """Of a process and all below it."""
+    memories = [memory_of(process.process_id) for process in tree_of(root, read_processes())]
+    return MemoryUse(
+        num_bytes=sum(memory.pss_bytes for memory in memories if memory is not None),
+        shared_memory_bytes=sum(memory.shared_memory_bytes for memory in memories if memory is not None),
+    )
 
 
 def busy_seconds_of_host() -> float:

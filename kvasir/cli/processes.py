@@ -21,10 +21,12 @@ class Process:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Memory:
-    """rss_bytes: physical memory. pss_bytes: the same, where what several processes share is divided among them."""
+    """rss_bytes: physical memory. pss_bytes: the same, where what several processes share is divided among them;
+    shared_memory_bytes: of these, segments of shared memory."""
 
     rss_bytes: int
     pss_bytes: int
+    shared_memory_bytes: int
 
 
 def read_processes(proc: Path = PROC) -> dict[int, Process]:
@@ -72,4 +74,6 @@ def memory_of(process_id: int, proc: Path = PROC) -> Memory | None:
     except OSError:
         return None
     sizes = {name: 1024 * int(rest.split()[0]) for name, _, rest in (line.partition(":") for line in lines[1:])}
-    return Memory(rss_bytes=sizes["Rss"], pss_bytes=sizes["Pss"]) if "Pss" in sizes else None
+    if "Pss" not in sizes:
+        return None
+    return Memory(rss_bytes=sizes["Rss"], pss_bytes=sizes["Pss"], shared_memory_bytes=sizes.get("Pss_Shmem", 0))

@@ -26,16 +26,27 @@ FAREWELL_S = 5.0
 Command = Callable[[Engine], object]
 
 
+def nothing_to_do() -> bool:
+    """Idle work that is done."""
+    return False
+
+
 class EngineLoop:
-    """Runs an engine's steps while it has work; deliver gets each step's outputs, on the engine's thread."""
+    """Runs an engine's steps while it has work; deliver gets each step's outputs, on the engine's thread.
+
+    idle_work: called on that thread while there are no steps to run, for as long as it returns that more is to be done;
+    what comes meanwhile waits for one call.
+    """
 
     def __init__(
         self,
         engine: Engine,
         deliver: Callable[[list[TokenOutput]], None],
         clock: Callable[[], float] = time.monotonic,
+        idle_work: Callable[[], bool] = nothing_to_do,
     ) -> None:
         self._engine = engine
+        self._idle_work = idle_work
         self._deliver = deliver
         self._clock = clock
         self._commands: deque[Command] = deque()
@@ -113,7 +124,9 @@ class EngineLoop:
         self._times = times
 
     def _wait(self) -> None:
-        """Sleep until a command comes; check the books once in each quiet time."""
+        """Sleep until a command comes; do idle work before, and check the books once in each quiet time."""
+        while not self._bell.is_set() and self._idle_work():
+            pass
         self._last_progress = self._clock()
         if not self._bell.wait(_IDLE_AUDIT_AFTER_S):
             self._engine.audit()

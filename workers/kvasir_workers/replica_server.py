@@ -40,7 +40,7 @@ from kvasir_protocol.request import GenerationRequest
 from kvasir_protocol.view import ReplicaInfo
 from kvasir_protocol.wire import decode, encode
 from kvasir_workers.engine import Engine
-from kvasir_workers.engine_loop import EngineLoop
+from kvasir_workers.engine_loop import EngineLoop, nothing_to_do
 from kvasir_workers.grammar.compiler import GrammarCompiler, grammar_in
 from kvasir_workers.grammar.state import Grammar
 from kvasir_workers.kv.transfer.group_intake import GroupIntake
@@ -100,15 +100,17 @@ class ReplicaServer:
         grammars: GrammarCompiler | None = None,
         *,
         hands_over: bool = True,
+        idle_work: Callable[[], bool] = nothing_to_do,
     ) -> None:
-        """grammars: without it, structured requests are refused. hands_over: pages may come and leave."""
+        """grammars: without it, structured requests are refused. hands_over: pages may come and leave. idle_work: as in
+        EngineLoop."""
         self._grammars = grammars
         self._hands_over = hands_over
         self._socket = binding.socket
         self._endpoint, self._segments = binding.endpoint, binding.segments
         self._info = info
         self._engine = engine
-        self.loop = EngineLoop(engine, self._deliver)
+        self.loop = EngineLoop(engine, self._deliver, idle_work=idle_work)
         self._importer = PageImporter(
             pages,
             info.vocab_size,

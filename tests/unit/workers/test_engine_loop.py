@@ -57,7 +57,8 @@ class House:
         self.engine, self.clock = FakeEngine(), Clock()
         self.delivered: list[TokenOutput] = []
         self.on_deliver: Callable[[], None] = lambda: None
-        self.loop = EngineLoop(cast(Engine, self.engine), self.deliver, self.clock)
+        self.do_idle_work: Callable[[], bool] = lambda: False
+        self.loop = EngineLoop(cast(Engine, self.engine), self.deliver, self.clock, lambda: self.do_idle_work())
         self.loop.start()
 
     def deliver(self, outputs: list[TokenOutput]) -> None:
@@ -159,6 +160,42 @@ def test_books_are_checked_when_idle_and_an_error_is_reported(house: House) -> N
     house.engine.on_audit = fail
     house.run(lambda engine: None)
     assert house.engine.audited.wait(DEADLINE_S)
+    house.loop._thread.join(DEADLINE_S)
+    assert house.loop.failure() == "RuntimeError: boom"
+
+
+def test_idle_work_is_done_to_its_end(house: House) -> None:
+    portions = iter(range(5))
+    done = threading.Event()
+
+    def work() -> bool:
+        has_more = next(portions, None) is not None
+        if not has_more:
+            done.set()
+        return has_more
+
+    house.do_idle_work = work
+    house.run(lambda engine: None)
+    assert done.wait(DEADLINE_S)
+    assert next(portions, None) is None
+
+
+def test_commands_and_steps_come_before_idle_work_that_never_ends(house: House) -> None:
+    house.do_idle_work = lambda: True
+    house.work(3)
+    house.run(lambda engine: None)
+    assert [output.first_index for output in house.delivered] == [1, 2, 3]
+
+
+def test_idle_work_does_not_hold_up_the_end(house: House) -> None:
+    house.do_idle_work = lambda: True
+    house.run(lambda engine: None)
+    assert house.loop.stop()
+
+
+def test_idle_work_that_raises_is_reported(house: House) -> None:
+    house.do_idle_work = lambda: bool(fail())
+    house.run(lambda engine: None)
     house.loop._thread.join(DEADLINE_S)
     assert house.loop.failure() == "RuntimeError: boom"
 

@@ -2,6 +2,7 @@
 
 import os
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -12,9 +13,15 @@ from kvasir_protocol.ids import ReplicaId
 from kvasir_workers.kv.page_memory import SHARED_MEMORY
 from kvasir_workers.replica import Replica
 from tests.checkpoints import make_checkpoint
+from tests.mapped_segments import mapped_bytes
 
 PREFIX = f"kvasir-test-replica-{os.getpid()}"
 SECRET = b"s" * 32
+
+PAGES_BYTES = 2**22
+"""A whole number of this checkpoint's pages."""
+
+DEADLINE_S = 30.0
 
 
 @pytest.fixture(scope="module")
@@ -62,6 +69,16 @@ def test_parts_of_a_start_are_told_in_their_order(checkpoint: Path) -> None:
     replica.stop()
     assert [phase.name for phase in replica.start_phases] == ["weights", "warm-up", "test answer"]
     assert all(phase.seconds >= 0 for phase in replica.start_phases)
+
+
+def test_replica_at_rest_maps_the_memory_of_all_its_pages(checkpoint: Path) -> None:
+    replica = Replica(config(checkpoint, kv_cache_bytes=PAGES_BYTES), SECRET)
+    replica.start()
+    (name,) = segments()
+    give_up_at = time.monotonic() + DEADLINE_S
+    while mapped_bytes(name) < PAGES_BYTES:
+        assert time.monotonic() < give_up_at, f"{mapped_bytes(name)} bytes are mapped"
+    replica.stop()
 
 
 def test_replica_that_cannot_listen_leaves_nothing(checkpoint: Path) -> None:

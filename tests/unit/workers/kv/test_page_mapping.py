@@ -1,0 +1,71 @@
+"""Pages are mapped before they are used: which first, and that nothing in them changes."""
+
+import os
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from kvasir_workers.kv.page_mapping import PageMapping
+from kvasir_workers.kv.page_memory import SharedSegment
+from tests.mapped_segments import mapped_bytes
+
+NAME = f"kvasir-test-mapping-{os.getpid()}"
+
+SHAPE = (2, 2, 40, 16, 8, 128)
+"""Pages of 64 KiB in float32: 16 of them are mapped at a time."""
+
+PAGE_BYTES = 16 * 8 * 128 * 4
+
+
+@pytest.fixture
+def segment() -> Iterator[SharedSegment]:
+    made = SharedSegment.create(NAME, SHAPE, torch.float32)
+    yield made
+    made.remove()
+
+
+def test_whole_segment_is_mapped_in_the_end(segment: SharedSegment) -> None:
+    before = mapped_bytes(NAME)
+    mapping = PageMapping(segment.tensor)
+    while mapping.go_on():
+        pass
+    assert (before, mapped_bytes(NAME)) == (0, segment.tensor.nbytes)
+
+
+def test_what_was_written_stays(segment: SharedSegment) -> None:
+    segment.tensor[1, 0, 17] = 2.5
+    mapping = PageMapping(segment.tensor)
+    while mapping.go_on():
+        pass
+    assert bool((segment.tensor[1, 0, 17] == 2.5).all())
+    assert float(segment.tensor.sum()) == 2.5 * PAGE_BYTES / 4
+
+
+def test_first_pages_of_all_layers_come_before_later_ones() -> None:
+    pages = torch.zeros(SHAPE)
+    spans: list[tuple[int, int]] = []
+
+    def populate(address: int, num_bytes: int) -> bool:
+        spans.append((address - pages.data_ptr(), num_bytes))
+        return True
+
+    mapping = PageMapping(pages, populate)
+    while mapping.go_on():
+        pass
+    planes = [plane * 40 for plane in range(4)]
+    first_pages = [(plane + first, count) for first, count in ((0, 16), (16, 16), (32, 8)) for plane in planes]
+    assert spans == [(page * PAGE_BYTES, count * PAGE_BYTES) for page, count in first_pages]
+
+
+def test_system_that_cannot_map_ahead_is_asked_once() -> None:
+    asked: list[int] = []
+
+    def refuse(address: int, num_bytes: int) -> bool:
+        asked.append(num_bytes)
+        return False
+
+    mapping = PageMapping(torch.zeros(SHAPE), refuse)
+    assert not mapping.go_on()
+    assert not mapping.go_on()
+    assert len(asked) == 1
