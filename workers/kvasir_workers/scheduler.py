@@ -15,6 +15,7 @@ from kvasir_workers.displacement import displaceable, fewest
 from kvasir_workers.fair_share import TokenCounters
 from kvasir_workers.kv.manager import KvManager, num_held_alone, pages_for, settle_copies, take_restores
 from kvasir_workers.kv.offload.moves import Moves
+from kvasir_workers.overtaking import overtakers
 from kvasir_workers.scheduling_policy import Rank, make_scheduling_policy
 from kvasir_workers.sequence import Sequence
 from kvasir_workers.step_plan import ScheduledSequence, StepPlan
@@ -39,6 +40,7 @@ class Scheduler:
         self._displaces = self._policy.displaces and self._can_preempt
         weights = {share.tenant: share.weight for share in config.tenant_weights}
         self._counters = TokenCounters(weights) if config.fair_share else None
+        self._lets_overtake = config.scheduling_policy == "fcfs" and not config.fair_share
         self._bounds = LineBounds(max_requests=config.max_waiting_requests, max_tokens=config.max_waiting_tokens)
         self._waiting = WaitingLine(self._policy, self._counters)
         self._running: list[Sequence] = []
@@ -152,14 +154,14 @@ class Scheduler:
         has_room = guest is not None and self._make_way_for(guest, reserved, is_ahead=is_ahead)
         if has_room is None:
             return None
-        # A brief step serves the guest, and others move on by a token; never two in a row: prompts have to go on.
-        is_brief = has_room and bool(self._running) and not self._was_brief
+        guests = [guest] if guest is not None and has_room else self._overtakers(reserved)
+        # A brief step serves the guests, and others move on by a token; never two in a row: prompts have to go on.
+        is_brief = bool(guests) and bool(self._running) and not self._was_brief
         num_preemptions = self.num_preemptions
         planned = self._plan_running(1 if is_brief else self._chunk_tokens(), is_ahead=is_ahead)
         if planned is None:
             return None
         entries, budget = planned
-        guests = [guest] if guest is not None and has_room else []
         turns = iter(guests) if is_brief else chain(guests, self._waiting.in_turn())
         newcomers = self._plan_waiting(turns, budget, reserved) if self.num_preemptions == num_preemptions else []
         entries += newcomers
@@ -205,6 +207,16 @@ class Scheduler:
             return None
         guest = self._waiting.first_of_tenant_outside({sequence.request.tenant for sequence in self._running})
         return guest if guest is not None and not self._kv.awaits_others(guest) else None
+
+    def _overtakers(self, reserved: Collection[Sequence]) -> list[Sequence]:
+        """Short prompts for other replicas behind a long one; nobody while the first in line lacks room."""
+        if not self._lets_overtake:
+            return []
+        found = overtakers(self._running, self._waiting, self._budget_tokens)
+        if not found or not self._has_place(reserved):
+            return []
+        first = self._first_to_compute()
+        return found if first is not None and self._would_fit(first, reserved) else []
 
     def _make_way_for(self, guest: Sequence, reserved: Collection[Sequence], *, is_ahead: bool) -> bool | None:
         """Whether the guest has a place and pages, now that others wait for it if need be. None: not now."""

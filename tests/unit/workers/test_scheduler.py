@@ -9,7 +9,7 @@ from kvasir_workers.kv.manager import KvManager
 from kvasir_workers.scheduler import Scheduler
 from kvasir_workers.sequence import Sequence
 from kvasir_workers.step_plan import StepPlan
-from tests.unit.workers.fakes import make_request
+from tests.unit.workers.fakes import make_request, make_ticket
 
 PAGE_SIZE = 4
 
@@ -30,6 +30,15 @@ class Bench:
         start = 100 * self.num_made if first_token is None else first_token
         prompt = range(start, start + num_tokens)
         sequence = Sequence(make_request(f"s{self.num_made}", prompt, max_tokens=max_tokens))
+        self.scheduler.enqueue(sequence)
+        return sequence
+
+    def enqueue_for_another(self, num_tokens: int) -> Sequence:
+        """A prompt whose pages leave with its first token."""
+        self.num_made += 1
+        start = 100 * self.num_made
+        request = make_request(f"s{self.num_made}", range(start, start + num_tokens), max_tokens=1)
+        sequence = Sequence(request, make_ticket(num_pages=-(-num_tokens // PAGE_SIZE)))
         self.scheduler.enqueue(sequence)
         return sequence
 
@@ -158,6 +167,38 @@ def squeezed() -> tuple[Bench, Sequence, Sequence]:
     first, second = bench.enqueue(8), bench.enqueue(7)
     bench.step()
     return bench, first, second
+
+
+def test_short_prompt_for_another_replica_overtakes_long_ones_in_a_brief_step() -> None:
+    bench = Bench(budget=16)
+    for num_tokens in (40, 40, 3):
+        bench.enqueue_for_another(num_tokens)
+    assert [bench.step() for _ in range(3)] == [{"s1": 16}, {"s1": 1, "s3": 3}, {"s1": 16}]
+
+
+def test_long_prompt_gets_every_other_step_however_many_overtake_it() -> None:
+    bench = Bench(budget=16)
+    bench.enqueue_for_another(60)
+    bench.step()
+    steps = []
+    while "s1" not in bench.answered:
+        bench.enqueue_for_another(3)
+        steps.append(bench.step()["s1"])
+    assert steps == [1, 16, 1, 16, 1, 9]
+
+
+def test_nobody_overtakes_a_prompt_for_another_replica_that_waits_for_pages() -> None:
+    bench = Bench(budget=16, num_pages=12)
+    for num_tokens in (40, 40, 3):
+        bench.enqueue_for_another(num_tokens)
+    assert [bench.step() for _ in range(3)] == [{"s1": 16}, {"s1": 16}, {"s1": 8}]
+
+
+def test_prompts_of_an_engines_own_streams_are_computed_in_turn() -> None:
+    bench = Bench(budget=16)
+    for num_tokens in (40, 3):
+        bench.enqueue(num_tokens)
+    assert [bench.step() for _ in range(3)] == [{"s1": 16}, {"s1": 16}, {"s1": 8, "s2": 3}]
 
 
 def test_last_running_sequence_is_preempted() -> None:

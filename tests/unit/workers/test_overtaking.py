@@ -1,0 +1,37 @@
+"""Which prompts for other replicas need not wait for longer ones."""
+
+from kvasir_workers.overtaking import overtakers
+from kvasir_workers.sequence import Sequence
+from tests.unit.workers.fakes import make_request, make_ticket
+
+STEP_TOKENS = 16
+
+
+def sequence(name: str, num_tokens: int, *, num_computed: int = 0, has_ticket: bool = True) -> Sequence:
+    made = Sequence(make_request(name, range(num_tokens)), make_ticket(1) if has_ticket else None)
+    made.num_computed = num_computed
+    return made
+
+
+def names(running: list[Sequence], waiting: list[Sequence]) -> list[str]:
+    return [found.request_id for found in overtakers(running, waiting, STEP_TOKENS)]
+
+
+def test_shortest_go_first_as_far_as_a_step_takes_them() -> None:
+    waiting = [sequence("b", 6), sequence("c", 40), sequence("a", 5), sequence("d", 7)]
+    assert names([sequence("long", 40)], waiting) == ["a", "b"]
+
+
+def test_what_is_left_of_a_prompt_counts() -> None:
+    waiting = [sequence("a", 10)]
+    assert names([sequence("long", 40, num_computed=29)], waiting) == ["a"]
+    assert names([sequence("long", 40, num_computed=30)], waiting) == []
+
+
+def test_nobody_overtakes_what_leaves_half_a_step_to_others() -> None:
+    assert names([sequence("short", STEP_TOKENS // 2)], [sequence("a", 2)]) == []
+
+
+def test_streams_that_run_here_are_neither_overtaken_nor_do_they_overtake() -> None:
+    assert names([sequence("own", 40, has_ticket=False)], [sequence("a", 2)]) == []
+    assert names([sequence("long", 40)], [sequence("own", 2, has_ticket=False)]) == []
