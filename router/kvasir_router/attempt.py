@@ -73,9 +73,10 @@ class Attempt:
 
     async def separate(self, prefill: ReplicaLink, decode: ReplicaLink) -> AsyncGenerator[TokenOutput, None]:
         """reserve at decode -> prefill and push -> decode. Raises HandoverBroken until decode has its pages."""
+        # In line from now on: of a burst, each is routed before the first has its reservation.
+        self._expect_prefill(prefill)
         ticket = await self._reserve(decode)
         self._involve(prefill)
-        self._expect_prefill(prefill)
         prefill.send(Submit(request=self._request, ticket=ticket))
         async with aclosing(self._prefilled(prefill, decode)) as outputs:
             async for output in outputs:

@@ -6,15 +6,23 @@ sparing them. Beyond that, both roads are priced in seconds of delay, the reques
 
     decode prefills      (queue there + prompt) / rate there, and each stream that runs there waits while it is computed
     another prefills     (queue there + prompt) / rate there + what of the hand-over is not hidden behind the prefill
+
+What others wait counts the more, the more of their tokens are held up already: what there is to spend goes to those
+prompts that gain most by it.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from kvasir_router.routing.load import ReplicaLoad
+from kvasir_router.routing.rates import MEMORY_S
 
 MOST_HELD_UP = 0.01
 """Of the tokens, that may wait for a prompt beside them: the 99th percentile does not see them."""
+
+MOST_SHARED = MOST_HELD_UP / 2
+"""Of the tokens, up to which all replicas share all work. Not nearer to one in a hundred, since the share is estimated:
+just beyond, the 99th percentile of a mixed pool is a step with prompts, two or three times as long."""
 
 DEFAULT_HANDOVER_S = 2e-3
 """Until it is measured: a reservation, a push and a commit between processes of one host."""
@@ -36,23 +44,42 @@ def share_held_up(replicas: Sequence[ReplicaLoad]) -> float | None:
     return sum(known_steps) / len(replicas) * max(step.seconds_at(tokens_per_s) for step in decodes)
 
 
+def share_held_up_at(decode: ReplicaLoad, num_more_steps: float) -> float | None:
+    """Of the tokens of the streams that run there, how many wait for a prompt, with so many more steps that compute
+    some; None while it isn't known."""
+    steps_per_s, step = decode.rates.prefill_steps_per_s, decode.rates.decode_step
+    return None if steps_per_s is None or step is None else (steps_per_s + num_more_steps / MEMORY_S) * step.seconds
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Delay:
-    """Seconds of one road: first_token_s until the request's first token, others_s that other streams wait longer."""
+    """Seconds of one road: first_token_s until the request's first token, others_s that other streams wait longer.
+
+    weight: what a second of the others counts beside one of the request's own.
+    """
 
     first_token_s: float
     handover_s: float = 0.0
     others_s: float = 0.0
+    weight: float = 1.0
 
     @property
     def total_s(self) -> float:
-        return self.first_token_s + self.handover_s + self.others_s
+        return self.first_token_s + self.handover_s + self.weight * self.others_s
 
 
-def delay_at_decode(num_tokens: int, decode: ReplicaLoad, rate: float) -> Delay:
-    """num_tokens: of the prompt, to be computed; rate: prompt tokens per second there."""
-    prompt_s = num_tokens / rate
-    return Delay(first_token_s=decode.prefill_tokens / rate + prompt_s, others_s=decode.num_streams * prompt_s)
+def delay_at_decode(num_tokens: int, decode: ReplicaLoad, rate: float, step_s: float = 0.0) -> Delay:
+    """num_tokens: of the prompt, to be computed; rate: prompt tokens per second there.
+
+    step_s: what a usual step with prompts takes. A shorter prompt counts as much: it holds up as many tokens.
+    """
+    line_s, prompt_s = decode.prefill_tokens / rate, num_tokens / rate
+    held_up = share_held_up_at(decode, max(1.0, (line_s + prompt_s) / step_s) if step_s else 1.0)
+    return Delay(
+        first_token_s=line_s + prompt_s,
+        others_s=decode.num_streams * max(prompt_s, step_s),
+        weight=1.0 if held_up is None else held_up / MOST_HELD_UP,
+    )
 
 
 def delay_at_prefill(num_tokens: int, prefill: ReplicaLoad, rate: float) -> Delay:
@@ -62,7 +89,16 @@ def delay_at_prefill(num_tokens: int, prefill: ReplicaLoad, rate: float) -> Dela
     if prefill.rates.push_s_per_token is not None:
         # A link slower than the prefill hides only as much as the prefill takes.
         handover_s = max(handover_s, num_tokens * prefill.rates.push_s_per_token - prompt_s)
-    return Delay(first_token_s=prefill.prefill_tokens / rate + prompt_s, handover_s=handover_s)
+    return Delay(first_token_s=_line_s(num_tokens, prefill, rate) + prompt_s, handover_s=handover_s)
+
+
+def _line_s(num_tokens: int, prefill: ReplicaLoad, rate: float) -> float:
+    """Until a prompt's turn comes: one that a usual step would take waits for no longer one, but for a step's end."""
+    step_s = prefill.rates.prefill_step_s
+    if step_s is None or num_tokens > step_s * rate:
+        return prefill.prefill_tokens / rate
+    before = sum(length for length in prefill.prefill_line if length <= num_tokens)
+    return before / rate + (step_s if before < prefill.prefill_tokens else 0.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,12 +115,12 @@ def weigh(num_tokens: int, prefill: ReplicaLoad, decode: ReplicaLoad) -> Verdict
     prefill_rate, decode_rate = rates[0] or rates[1], rates[1] or rates[0]
     if prefill_rate is None or decode_rate is None:
         return Verdict(decode_prefills=False, reason="no prefill rate is known yet")
-    local = delay_at_decode(num_tokens, decode, decode_rate)
+    local = delay_at_decode(num_tokens, decode, decode_rate, prefill.rates.prefill_step_s or 0.0)
     remote = delay_at_prefill(num_tokens, prefill, prefill_rate)
     reason = (
-        f"{num_tokens} tokens: {_ms(local.first_token_s)} at {decode.replica_id} and {_ms(local.others_s)} for its "
-        f"{decode.num_streams} streams, against {_ms(remote.first_token_s)} at {prefill.replica_id} and "
-        f"{_ms(remote.handover_s)} to hand over"
+        f"{num_tokens} tokens: {_ms(local.first_token_s)} at {decode.replica_id} and {local.weight:.2f} times "
+        f"{_ms(local.others_s)} for its {decode.num_streams} streams, against {_ms(remote.first_token_s)} at "
+        f"{prefill.replica_id} and {_ms(remote.handover_s)} to hand over"
     )
     return Verdict(decode_prefills=local.total_s < remote.total_s, reason=reason)
 

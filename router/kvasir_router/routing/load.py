@@ -16,7 +16,8 @@ class ReplicaLoad:
     """One live replica as a candidate.
 
     num_inflight: this router's streams there, known at once. num_requests: of all routers, half a second old.
-    page_usage: used share of the KV pages, 0 to 1. prefill_tokens: of this router's prompts that are not computed yet.
+    page_usage: used share of the KV pages, 0 to 1. prefill_line: lengths of this router's prompts that are not computed
+    yet, in tokens.
     """
 
     replica_id: ReplicaId
@@ -24,7 +25,7 @@ class ReplicaLoad:
     num_inflight: int
     num_requests: int = 0
     page_usage: float = 0.0
-    prefill_tokens: int = 0
+    prefill_line: tuple[int, ...] = ()
     rates: ReplicaRates = UNKNOWN
 
     @property
@@ -32,28 +33,34 @@ class ReplicaLoad:
         """Our own count is ahead of the replica's, which knows other routers: the larger is nearer the truth."""
         return max(self.num_inflight, self.num_requests)
 
+    @property
+    def prefill_tokens(self) -> int:
+        """All that are in line."""
+        return sum(self.prefill_line)
+
 
 class InflightCounter:
     """Counts this router's streams per replica, from dispatch until they let go of the replica."""
 
     def __init__(self) -> None:
         self._counts: Counter[ReplicaId] = Counter()
-        self._prefill_tokens: Counter[ReplicaId] = Counter()
+        self._prefill_lines: dict[ReplicaId, list[int]] = {}
 
-    def prefill_tokens(self, replica_id: ReplicaId) -> int:
-        """Of prompts that the replica has not computed yet."""
-        return self._prefill_tokens[replica_id]
+    def prefill_line(self, replica_id: ReplicaId) -> tuple[int, ...]:
+        """Tokens of each prompt that the replica has not computed yet."""
+        return tuple(self._prefill_lines.get(replica_id, ()))
 
     @contextmanager
     def prefilling(self, replica_id: ReplicaId, num_tokens: int) -> Iterator[None]:
         """The replica computes a prompt for as long as the block runs."""
-        self._prefill_tokens[replica_id] += num_tokens
+        line = self._prefill_lines.setdefault(replica_id, [])
+        line.append(num_tokens)
         try:
             yield
         finally:
-            self._prefill_tokens[replica_id] -= num_tokens
-            if not self._prefill_tokens[replica_id]:
-                del self._prefill_tokens[replica_id]
+            line.remove(num_tokens)
+            if not line:
+                del self._prefill_lines[replica_id]
 
     def __getitem__(self, replica_id: ReplicaId) -> int:
         return self._counts[replica_id]
@@ -78,7 +85,7 @@ def replica_load(
         replica_id=address.replica_id,
         role=address.role,
         num_inflight=inflight[address.replica_id],
-        prefill_tokens=inflight.prefill_tokens(address.replica_id),
+        prefill_line=inflight.prefill_line(address.replica_id),
         rates=rates,
     )
     if stats is None:

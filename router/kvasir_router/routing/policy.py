@@ -7,7 +7,7 @@ from typing import Protocol, assert_never
 from kvasir_protocol.config import RoutingPolicyName
 from kvasir_protocol.errors import ServiceUnavailable
 from kvasir_protocol.ids import ReplicaId
-from kvasir_router.routing.break_even import MOST_HELD_UP, share_held_up, weigh
+from kvasir_router.routing.break_even import MOST_SHARED, share_held_up, weigh
 from kvasir_router.routing.load import ReplicaLoad
 
 
@@ -82,6 +82,10 @@ def _busyness(load: ReplicaLoad) -> tuple[int, float, str]:
     return load.num_streams, load.page_usage, load.replica_id
 
 
+def _line_first(load: ReplicaLoad) -> tuple[int, int, float, str]:
+    return (load.prefill_tokens, *_busyness(load))
+
+
 class Conditional:
     """With separate pools: as in one mixed pool while prompts hold up few tokens; else the decode replica prefills
     itself where that delays everybody less. As LeastLoaded without separate pools."""
@@ -90,12 +94,12 @@ class Conditional:
         _require_candidates(candidates)
         pools = pools_of(candidates)
         finisher = min(pools.finishers, key=_busyness)
-        prefill = min(pools.prefillers, key=lambda load: (load.prefill_tokens, *_busyness(load)), default=None)
+        prefill = min(pools.prefillers, key=_line_first, default=None)
         if prefill is None or finisher.role != "decode" or shape.max_tokens == 1:
             return _route(shape, prefill, finisher, f"conditional, {pools.reason}")
         held_up = share_held_up(candidates)
-        if held_up is not None and held_up <= MOST_HELD_UP:
-            anybody = min(candidates, key=_busyness).replica_id
+        if held_up is not None and held_up <= MOST_SHARED:
+            anybody = min(candidates, key=_line_first).replica_id
             return Route(prefill=None, decode=anybody, reason=f"conditional, prompts hold up {held_up:.2%} of tokens")
         verdict = weigh(shape.num_prompt_tokens, prefill, finisher)
         chosen = None if verdict.decode_prefills else prefill

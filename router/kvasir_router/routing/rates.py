@@ -1,5 +1,6 @@
 """How fast a replica is at what it does, measured from the totals that it tells."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -7,6 +8,10 @@ from kvasir_protocol.events import ReplicaStats
 
 HALF_LIFE_S = 20.0
 """What was measured so long ago counts half: loads change within minutes, and a few requests must not decide alone."""
+
+
+MEMORY_S = HALF_LIFE_S / math.log(2)
+"""What happens at a steady rate happens as often in so many seconds as the meter remembers of it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,13 +41,14 @@ class ReplicaRates:
     """None: not measured (yet, or not for long).
 
     prefill_tokens_per_s: prompt tokens in the steps that had any. prefill_steps_per_s: such steps in a second of the
-    clock's. decode_step: the others.
+    clock's. prefill_step_s: what one of them takes. decode_step: the others.
     push_s_per_token: what a pushed prompt token kept the link. handover_s: from the last chunk of a prompt to its last
     page, for the prompts that were pushed.
     """
 
     prefill_tokens_per_s: float | None = None
     prefill_steps_per_s: float | None = None
+    prefill_step_s: float | None = None
     decode_step: DecodeStep | None = None
     push_s_per_token: float | None = None
     handover_s: float | None = None
@@ -116,7 +122,7 @@ class RateMeter:
         self._clock = clock
         self._last: ReplicaStats | None = None
         self._faded_at = self._noted_at = clock()
-        self._prefill, self._prefill_steps = _Ratio(), _Ratio()
+        self._prefill, self._prefill_steps, self._prefill_step = _Ratio(), _Ratio(), _Ratio()
         self._push, self._handover = _Ratio(), _Ratio()
         self._decode = _Line()
 
@@ -129,8 +135,10 @@ class RateMeter:
             return
         now, before = stats.step_times, last.step_times
         num_prompt_tokens = stats.engine.computed_prompt_tokens - last.engine.computed_prompt_tokens
-        self._prefill.add(num_prompt_tokens, now.prefill_s - before.prefill_s)
-        self._prefill_steps.add(now.prefill_steps - before.prefill_steps, elapsed_s)
+        num_steps, steps_s = now.prefill_steps - before.prefill_steps, now.prefill_s - before.prefill_s
+        self._prefill_steps.add(num_steps, elapsed_s)
+        self._prefill_step.add(steps_s, num_steps)
+        self._prefill.add(num_prompt_tokens, steps_s)
         self._note_decodes(stats, last)
         pushed, pushed_before = stats.handover, last.handover
         num_requests = pushed.pushed_requests - pushed_before.pushed_requests
@@ -151,6 +159,7 @@ class RateMeter:
         return ReplicaRates(
             prefill_tokens_per_s=self._prefill.value(_LEAST_SECONDS),
             prefill_steps_per_s=self._prefill_steps.value(_LEAST_SECONDS),
+            prefill_step_s=self._prefill_step.value(_LEAST_EVENTS),
             decode_step=self._decode.decode_step(_LEAST_EVENTS),
             push_s_per_token=self._push.value(_LEAST_EVENTS),
             handover_s=self._handover.value(_LEAST_EVENTS),
@@ -160,5 +169,6 @@ class RateMeter:
         now = self._clock()
         factor = 0.5 ** ((now - self._faded_at) / HALF_LIFE_S)
         self._faded_at = now
-        for measured in (self._prefill, self._prefill_steps, self._decode, self._push, self._handover):
+        prefills = self._prefill, self._prefill_steps, self._prefill_step
+        for measured in (*prefills, self._decode, self._push, self._handover):
             measured.fade(factor)

@@ -339,7 +339,20 @@ async def test_prompt_is_in_line_at_who_computes_it_until_the_first_token(prefil
         answering = asyncio.ensure_future(answer(running))
         await replicas[0].until(lambda replica: bool(replica.got(Submit)))
         name = replicas[0].replica_id
-        assert running.fleet.inflight.prefill_tokens(name) == len(FULL.prompt_token_ids)
+        assert running.fleet.inflight.prefill_line(name) == (len(FULL.prompt_token_ids),)
         replicas[0].faults.resumed.set()
         assert await answering == ANSWER
-        assert running.fleet.inflight.prefill_tokens(name) == 0
+        assert running.fleet.inflight.prefill_line(name) == ()
+
+
+async def test_prompt_is_in_line_at_prefill_while_decode_still_reserves(
+    prefill: FakeReplica, decode: FakeReplica
+) -> None:
+    decode.faults.ignores_reserve = True
+    async with dispatching(prefill, decode, patience=replace(QUICK, reservation_s=60)) as running:
+        stream = asyncio.create_task(answer(running))
+        await decode.until(lambda replica: bool(replica.got(Reserve)))
+        assert running.fleet.inflight.prefill_line(prefill.replica_id) == (len(FULL.prompt_token_ids),)
+        stream.cancel()
+        await asyncio.wait([stream])
+        assert running.fleet.inflight.prefill_line(prefill.replica_id) == ()

@@ -60,7 +60,8 @@ class Clockwork:
 
 
 class Replica:
-    """Steps as an engine does: all that run get a token, and prompts in line share what is left of the chunk."""
+    """Steps as an engine does: all that run get a token, and prompts in line share what is left of the chunk; short
+    ones for another replica overtake."""
 
     def __init__(self, role: Role, index: int, clockwork: Clockwork) -> None:
         self.role, self.name = role, ReplicaId(f"{role}-{index}")
@@ -68,7 +69,7 @@ class Replica:
         self._clockwork = clockwork
         self._running: list[Asked] = []
         self._line: list[Asked] = []
-        self._is_busy = False
+        self._is_busy = self._was_brief = False
         self._said = self._prompt_tokens = self._prompt_steps = self._decode_steps = self._num_passed_on = 0
         self._prompt_s = self._decode_s = 0.0
         self._meter = RateMeter(lambda: clockwork.now)
@@ -79,9 +80,9 @@ class Replica:
             self._told_at = self._clockwork.now
             self._meter.note(self._stats())
         rates = self._meter.rates()
-        waiting = sum(asked.prompt for asked in self._line)
+        line = tuple(asked.prompt for asked in self._line)
         return ReplicaLoad(
-            replica_id=self.name, role=self.role, num_inflight=self.num_streams, prefill_tokens=waiting, rates=rates
+            replica_id=self.name, role=self.role, num_inflight=self.num_streams, prefill_line=line, rates=rates
         )
 
     def _stats(self) -> ReplicaStats:
@@ -119,7 +120,9 @@ class Replica:
             return
         self._is_busy = True
         budget, chunks = CHUNK - len(self._running), list[tuple[Asked, int]]()
-        for asked in self._line:
+        overtakers = [] if self._was_brief else self._overtakers()
+        self._was_brief = bool(overtakers)
+        for asked in overtakers or self._line:
             chunks.append((asked, min(budget, asked.left)))
             budget -= chunks[-1][1]
         num_tokens = sum(number for _, number in chunks)
@@ -131,6 +134,12 @@ class Replica:
             self._decode_s, self._decode_steps = self._decode_s + step_s, self._decode_steps + 1
         running = list(self._running)
         self._clockwork.at(self._clockwork.now + step_s, lambda: self._land(running, chunks))
+
+    def _overtakers(self) -> list[Asked]:
+        """Short prompts for another replica behind one that was begun and has most of a step left."""
+        longest = max((asked.left for asked in self._line if asked.goes_to and asked.left < asked.prompt), default=0)
+        waiting = [asked for asked in self._line if asked.goes_to and asked.left == asked.prompt < longest]
+        return [asked for asked in waiting if asked.left <= CHUNK] if longest > CHUNK // 2 else []
 
     def _land(self, running: Sequence[Asked], chunks: Sequence[tuple[Asked, int]]) -> None:
         self._is_busy = False

@@ -6,29 +6,32 @@ from kvasir_protocol.ids import ReplicaId
 from kvasir_protocol.view import Role
 from kvasir_router.routing.break_even import (
     DEFAULT_HANDOVER_S,
+    MOST_HELD_UP,
     delay_at_decode,
     delay_at_prefill,
     share_held_up,
     weigh,
 )
 from kvasir_router.routing.load import ReplicaLoad
-from kvasir_router.routing.rates import UNKNOWN, DecodeStep, ReplicaRates
+from kvasir_router.routing.rates import MEMORY_S, UNKNOWN, DecodeStep, ReplicaRates
 
 STEP = DecodeStep(seconds=0.004, num_streams=2)
 
 
-def replica(role: Role, rates: ReplicaRates = UNKNOWN, *, prefill_tokens: int = 0, num_streams: int = 0) -> ReplicaLoad:
+def replica(
+    role: Role, rates: ReplicaRates = UNKNOWN, *, prefill_line: tuple[int, ...] = (), num_streams: int = 0
+) -> ReplicaLoad:
     return ReplicaLoad(
         replica_id=ReplicaId(f"{role}-0"),
         role=role,
         num_inflight=num_streams,
-        prefill_tokens=prefill_tokens,
+        prefill_line=prefill_line,
         rates=rates,
     )
 
 
 def test_own_prompt_waits_for_those_in_line_and_running_streams_wait_for_it() -> None:
-    delay = delay_at_decode(100, replica("decode", prefill_tokens=50, num_streams=3), 1000.0)
+    delay = delay_at_decode(100, replica("decode", prefill_line=(50,), num_streams=3), 1000.0)
     assert delay.first_token_s == pytest.approx(0.15)
     assert delay.others_s == pytest.approx(0.3)
 
@@ -58,6 +61,37 @@ def test_replicas_that_decode_for_as_many_are_taken_as_they_are() -> None:
 @pytest.mark.parametrize("rates", [UNKNOWN, ReplicaRates(prefill_steps_per_s=1.0), ReplicaRates(decode_step=STEP)])
 def test_share_held_up_is_unknown_until_both_kinds_of_steps_were_measured(rates: ReplicaRates) -> None:
     assert share_held_up([replica("prefill", rates), replica("decode", rates)]) is None
+
+
+def test_what_others_wait_counts_by_what_is_held_up_already() -> None:
+    rates = ReplicaRates(prefill_steps_per_s=1.25, decode_step=STEP)
+    delay = delay_at_decode(100, replica("decode", rates, num_streams=3), 1000.0)
+    assert delay.weight == pytest.approx(0.5, rel=0.05)
+    assert delay.total_s == pytest.approx(0.1 + delay.weight * 0.3)
+
+
+def test_prompts_own_steps_and_those_in_line_count_as_held_up() -> None:
+    rates = ReplicaRates(prefill_steps_per_s=0.0, decode_step=STEP)
+    decode = replica("decode", rates, prefill_line=(200,), num_streams=3)
+    assert delay_at_decode(100, decode, 1000.0, step_s=0.1).weight == pytest.approx(3 / MEMORY_S * 0.004 / MOST_HELD_UP)
+
+
+def test_short_prompt_holds_up_as_many_tokens_as_any_step() -> None:
+    decode = replica("decode", num_streams=3)
+    assert delay_at_decode(10, decode, 1000.0, step_s=0.2).others_s == pytest.approx(0.6)
+
+
+def test_short_prompt_waits_at_prefill_for_shorter_ones_and_for_the_end_of_a_step() -> None:
+    rates = ReplicaRates(prefill_step_s=0.05)
+    busy = replica("prefill", rates, prefill_line=(10, 1000, 400))
+    assert delay_at_prefill(20, busy, 1000.0).first_token_s == pytest.approx(0.01 + 0.05 + 0.02)
+    idle = replica("prefill", rates, prefill_line=(10,))
+    assert delay_at_prefill(20, idle, 1000.0).first_token_s == pytest.approx(0.01 + 0.02)
+
+
+def test_prompt_of_more_than_a_step_waits_at_prefill_for_all_in_line() -> None:
+    busy = replica("prefill", ReplicaRates(prefill_step_s=0.05), prefill_line=(10, 1000))
+    assert delay_at_prefill(100, busy, 1000.0).first_token_s == pytest.approx(1.11)
 
 
 def test_hand_over_costs_what_was_measured() -> None:

@@ -27,9 +27,9 @@ def test_prompt_is_counted_until_it_is_computed() -> None:
     counter = InflightCounter()
     with counter.prefilling(NAME, 100):
         with counter.prefilling(NAME, 11):
-            assert counter.prefill_tokens(NAME) == 111
-        assert counter.prefill_tokens(NAME) == 100
-    assert counter.prefill_tokens(NAME) == 0
+            assert counter.prefill_line(NAME) == (100, 11)
+        assert counter.prefill_line(NAME) == (100,)
+    assert counter.prefill_line(NAME) == ()
 
 
 def test_load_joins_own_count_and_what_the_replica_tells() -> None:
@@ -47,7 +47,7 @@ def test_load_joins_own_count_and_what_the_replica_tells() -> None:
     with counter.counted(NAME), counter.prefilling(NAME, 7):
         joined = replica_load(ADDRESS, counter, stats)
     assert joined == ReplicaLoad(
-        replica_id=NAME, role="decode", num_inflight=1, num_requests=3, page_usage=0.25, prefill_tokens=7
+        replica_id=NAME, role="decode", num_inflight=1, num_requests=3, page_usage=0.25, prefill_line=(7,)
     )
 
 

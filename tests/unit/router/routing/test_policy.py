@@ -25,7 +25,7 @@ def load(
     num_inflight: int = 0,
     num_requests: int = 0,
     page_usage: float = 0.0,
-    prefill_tokens: int = 0,
+    prefill_line: tuple[int, ...] = (),
     rates: ReplicaRates = UNKNOWN,
 ) -> ReplicaLoad:
     role: Role = name.partition("-")[0]  # type: ignore[assignment]
@@ -35,7 +35,7 @@ def load(
         num_inflight=num_inflight,
         num_requests=num_requests,
         page_usage=page_usage,
-        prefill_tokens=prefill_tokens,
+        prefill_line=prefill_line,
         rates=rates,
     )
 
@@ -140,14 +140,14 @@ def test_beyond_the_break_even_a_prefill_replica_spares_the_streams_that_run(
 
 def test_prompts_in_line_at_prefill_raise_the_break_even() -> None:
     shape = RequestShape(num_prompt_tokens=20, max_tokens=10)
-    busy = load("prefill-0", rates=MEASURED, prefill_tokens=500)
+    busy = load("prefill-0", rates=MEASURED, prefill_line=(500,))
     assert Conditional().choose(shape, [busy, separate(num_inflight=4)[1]]).prefill is None
 
 
 def test_prefill_replica_with_the_fewest_tokens_in_line_is_asked() -> None:
     loads = [
-        load("prefill-0", prefill_tokens=900),
-        load("prefill-1", num_inflight=3, prefill_tokens=20),
+        load("prefill-0", prefill_line=(900,)),
+        load("prefill-1", num_inflight=3, prefill_line=(20,)),
         load("decode-0"),
     ]
     assert choose(Conditional(), *loads) == ("prefill-1", "decode-0")
@@ -161,12 +161,17 @@ def held_up(prefill_steps_per_s: float) -> list[ReplicaLoad]:
 
 
 def test_while_prompts_hold_up_few_tokens_the_least_loaded_does_all() -> None:
-    route = Conditional().choose(SHAPE, held_up(4.0))
+    route = Conditional().choose(SHAPE, held_up(2.0))
     assert (route.prefill, route.decode) == (None, "prefill-0")
-    assert route.reason == "conditional, prompts hold up 0.80% of tokens"
+    assert route.reason == "conditional, prompts hold up 0.40% of tokens"
 
 
-def test_once_prompts_hold_up_more_than_one_token_in_a_hundred_roads_are_weighed() -> None:
+def test_while_prompts_hold_up_few_tokens_those_in_line_count_first() -> None:
+    prefill, decode = held_up(2.0)
+    assert choose(Conditional(), replace(prefill, prefill_line=(1000,)), decode) == (None, "decode-0")
+
+
+def test_once_prompts_hold_up_more_than_one_token_in_two_hundred_roads_are_weighed() -> None:
     shape = RequestShape(num_prompt_tokens=20, max_tokens=10)
     route = Conditional().choose(shape, held_up(6.0))
     assert (route.prefill, route.decode) == ("prefill-0", "decode-0")
@@ -176,6 +181,6 @@ def test_conditional_route_says_why_with_its_terms() -> None:
     shape = RequestShape(num_prompt_tokens=20, max_tokens=10)
     reason = Conditional().choose(shape, separate(num_inflight=4)).reason
     assert reason == (
-        "conditional, 20 tokens: 20.0 ms at decode-0 and 80.0 ms for its 4 streams, "
+        "conditional, 20 tokens: 20.0 ms at decode-0 and 1.00 times 80.0 ms for its 4 streams, "
         "against 20.0 ms at prefill-0 and 50.0 ms to hand over"
     )

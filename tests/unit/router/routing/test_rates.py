@@ -127,6 +127,11 @@ def test_steps_with_prompts_are_counted_by_the_clock(house: House) -> None:
     assert house.meter.rates().prefill_steps_per_s == pytest.approx(3, rel=0.02)
 
 
+def test_step_with_prompts_takes_what_such_steps_took(house: House) -> None:
+    house.tell(prefill_steps=4, prefill_s=0.2)
+    assert house.meter.rates().prefill_step_s == pytest.approx(0.05)
+
+
 def test_newer_counts_more_than_older(house: House) -> None:
     house.tell(tokens=100, prefill_s=0.1)
     house.now += HALF_LIFE_S
