@@ -287,7 +287,7 @@ void run_together(Pass<Number>& pass, int num_threads) {
         const int64_t* positions, const int64_t* slots, int64_t num_tokens, const Matrix<Number>* embedding,          \
         const float* angles, const int64_t* page_tables, int64_t num_table_pages,                                     \
         const int64_t* query_lens, const int64_t* context_lens, int64_t num_sequences, const Number* final_norm,      \
-        const int64_t* wanted_rows, int64_t num_wanted, Number* out, int64_t thread_limit) {                                                                          \
+        const int64_t* wanted_rows, int64_t num_wanted, Number* out, int64_t thread_limit) {                          \
         const int64_t work = shape->num_products() * std::max<int64_t>(num_tokens / 4, 1);                            \
         const int num_threads = threads_for(work, thread_limit);                                                      \
         const attention::Lengths lengths{query_lens, context_lens, num_sequences};                                    \
