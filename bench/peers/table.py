@@ -73,12 +73,13 @@ def _table(title: str, peers: Mapping[str, Sequence[Run]], cells: Sequence[Cell]
 
 
 def _values(runs: Sequence[Run], cell: Cell, figure: Figure) -> list[float]:
+    """Who gave nothing whole, until a cell was cut, has made no tokens a second, and no times are known of it."""
     measured = [run.results[cell] for run in runs if cell in run.results]
-    return [result[figure.key] for result in measured if result["completed"]]
+    return [result[figure.key] for result in measured if result["completed"] or figure.is_more_better]
 
 
 def _medians(peers: Mapping[str, Sequence[Run]], cell: Cell, figure: Figure) -> dict[str, float]:
-    """Of those that answered."""
+    """Of those that were asked."""
     measured = {peer: _values(runs, cell, figure) for peer, runs in peers.items()}
     return {peer: statistics.median(values) for peer, values in measured.items() if values}
 
@@ -104,7 +105,8 @@ def ratio_text(medians: Mapping[str, float], figure: Figure, reduce: Callable[[S
     others = [value for peer, value in medians.items() if peer != OURS]
     if OURS not in medians or not others:
         return "-"
-    return f"{medians[OURS] / reduce(others, figure):.2f}"
+    reduced = reduce(others, figure)
+    return f"{medians[OURS] / reduced:.2f}" if reduced else "-"
 
 
 def _starts(title: str, peers: Mapping[str, Sequence[Run]], weight_bytes: int) -> str:

@@ -157,8 +157,8 @@ class EngineConfig:
         """The most tokens of one step. device is to be settled before: as it was asked for, it may be "auto".
 
         Unless it was set: 512 on CPUs, which compute a prompt's tokens hardly faster together, so that nobody waits
-        long for others' prompts (a replica of a small model takes more); elsewhere 2,048. In any case one for each
-        running sequence.
+        long for others' prompts (a replica takes more of a small model and fewer of a large one); elsewhere 2,048. In
+        any case one for each running sequence.
         """
         if self.max_num_batched_tokens is not None:
             return self.max_num_batched_tokens

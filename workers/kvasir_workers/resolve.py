@@ -15,10 +15,11 @@ from kvasir_workers.model.stored_quantization import stored_quantization
 from kvasir_workers.quantization.scheme import QuantizationSpec, find_scheme
 from kvasir_workers.roofline import ModelWork
 
-_CPU_STEP_PRODUCTS = 5 * 10**9
-"""What a core computes in about 0.1 s."""
+_CPU_PRODUCTS_PER_S = 5 * 10**10
+"""Multiplications of a core, of float32; of bfloat16 some have twice as many."""
 
-_MAX_CPU_STEP_TOKENS = 1024
+_BRIEF_S, _MOST_BRIEF_TOKENS = 0.1, 1024
+_LONG_S, _MOST_LONG_TOKENS = 8.0, 512
 
 
 def resolve_device(config: EngineConfig) -> torch.device:
@@ -68,14 +69,23 @@ def resolve_quantization(model: ModelConfig, spec: DecoderSpec, device: torch.de
 def resolve_step_tokens(engine: EngineConfig, spec: DecoderSpec, dtype: torch.dtype, device: torch.device) -> int:
     """The most tokens of one step. spec: of what this device computes.
 
-    Unless it was set, a CPU takes more than EngineConfig.step_tokens says while that keeps nobody waiting for longer
-    than 0.1 s: prompts that come together are answered sooner the fewer steps they take, since each step also decodes
-    for those that were answered already.
+    Unless it was set, a CPU takes as many as a core computes in 0.1 s, up to 1,024: prompts that come together are
+    answered sooner the fewer steps they take, since each step also decodes for those that were answered already. It
+    takes 512 where that is more, as long as a core computes them in 8 s, so that prompts share the reading of the
+    weights; and in any case one for each running sequence.
     """
     if engine.max_num_batched_tokens is not None or device.type != "cpu":
         return engine.step_tokens
-    affordable = _CPU_STEP_PRODUCTS // max(ModelWork.of(spec, dtype).num_products, 1)
-    return max(engine.step_tokens, min((1 << affordable.bit_length()) // 2, _MAX_CPU_STEP_TOKENS))
+    num_products = max(ModelWork.of(spec, dtype).num_products, 1)
+    brief = min(_affordable_tokens(num_products, _BRIEF_S), _MOST_BRIEF_TOKENS)
+    long = min(_affordable_tokens(num_products, _LONG_S), _MOST_LONG_TOKENS)
+    return max(brief, long, engine.max_num_seqs)
+
+
+def _affordable_tokens(num_products: int, seconds: float) -> int:
+    """Tokens that a core computes in so many seconds, down to a power of two. num_products: of one token."""
+    affordable = int(seconds * _CPU_PRODUCTS_PER_S) // num_products
+    return (1 << affordable.bit_length()) // 2
 
 
 def planned_graph_bytes(model: ModelConfig, config: EngineConfig, spec: DecoderSpec, device: torch.device) -> int:

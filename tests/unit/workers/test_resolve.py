@@ -22,6 +22,12 @@ def test_small_models_take_more_tokens_at_once_on_cpus():
     assert step_tokens(LARGE) == 512
 
 
+def test_large_models_take_fewer_so_that_no_step_takes_for_ever():
+    of_7_billions = replace(LARGE, num_layers=LARGE.num_layers * 15)
+    assert step_tokens(of_7_billions) == 32
+    assert step_tokens(replace(LARGE, num_layers=LARGE.num_layers * 2)) == 256
+
+
 def test_any_sequence_may_decode_in_every_step():
     assert step_tokens(LARGE, max_num_seqs=600) == 600
 
