@@ -134,7 +134,7 @@ def plan_model(config: ClusterConfig) -> ModelPlan:
 def plan_replica(config: ClusterConfig, spec: DecoderSpec, device: torch.device, dtype: torch.dtype) -> ReplicaPlan:
     """What each replica takes. Raises OutOfMemory with the numbers if it does not fit."""
     engine, path = replace(config.engine, device="cuda" if device.type == "cuda" else "cpu"), Path(config.model.path)
-    engine = replace(engine, max_num_batched_tokens=resolve_step_tokens(engine, spec, dtype, device))
+    engine = replace(engine, max_num_batched_tokens=resolve_step_tokens(engine, spec, dtype, device).most)
     footprint = Footprint(
         weight_bytes=weight_bytes(path, dtype, resolve_quantization(config.model, spec, device)),
         page_bytes=page_bytes(spec, engine.page_size, resolve_cache_dtype(engine, dtype)),

@@ -43,8 +43,10 @@ class Engine:
         exporter: PageExporter | None = None,
         clock: Callable[[], float] = monotonic,
         num_batches: int = 1,
+        spare_tokens: int = 0,
     ) -> None:
-        """num_batches: as many, of sequences that have none in common, are on their way at once."""
+        """num_batches: as many, of sequences that have none in common, are on their way at once. spare_tokens: as the
+        scheduler has them."""
         self._runner = runner
         self._kv = kv
         self._limits = limits
@@ -57,7 +59,7 @@ class Engine:
         self._flights: deque[_Flight] = deque()
         self._has_failed = False
         self._num_launches = 0
-        self._scheduler = Scheduler(config, kv, num_batches)
+        self._scheduler = Scheduler(config, kv, num_batches, spare_tokens)
         self._reserved: set[Sequence] = set()
         self.totals: Counter[str] = Counter({item.name: 0 for item in fields(EngineCounters)})
 

@@ -289,8 +289,8 @@ def build_engine(
     kv = KvManager(loaded.pages.shape[2], config.page_size, reuse, watcher, tiers)
     config = replace(config, device="cuda" if loaded.pages.is_cuda else "cpu", overlap=overlaps)
     step_tokens = resolve_step_tokens(config, loaded.decoder.spec, loaded.decoder.dtype, loaded.pages.device)
-    config = replace(config, max_num_batched_tokens=step_tokens)
-    return Engine(runner, kv, config, loaded.limits, exporter, num_batches=num_stages)
+    config = replace(config, max_num_batched_tokens=step_tokens.most)
+    return Engine(runner, kv, config, loaded.limits, exporter, num_batches=num_stages, spare_tokens=step_tokens.spare)
 
 
 def _runner(loaded: LoadedModel, config: EngineConfig, mover: PageMover | None, *, overlaps: bool) -> Runner:

@@ -1,5 +1,6 @@
 """What "auto" stands for: on this machine, with this checkpoint."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import assert_never
 
@@ -66,20 +67,31 @@ def resolve_quantization(model: ModelConfig, spec: DecoderSpec, device: torch.de
     return scheme or stored
 
 
-def resolve_step_tokens(engine: EngineConfig, spec: DecoderSpec, dtype: torch.dtype, device: torch.device) -> int:
-    """The most tokens of one step. spec: of what this device computes.
+@dataclass(frozen=True, slots=True)
+class StepTokens:
+    """Of one step: the most, and how many of them are only for the rest of prompts (`step_budget`)."""
+
+    most: int
+    spare: int = 0
+
+
+def resolve_step_tokens(
+    engine: EngineConfig, spec: DecoderSpec, dtype: torch.dtype, device: torch.device
+) -> StepTokens:
+    """spec: of what this device computes.
 
     Unless it was set, a CPU takes as many as a core computes in 0.1 s, up to 1,024: prompts that come together are
     answered sooner the fewer steps they take, since each step also decodes for those that were answered already. It
     takes 512 where that is more, as long as a core computes them in 8 s, so that prompts share the reading of the
-    weights; and in any case one for each running sequence.
+    weights; and in any case one for each running sequence. An eighth more is spare.
     """
     if engine.max_num_batched_tokens is not None or device.type != "cpu":
-        return engine.step_tokens
+        return StepTokens(engine.step_tokens)
     num_products = max(ModelWork.of(spec, dtype).num_products, 1)
     brief = min(_affordable_tokens(num_products, _BRIEF_S), _MOST_BRIEF_TOKENS)
     long = min(_affordable_tokens(num_products, _LONG_S), _MOST_LONG_TOKENS)
-    return max(brief, long, engine.max_num_seqs)
+    num_tokens = max(brief, long, engine.max_num_seqs)
+    return StepTokens(num_tokens + num_tokens // 8, num_tokens // 8)
 
 
 def _affordable_tokens(num_products: int, seconds: float) -> int:

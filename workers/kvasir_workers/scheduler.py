@@ -18,6 +18,7 @@ from kvasir_workers.kv.offload.moves import Moves
 from kvasir_workers.overtaking import overtakers
 from kvasir_workers.scheduling_policy import Rank, make_scheduling_policy
 from kvasir_workers.sequence import Sequence
+from kvasir_workers.step_budget import StepBudget
 from kvasir_workers.step_plan import ScheduledSequence, StepPlan
 from kvasir_workers.waiting_line import LineBounds, WaitingLine
 
@@ -26,13 +27,15 @@ class Scheduler:
     """Running sequences before waiting ones, each in the order of the policies; preemption by recompute.
 
     num_batches: so many steps are on their way at once, in none of which a token is taken up that another is to say.
+    spare_tokens: of a step's, only for the rest of prompts, so that a few tokens do not make one wait for another step.
     """
 
-    def __init__(self, config: EngineConfig, kv: KvManager, num_batches: int = 1) -> None:
+    def __init__(self, config: EngineConfig, kv: KvManager, num_batches: int = 1, spare_tokens: int = 0) -> None:
         self._num_batches = num_batches
         self._max_num_seqs = config.max_num_seqs
-        self._budget_tokens = config.step_tokens
-        self._max_chunk_tokens = config.max_prefill_chunk_tokens or config.step_tokens
+        self._budget_tokens = config.step_tokens - spare_tokens
+        self._spare_tokens = 0 if config.max_prefill_chunk_tokens else spare_tokens
+        self._max_chunk_tokens = config.max_prefill_chunk_tokens or self._budget_tokens
         self._kv = kv
         self._policy = make_scheduling_policy(config.scheduling_policy, kv.num_cached_tokens)
         self._admission = make_admission_policy(config.admission_policy)
@@ -158,10 +161,10 @@ class Scheduler:
         # A brief step serves the guests, and others move on by a token; never two in a row: prompts have to go on.
         is_brief = bool(guests) and bool(self._running) and not self._was_brief
         num_preemptions = self.num_preemptions
-        planned = self._plan_running(1 if is_brief else self._chunk_tokens(), is_ahead=is_ahead)
-        if planned is None:
+        budget = StepBudget(self._budget_tokens, 0 if is_brief else self._spare_tokens)
+        entries = self._plan_running(budget, 1 if is_brief else self._chunk_tokens(), is_ahead=is_ahead)
+        if entries is None:
             return None
-        entries, budget = planned
         turns = iter(guests) if is_brief else chain(guests, self._waiting.in_turn())
         newcomers = self._plan_waiting(turns, budget, reserved) if self.num_preemptions == num_preemptions else []
         entries += newcomers
@@ -260,23 +263,22 @@ class Scheduler:
         self._kv.detach(sequence)
         return fits
 
-    def _plan_running(self, chunk: int, *, is_ahead: bool) -> tuple[list[ScheduledSequence], int] | None:
+    def _plan_running(self, budget: StepBudget, chunk: int, *, is_ahead: bool) -> list[ScheduledSequence] | None:
         """Each gets what it lacks, up to chunk tokens, but leaves a token of the budget for everyone behind it.
 
-        Returns the part of the step, and what is left of the budget; None if somebody would have to be preempted.
+        Returns the part of the step; None if somebody would have to be preempted.
         """
         entries: list[ScheduledSequence] = []
-        budget = self._budget_tokens
         page_size = self._kv.page_size
         index = 0
         share = -(-len(self._running) // self._num_batches)
-        while index < len(self._running) and budget > 0 and len(entries) < share:
+        while index < len(self._running) and budget.left > 0 and len(entries) < share:
             sequence = self._running[index]
             index += 1
             num_pending = sequence.num_pending
             if num_pending == 0 or sequence.is_ending or (sequence.num_coming and self._num_batches > 1):
                 continue
-            num_new = 1 if num_pending == 1 else min(num_pending, chunk, max(1, budget - len(self._running) + index))
+            num_new = 1 if num_pending == 1 else budget.share(num_pending, chunk, len(self._running) - index)
             start = sequence.num_computed + sequence.num_in_flight
             has_pages = start + num_new <= len(sequence.pages) * page_size
             while not has_pages and not self._kv.try_grow(sequence, start + num_new):
@@ -285,11 +287,11 @@ class Scheduler:
                 last = self._running[-1]
                 self._preempt(last)
                 if last is sequence:
-                    return entries, budget
+                    return entries
             samples = num_new == num_pending and sequence.request.pooling is None
             entries.append(ScheduledSequence(sequence, start, num_new, samples))
-            budget -= num_new
-        return entries, budget
+            budget.take(num_new, len(self._running) - index)
+        return entries
 
     def _chunk_tokens(self) -> int:
         """At most so many tokens of one sequence in a step, if it is not alone."""
@@ -306,10 +308,10 @@ class Scheduler:
         self.num_preemptions += 1
 
     def _plan_waiting(
-        self, turns: Iterator[Sequence], budget: int, reserved: Collection[Sequence]
+        self, turns: Iterator[Sequence], budget: StepBudget, reserved: Collection[Sequence]
     ) -> list[ScheduledSequence]:
         entries: list[ScheduledSequence] = []
-        while budget > 0 and self._has_place(reserved) and (sequence := next(turns, None)) is not None:
+        while budget.left > 0 and self._has_place(reserved) and (sequence := next(turns, None)) is not None:
             if self._kv.awaits_others(sequence):
                 continue  # it holds nothing and nobody up: those behind it may go first
             num_new = self._place(sequence, budget, reserved)
@@ -318,17 +320,17 @@ class Scheduler:
             self._admit(sequence)
             samples = num_new == sequence.num_pending and sequence.request.pooling is None
             entries.append(ScheduledSequence(sequence, sequence.num_computed, num_new, samples))
-            budget -= num_new
+            budget.take(num_new)
         return entries
 
-    def _place(self, sequence: Sequence, budget: int, reserved: Collection[Sequence]) -> int:
+    def _place(self, sequence: Sequence, budget: StepBudget, reserved: Collection[Sequence]) -> int:
         """How many tokens it computes first, its pages in hand; 0 (and it holds nothing) if there is no room.
 
         A copied page costs room twice for a step: if that is too much, it is computed after all.
         """
         for can_copy in (True, False):
             self._kv.attach_prefix(sequence, can_copy=can_copy, can_restore=True)
-            num_new = min(sequence.num_pending, budget, self._chunk_tokens())
+            num_new = budget.share(sequence.num_pending, self._chunk_tokens())
             if self._fits(sequence, num_new, reserved):
                 self._kv.announce(sequence)
                 return num_new

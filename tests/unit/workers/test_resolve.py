@@ -6,7 +6,7 @@ import torch
 
 from bench.cpu_path import read_shape
 from kvasir_protocol.config import EngineConfig
-from kvasir_workers.resolve import resolve_step_tokens
+from kvasir_workers.resolve import StepTokens, resolve_step_tokens
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 SMALL, LARGE = read_shape("demo"), read_shape("qwen3-0.6b")
@@ -17,28 +17,34 @@ def step_tokens(spec=SMALL, device=CPU, **settings):
     return resolve_step_tokens(config, spec, torch.bfloat16, device)
 
 
+def without_spare(*arguments, **settings):
+    found = step_tokens(*arguments, **settings)
+    assert found.spare == (found.most - found.spare) // 8
+    return found.most - found.spare
+
+
 def test_small_models_take_more_tokens_at_once_on_cpus():
-    assert step_tokens() == 1024
-    assert step_tokens(LARGE) == 512
+    assert without_spare() == 1024
+    assert without_spare(LARGE) == 512
 
 
 def test_large_models_take_fewer_so_that_no_step_takes_for_ever():
     of_7_billions = replace(LARGE, num_layers=LARGE.num_layers * 15)
-    assert step_tokens(of_7_billions) == 32
-    assert step_tokens(replace(LARGE, num_layers=LARGE.num_layers * 2)) == 256
+    assert without_spare(of_7_billions) == 32
+    assert without_spare(replace(LARGE, num_layers=LARGE.num_layers * 2)) == 256
 
 
 def test_any_sequence_may_decode_in_every_step():
-    assert step_tokens(LARGE, max_num_seqs=600) == 600
+    assert without_spare(LARGE, max_num_seqs=600) == 600
 
 
 def test_what_was_set_stands():
-    assert step_tokens(max_num_batched_tokens=100) == 100
+    assert step_tokens(max_num_batched_tokens=100) == StepTokens(100)
 
 
 def test_a_gpu_takes_as_many_for_every_model():
-    assert step_tokens(device=CUDA) == step_tokens(LARGE, CUDA) == 2048
+    assert step_tokens(device=CUDA) == step_tokens(LARGE, CUDA) == StepTokens(2048)
 
 
 def test_a_model_without_layers_has_a_step_too():
-    assert step_tokens(replace(SMALL, num_layers=0)) == 1024
+    assert without_spare(replace(SMALL, num_layers=0)) == 1024

@@ -17,10 +17,18 @@ PAGE_SIZE = 4
 class Bench:
     """A scheduler and the hands that it needs: `step` plans, computes and appends a token where one is sampled."""
 
-    def __init__(self, *, num_pages: int = 100, max_num_seqs: int = 8, budget: int = 16) -> None:
+    def __init__(
+        self, *, num_pages: int = 100, max_num_seqs: int = 8, budget: int = 16, spare: int = 0, chunk: int | None = None
+    ) -> None:
+        """spare: beyond the budget."""
         self.kv = KvManager(num_pages, PAGE_SIZE)
-        config = EngineConfig(page_size=PAGE_SIZE, max_num_seqs=max_num_seqs, max_num_batched_tokens=budget)
-        self.scheduler = Scheduler(config, self.kv)
+        config = EngineConfig(
+            page_size=PAGE_SIZE,
+            max_num_seqs=max_num_seqs,
+            max_num_batched_tokens=budget + spare,
+            max_prefill_chunk_tokens=chunk,
+        )
+        self.scheduler = Scheduler(config, self.kv, spare_tokens=spare)
         self.num_made = 0
         self.answered: list[str] = []
 
@@ -78,6 +86,33 @@ def test_long_prompt_is_computed_in_chunks() -> None:
     bench = Bench(budget=8)
     bench.enqueue(19)
     assert [bench.step()["s1"] for _ in range(4)] == [8, 8, 3, 1]
+
+
+def test_rest_of_a_prompt_that_spare_tokens_hold_needs_no_step_of_its_own() -> None:
+    bench = Bench(budget=8, spare=2)
+    bench.enqueue(18)
+    bench.enqueue(9)
+    assert [bench.step() for _ in range(3)] == [{"s1": 8}, {"s1": 10}, {"s1": 1, "s2": 9}]
+
+
+def test_prompt_that_spare_tokens_do_not_complete_gets_none() -> None:
+    bench = Bench(budget=8, spare=2)
+    bench.enqueue(11)
+    assert [bench.step()["s1"] for _ in range(2)] == [8, 3]
+
+
+def test_spare_tokens_are_there_once_a_step() -> None:
+    bench = Bench(budget=8, spare=2)
+    for _ in range(3):
+        bench.enqueue(5)
+    assert [bench.step() for _ in range(2)] == [{"s1": 5, "s2": 5}, {"s1": 1, "s2": 1, "s3": 5}]
+
+
+def test_longest_chunk_that_was_asked_for_is_not_exceeded_by_spare_tokens() -> None:
+    bench = Bench(budget=8, spare=2, chunk=4)
+    for _ in range(2):
+        bench.enqueue(5)
+    assert bench.plan() == {"s1": 4, "s2": 4}
 
 
 def test_what_is_left_of_the_budget_goes_to_the_next_in_line() -> None:
@@ -278,7 +313,8 @@ def test_every_request_is_answered_whatever_arrives(seed: int) -> None:
     max_num_seqs = rng.randint(1, 6)
     budget = rng.randint(max_num_seqs, 12)
     num_pages = rng.randint(6, 10)
-    bench = Bench(num_pages=num_pages, max_num_seqs=max_num_seqs, budget=budget)
+    spare = rng.choice([0, 0, 1, 3])
+    bench = Bench(num_pages=num_pages, max_num_seqs=max_num_seqs, budget=budget, spare=spare)
     steps_left = 3000
     while bench.num_made < 25 or bench.scheduler.num_running + bench.scheduler.num_waiting:
         if bench.num_made < 25 and rng.random() < 0.3:
@@ -286,7 +322,7 @@ def test_every_request_is_answered_whatever_arrives(seed: int) -> None:
             shared = rng.choice([None, 5])
             bench.enqueue(rng.randint(1, num_pages * PAGE_SIZE - max_tokens), max_tokens, shared)
         planned = bench.step()
-        assert sum(planned.values()) <= budget
+        assert sum(planned.values()) <= budget + spare
         assert bench.scheduler.num_running <= max_num_seqs
         steps_left -= 1
         assert steps_left, f"only {len(bench.answered)} of {bench.num_made} were answered"
