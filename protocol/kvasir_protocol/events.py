@@ -80,12 +80,18 @@ class EngineCounters:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepTimes:
     """Since the engine started, seconds and number of steps: prefill_ of those that computed prompt tokens, decode_ of
-    the others."""
+    the others.
+
+    _gaps: how many there were of each bucket of `step_lengths`, by the time from the end of the step before to their
+    own, which is what lies between two tokens of a stream; empty until the first.
+    """
 
     prefill_s: float = 0.0
     prefill_steps: int = 0
+    prefill_gaps: tuple[int, ...] = ()
     decode_s: float = 0.0
     decode_steps: int = 0
+    decode_gaps: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -75,6 +75,7 @@ class Attempt:
         """reserve at decode -> prefill and push -> decode. Raises HandoverBroken until decode has its pages."""
         # In line from now on: of a burst, each is routed before the first has its reservation.
         self._expect_prefill(prefill)
+        self._prefilling.enter_context(self._inflight.awaited(decode.replica_id))
         ticket = await self._reserve(decode)
         self._involve(prefill)
         prefill.send(Submit(request=self._request, ticket=ticket))

@@ -4,11 +4,11 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import replace
 from threading import Event, Thread
 
 from kvasir_protocol.events import StepTimes, TokenOutput
 from kvasir_workers.engine import Engine
+from kvasir_workers.step_meter import StepMeter
 
 _log = logging.getLogger(__name__)
 
@@ -54,7 +54,8 @@ class EngineLoop:
         self._is_stopping = False
         self._failure: str | None = None
         self._last_progress = self._clock()
-        self._times = StepTimes()
+        self._meter = StepMeter()
+        self._step_ended_at: float | None = None
         self._thread = Thread(target=self._run, name="engine", daemon=True)
 
     def start(self) -> None:
@@ -74,7 +75,7 @@ class EngineLoop:
 
     def times(self) -> StepTimes:
         """What its steps took; any thread may ask."""
-        return self._times
+        return self._meter.times()
 
     def failure(self) -> str | None:
         """Why the loop is dead or makes no progress though there is work; None while all is well."""
@@ -106,22 +107,17 @@ class EngineLoop:
         num_moves, num_prompt_tokens = self._engine.num_moves, self._engine.totals["computed_prompt_tokens"]
         started_at = self._clock()
         outputs = self._engine.step()
+        ended_at = self._clock()
         num_prompt_tokens = self._engine.totals["computed_prompt_tokens"] - num_prompt_tokens
-        self._count_time(self._clock() - started_at, num_prompt_tokens)
+        gap_s = ended_at - (started_at if self._step_ended_at is None else self._step_ended_at)
+        self._meter.count(ended_at - started_at, gap_s, has_prompts=num_prompt_tokens > 0)
+        self._step_ended_at = ended_at
         if outputs:
             self._deliver(outputs)
         if self._engine.num_moves > num_moves:
             self._last_progress = self._clock()
         else:
             time.sleep(_STARVED_PAUSE_S)
-
-    def _count_time(self, step_s: float, num_prompt_tokens: int) -> None:
-        times = self._times
-        if num_prompt_tokens:
-            times = replace(times, prefill_s=times.prefill_s + step_s, prefill_steps=times.prefill_steps + 1)
-        else:
-            times = replace(times, decode_s=times.decode_s + step_s, decode_steps=times.decode_steps + 1)
-        self._times = times
 
     def _wait(self) -> None:
         """Sleep until a command comes; do idle work before, and check the books once in each quiet time."""
@@ -132,4 +128,4 @@ class EngineLoop:
             self._engine.audit()
             self._bell.wait()
         self._bell.clear()
-        self._last_progress = self._clock()
+        self._last_progress, self._step_ended_at = self._clock(), None

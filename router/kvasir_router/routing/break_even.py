@@ -8,17 +8,22 @@ sparing them. Beyond that, both roads are priced in seconds of delay, the reques
     another prefills     (queue there + prompt) / rate there + what of the hand-over is not hidden behind the prefill
 
 What others wait counts the more, the more of their tokens are held up already: what there is to spend goes to those
-prompts that gain most by it.
+prompts that gain most by it. A step that is no longer than some that come without prompts, too, moves no percentile but
+the median, and counts only where half of the tokens wait for such.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from kvasir_router.routing.fading import MEMORY_S
 from kvasir_router.routing.load import ReplicaLoad
-from kvasir_router.routing.rates import MEMORY_S
 
 MOST_HELD_UP = 0.01
 """Of the tokens, that may wait for a prompt beside them: the 99th percentile does not see them."""
+
+MOST_BRIEFLY_HELD_UP = 0.5
+"""Of the tokens, that may wait for a prompt for no longer than one in a hundred waits anyway: the median does not see
+them."""
 
 MOST_SHARED = MOST_HELD_UP / 2
 """Of the tokens, up to which all replicas share all work. Not nearer to one in a hundred, since the share is estimated:
@@ -44,11 +49,14 @@ def share_held_up(replicas: Sequence[ReplicaLoad]) -> float | None:
     return sum(known_steps) / len(replicas) * max(step.seconds_at(tokens_per_s) for step in decodes)
 
 
-def share_held_up_at(decode: ReplicaLoad, num_more_steps: float) -> float | None:
+def share_held_up_at(decode: ReplicaLoad, num_more_steps: float, *, briefly: bool = False) -> float | None:
     """Of the tokens of the streams that run there, how many wait for a prompt, with so many more steps that compute
-    some; None while it isn't known."""
-    steps_per_s, step = decode.rates.prefill_steps_per_s, decode.rates.decode_step
-    return None if steps_per_s is None or step is None else (steps_per_s + num_more_steps / MEMORY_S) * step.seconds
+    some; None while it isn't known. briefly: with those that wait no longer than one in a hundred does anyway."""
+    rates = decode.rates
+    steps_per_s = rates.prefill_steps_per_s if briefly else rates.long_steps_per_s
+    if steps_per_s is None or rates.decode_step is None:
+        return None
+    return (steps_per_s + num_more_steps / MEMORY_S) * rates.decode_step.seconds
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,15 +79,25 @@ class Delay:
 def delay_at_decode(num_tokens: int, decode: ReplicaLoad, rate: float, step_s: float = 0.0) -> Delay:
     """num_tokens: of the prompt, to be computed; rate: prompt tokens per second there.
 
-    step_s: what a usual step with prompts takes. A shorter prompt counts as much: it holds up as many tokens.
+    step_s: what a usual step with prompts takes. A shorter prompt that is noticed at all counts as much: it holds up as
+    many tokens.
     """
     line_s, prompt_s = decode.prefill_tokens / rate, num_tokens / rate
-    held_up = share_held_up_at(decode, max(1.0, (line_s + prompt_s) / step_s) if step_s else 1.0)
+    num_steps = max(1.0, (line_s + prompt_s) / step_s) if step_s else 1.0
+    is_brief = _is_brief(min(prompt_s, step_s) if step_s else prompt_s, decode)
+    held_up = share_held_up_at(decode, num_steps, briefly=is_brief)
+    most = MOST_BRIEFLY_HELD_UP if is_brief else MOST_HELD_UP
     return Delay(
         first_token_s=line_s + prompt_s,
-        others_s=decode.num_streams * max(prompt_s, step_s),
-        weight=1.0 if held_up is None else held_up / MOST_HELD_UP,
+        others_s=decode.num_decoding * (prompt_s if is_brief else max(prompt_s, step_s)),
+        weight=1.0 if held_up is None else held_up / most,
     )
+
+
+def _is_brief(prompt_s: float, decode: ReplicaLoad) -> bool:
+    """Whether a step that computes so much of a prompt beside the streams takes no longer than some do without."""
+    step, usual_s = decode.rates.decode_step, decode.rates.usual_gap_s
+    return step is not None and usual_s is not None and step.seconds + prompt_s <= usual_s
 
 
 def delay_at_prefill(num_tokens: int, prefill: ReplicaLoad, rate: float) -> Delay:
@@ -119,7 +137,7 @@ def weigh(num_tokens: int, prefill: ReplicaLoad, decode: ReplicaLoad) -> Verdict
     remote = delay_at_prefill(num_tokens, prefill, prefill_rate)
     reason = (
         f"{num_tokens} tokens: {_ms(local.first_token_s)} at {decode.replica_id} and {local.weight:.2f} times "
-        f"{_ms(local.others_s)} for its {decode.num_streams} streams, against {_ms(remote.first_token_s)} at "
+        f"{_ms(local.others_s)} for its {decode.num_decoding} streams, against {_ms(remote.first_token_s)} at "
         f"{prefill.replica_id} and {_ms(remote.handover_s)} to hand over"
     )
     return Verdict(decode_prefills=local.total_s < remote.total_s, reason=reason)

@@ -15,7 +15,8 @@ from kvasir_router.routing.rates import UNKNOWN, ReplicaRates
 class ReplicaLoad:
     """One live replica as a candidate.
 
-    num_inflight: this router's streams there, known at once. num_requests: of all routers, half a second old.
+    num_inflight: this router's streams there, known at once; num_awaited of them have their prompt computed elsewhere.
+    num_requests: of all routers, half a second old.
     page_usage: used share of the KV pages, 0 to 1. prefill_line: lengths of this router's prompts that are not computed
     yet, in tokens.
     """
@@ -23,6 +24,7 @@ class ReplicaLoad:
     replica_id: ReplicaId
     role: Role
     num_inflight: int
+    num_awaited: int = 0
     num_requests: int = 0
     page_usage: float = 0.0
     prefill_line: tuple[int, ...] = ()
@@ -32,6 +34,11 @@ class ReplicaLoad:
     def num_streams(self) -> int:
         """Our own count is ahead of the replica's, which knows other routers: the larger is nearer the truth."""
         return max(self.num_inflight, self.num_requests)
+
+    @property
+    def num_decoding(self) -> int:
+        """Streams that wait for each step there."""
+        return self.num_streams - self.num_awaited
 
     @property
     def prefill_tokens(self) -> int:
@@ -44,6 +51,7 @@ class InflightCounter:
 
     def __init__(self) -> None:
         self._counts: Counter[ReplicaId] = Counter()
+        self._awaited: Counter[ReplicaId] = Counter()
         self._prefill_lines: dict[ReplicaId, list[int]] = {}
 
     def prefill_line(self, replica_id: ReplicaId) -> tuple[int, ...]:
@@ -62,19 +70,35 @@ class InflightCounter:
             if not line:
                 del self._prefill_lines[replica_id]
 
+    def num_awaited(self, replica_id: ReplicaId) -> int:
+        """Streams of the replica whose prompt another one computes."""
+        return self._awaited[replica_id]
+
+    @contextmanager
+    def awaited(self, replica_id: ReplicaId) -> Iterator[None]:
+        """Another replica computes the prompt of one of its streams for as long as the block runs."""
+        with _counted(self._awaited, replica_id):
+            yield
+
     def __getitem__(self, replica_id: ReplicaId) -> int:
         return self._counts[replica_id]
 
     @contextmanager
     def counted(self, replica_id: ReplicaId) -> Iterator[None]:
         """One stream at the replica for as long as the block runs."""
-        self._counts[replica_id] += 1
-        try:
+        with _counted(self._counts, replica_id):
             yield
-        finally:
-            self._counts[replica_id] -= 1
-            if not self._counts[replica_id]:
-                del self._counts[replica_id]
+
+
+@contextmanager
+def _counted(counts: Counter[ReplicaId], replica_id: ReplicaId) -> Iterator[None]:
+    counts[replica_id] += 1
+    try:
+        yield
+    finally:
+        counts[replica_id] -= 1
+        if not counts[replica_id]:
+            del counts[replica_id]
 
 
 def replica_load(
@@ -85,6 +109,7 @@ def replica_load(
         replica_id=address.replica_id,
         role=address.role,
         num_inflight=inflight[address.replica_id],
+        num_awaited=inflight.num_awaited(address.replica_id),
         prefill_line=inflight.prefill_line(address.replica_id),
         rates=rates,
     )

@@ -1,39 +1,12 @@
 """How fast a replica is at what it does, measured from the totals that it tells."""
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from kvasir_protocol.events import ReplicaStats
-
-HALF_LIFE_S = 20.0
-"""What was measured so long ago counts half: loads change within minutes, and a few requests must not decide alone."""
-
-
-MEMORY_S = HALF_LIFE_S / math.log(2)
-"""What happens at a steady rate happens as often in so many seconds as the meter remembers of it."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DecodeStep:
-    """Steps that compute no prompt: what one takes, for how many streams it was, and what one stream more would add."""
-
-    seconds: float
-    num_streams: float
-    s_per_stream: float = 0.0
-
-    @property
-    def tokens_per_s(self) -> float:
-        """Of all its streams together."""
-        return self.num_streams / self.seconds
-
-    def seconds_at(self, tokens_per_s: float) -> float:
-        """What a step takes where streams ask for so many tokens a second together, at most what is asked for here.
-
-        There are then as many streams as tokens are asked for in the time of a step (Little's law).
-        """
-        base_s = self.seconds - self.s_per_stream * self.num_streams
-        return base_s / (1 - self.s_per_stream * min(tokens_per_s, self.tokens_per_s))
+from kvasir_router.routing.decode_step import DecodeStep, StreamsLine
+from kvasir_router.routing.fading import Ratio, fading
+from kvasir_router.routing.gaps import GapMeter
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,7 +14,9 @@ class ReplicaRates:
     """None: not measured (yet, or not for long).
 
     prefill_tokens_per_s: prompt tokens in the steps that had any. prefill_steps_per_s: such steps in a second of the
-    clock's. prefill_step_s: what one of them takes. decode_step: the others.
+    clock's. prefill_step_s: what one of them takes. decode_step: the others. usual_gap_s: after what time 99 of 100 of
+    those have followed the step before. long_steps_per_s: steps with prompts that took longer to follow; all of them
+    while nothing is usual.
     push_s_per_token: what a pushed prompt token kept the link. handover_s: from the last chunk of a prompt to its last
     page, for the prompts that were pushed.
     """
@@ -50,64 +25,13 @@ class ReplicaRates:
     prefill_steps_per_s: float | None = None
     prefill_step_s: float | None = None
     decode_step: DecodeStep | None = None
+    usual_gap_s: float | None = None
+    long_steps_per_s: float | None = None
     push_s_per_token: float | None = None
     handover_s: float | None = None
 
 
 UNKNOWN = ReplicaRates()
-
-
-class _Ratio:
-    """The quotient of two sums in which older summands count less."""
-
-    def __init__(self) -> None:
-        self._above = 0.0
-        self._below = 0.0
-
-    def fade(self, factor: float) -> None:
-        self._above *= factor
-        self._below *= factor
-
-    def add(self, above: float, below: float) -> None:
-        if below > 0:
-            self._above += above
-            self._below += below
-
-    def value(self, least_below: float) -> float | None:
-        """None while what was divided by is less than least_below: too little was seen, or too long ago."""
-        return self._above / self._below if self._below >= least_below else None
-
-
-class _Line:
-    """The straight line through points of which older ones count less (weighed least squares)."""
-
-    def __init__(self) -> None:
-        self._weight = self._x = self._y = self._xx = self._xy = 0.0
-
-    def fade(self, factor: float) -> None:
-        self._weight, self._x, self._y = self._weight * factor, self._x * factor, self._y * factor
-        self._xx, self._xy = self._xx * factor, self._xy * factor
-
-    def add(self, x: float, y: float, weight: float) -> None:
-        self._weight, self._x, self._y = self._weight + weight, self._x + weight * x, self._y + weight * y
-        self._xx, self._xy = self._xx + weight * x * x, self._xy + weight * x * y
-
-    def decode_step(self, least_weight: float) -> DecodeStep | None:
-        """For points of streams and seconds; None while they weigh less than least_weight."""
-        if self._weight < least_weight:
-            return None
-        x, y = self._x / self._weight, self._y / self._weight
-        variance = self._xx / self._weight - x * x
-        slope = (self._xy / self._weight - x * y) / variance if variance > _LEAST_VARIANCE else 0.0
-        s_per_stream = min(max(slope, 0.0), _MOST_OF_STREAMS * y / x) if x else 0.0
-        return DecodeStep(seconds=y, num_streams=x, s_per_stream=s_per_stream)
-
-
-_LEAST_VARIANCE = 0.01
-"""Of the number of streams: where it was always the same, nothing is known of others."""
-
-_MOST_OF_STREAMS = 0.9
-"""Of a step's time, that may be the streams': there is always something that all share."""
 
 _LEAST_SECONDS = 1e-3
 _LEAST_EVENTS = 0.1
@@ -122,9 +46,10 @@ class RateMeter:
         self._clock = clock
         self._last: ReplicaStats | None = None
         self._faded_at = self._noted_at = clock()
-        self._prefill, self._prefill_steps, self._prefill_step = _Ratio(), _Ratio(), _Ratio()
-        self._push, self._handover = _Ratio(), _Ratio()
-        self._decode = _Line()
+        self._prefill, self._prefill_steps, self._prefill_step = Ratio(), Ratio(), Ratio()
+        self._push, self._handover = Ratio(), Ratio()
+        self._decode = StreamsLine()
+        self._gaps = GapMeter()
 
     def note(self, stats: ReplicaStats) -> None:
         """The replica's latest totals; smaller ones than before are those of a new process."""
@@ -140,6 +65,7 @@ class RateMeter:
         self._prefill_step.add(steps_s, num_steps)
         self._prefill.add(num_prompt_tokens, steps_s)
         self._note_decodes(stats, last)
+        self._gaps.note(now, before, elapsed_s)
         pushed, pushed_before = stats.handover, last.handover
         num_requests = pushed.pushed_requests - pushed_before.pushed_requests
         if num_requests > 0:
@@ -156,18 +82,21 @@ class RateMeter:
 
     def rates(self) -> ReplicaRates:
         self._fade()
+        steps_per_s = self._prefill_steps.value(_LEAST_SECONDS)
         return ReplicaRates(
             prefill_tokens_per_s=self._prefill.value(_LEAST_SECONDS),
-            prefill_steps_per_s=self._prefill_steps.value(_LEAST_SECONDS),
+            prefill_steps_per_s=steps_per_s,
             prefill_step_s=self._prefill_step.value(_LEAST_EVENTS),
             decode_step=self._decode.decode_step(_LEAST_EVENTS),
+            usual_gap_s=self._gaps.usual_gap_s,
+            long_steps_per_s=None if steps_per_s is None else steps_per_s * self._gaps.share_long,
             push_s_per_token=self._push.value(_LEAST_EVENTS),
             handover_s=self._handover.value(_LEAST_EVENTS),
         )
 
     def _fade(self) -> None:
         now = self._clock()
-        factor = 0.5 ** ((now - self._faded_at) / HALF_LIFE_S)
+        factor = fading(now - self._faded_at)
         self._faded_at = now
         prefills = self._prefill, self._prefill_steps, self._prefill_step
         for measured in (*prefills, self._decode, self._push, self._handover):

@@ -352,7 +352,10 @@ async def test_prompt_is_in_line_at_prefill_while_decode_still_reserves(
     async with dispatching(prefill, decode, patience=replace(QUICK, reservation_s=60)) as running:
         stream = asyncio.create_task(answer(running))
         await decode.until(lambda replica: bool(replica.got(Reserve)))
-        assert running.fleet.inflight.prefill_line(prefill.replica_id) == (len(FULL.prompt_token_ids),)
+        inflight = running.fleet.inflight
+        assert inflight.prefill_line(prefill.replica_id) == (len(FULL.prompt_token_ids),)
+        assert inflight.num_awaited(decode.replica_id) == 1
         stream.cancel()
         await asyncio.wait([stream])
-        assert running.fleet.inflight.prefill_line(prefill.replica_id) == ()
+        assert inflight.prefill_line(prefill.replica_id) == ()
+        assert inflight.num_awaited(decode.replica_id) == 0

@@ -7,8 +7,9 @@ from typing import cast
 
 import pytest
 
-from kvasir_protocol.events import StepTimes, TokenOutput
+from kvasir_protocol.events import TokenOutput
 from kvasir_protocol.ids import RequestId
+from kvasir_protocol.step_lengths import bucket_of
 from kvasir_workers.engine import Engine
 from kvasir_workers.engine_loop import STUCK_AFTER_S, EngineLoop
 from tests.unit.workers.fakes import Clock
@@ -283,6 +284,41 @@ def test_steps_are_timed_by_whether_they_computed_prompts(house: House, num_prom
     house.work(2)
     assert landed.wait(DEADLINE_S)
     house.loop.stop()
-    in_prefill = StepTimes(prefill_s=0.5, prefill_steps=2)
-    expected = in_prefill if num_prompt_tokens else StepTimes(decode_s=0.5, decode_steps=2)
-    assert house.loop.times() == expected
+    times = house.loop.times()
+    in_prefill, in_decode = (times.prefill_s, times.prefill_steps), (times.decode_s, times.decode_steps)
+    assert (in_prefill, in_decode) == (((0.5, 2), (0, 0)) if num_prompt_tokens else ((0, 0), (0.5, 2)))
+
+
+def test_what_is_done_between_two_steps_counts_as_time_between_their_tokens(house: House) -> None:
+    def compute() -> None:
+        house.clock.now += 0.25
+
+    house.engine.on_step = compute
+    landed = threading.Event()
+
+    def deliver() -> None:
+        house.clock.now += 1.0
+        if len(house.delivered) == 2:
+            landed.set()
+
+    house.on_deliver = deliver
+    house.work(2)
+    assert landed.wait(DEADLINE_S)
+    house.loop.stop()
+    gaps = house.loop.times().decode_gaps
+    assert (gaps[bucket_of(0.25)], gaps[bucket_of(1.25)]) == (1, 1)
+
+
+def test_rest_between_two_steps_is_no_time_between_tokens(house: House) -> None:
+    def compute() -> None:
+        house.clock.now += 0.25
+
+    house.engine.on_step = compute
+    for number in (1, 2):
+        at_rest = threading.Event()
+        house.do_idle_work = lambda n=number, done=at_rest: n == house.engine.num_moves and bool(done.set())  # type: ignore[misc]
+        house.work(1)
+        assert at_rest.wait(DEADLINE_S)
+        house.clock.now += 1.0
+    house.loop.stop()
+    assert house.loop.times().decode_gaps[bucket_of(0.25)] == 2

@@ -6,12 +6,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import count, pairwise
 
-from kvasir_protocol.events import EngineCounters, HandoverCounters, ReplicaStats, StepTimes
+from kvasir_protocol.events import EngineCounters, HandoverCounters, ReplicaStats
 from kvasir_protocol.ids import ReplicaId
 from kvasir_protocol.view import Role
 from kvasir_router.routing.load import ReplicaLoad
 from kvasir_router.routing.policy import RequestShape, RoutingPolicy
 from kvasir_router.routing.rates import RateMeter
+from kvasir_workers.step_meter import StepMeter
 
 STEP_S, SEQUENCE_S, PROMPT_TOKEN_S, HANDOVER_S = 0.9e-3, 0.1e-3, 1 / 12_000, 3e-3
 """What a step takes: itself, each sequence that decodes, each token of a prompt; about those of the demo model."""
@@ -65,13 +66,13 @@ class Replica:
 
     def __init__(self, role: Role, index: int, clockwork: Clockwork) -> None:
         self.role, self.name = role, ReplicaId(f"{role}-{index}")
-        self.num_streams = 0
+        self.num_streams = self.num_awaited = 0
         self._clockwork = clockwork
         self._running: list[Asked] = []
         self._line: list[Asked] = []
         self._is_busy = self._was_brief = False
-        self._said = self._prompt_tokens = self._prompt_steps = self._decode_steps = self._num_passed_on = 0
-        self._prompt_s = self._decode_s = 0.0
+        self._said = self._prompt_tokens = self._num_steps = self._num_passed_on = 0
+        self._steps = StepMeter()
         self._meter = RateMeter(lambda: clockwork.now)
         self._told_at = float("-inf")
 
@@ -82,7 +83,12 @@ class Replica:
         rates = self._meter.rates()
         line = tuple(asked.prompt for asked in self._line)
         return ReplicaLoad(
-            replica_id=self.name, role=self.role, num_inflight=self.num_streams, prefill_line=line, rates=rates
+            replica_id=self.name,
+            role=self.role,
+            num_inflight=self.num_streams,
+            num_awaited=self.num_awaited,
+            prefill_line=line,
+            rates=rates,
         )
 
     def _stats(self) -> ReplicaStats:
@@ -93,18 +99,13 @@ class Replica:
             num_pages=1,
             num_used_pages=0,
             engine=EngineCounters(
-                num_steps=self._prompt_steps + self._decode_steps,
+                num_steps=self._num_steps,
                 computed_prompt_tokens=self._prompt_tokens,
                 generated_tokens=self._said,
             ),
             handover=HandoverCounters(pushed_requests=self._num_passed_on, exposed_s=self._num_passed_on * HANDOVER_S),
             resident_bytes=0,
-            step_times=StepTimes(
-                prefill_s=self._prompt_s,
-                prefill_steps=self._prompt_steps,
-                decode_s=self._decode_s,
-                decode_steps=self._decode_steps,
-            ),
+            step_times=self._steps.times(),
         )
 
     def prefill(self, asked: Asked) -> None:
@@ -127,11 +128,9 @@ class Replica:
             budget -= chunks[-1][1]
         num_tokens = sum(number for _, number in chunks)
         step_s = STEP_S + SEQUENCE_S * len(self._running) + PROMPT_TOKEN_S * num_tokens
-        if num_tokens:
-            self._prompt_tokens, self._prompt_s = self._prompt_tokens + num_tokens, self._prompt_s + step_s
-            self._prompt_steps += 1
-        else:
-            self._decode_s, self._decode_steps = self._decode_s + step_s, self._decode_steps + 1
+        self._prompt_tokens += num_tokens
+        self._num_steps += 1
+        self._steps.count(step_s, step_s, has_prompts=num_tokens > 0)
         running = list(self._running)
         self._clockwork.at(self._clockwork.now + step_s, lambda: self._land(running, chunks))
 
@@ -166,6 +165,7 @@ class Replica:
             self._running.append(asked)
             return
         self.num_streams -= 1
+        other.num_awaited -= 1
         self._num_passed_on += 1
         self._clockwork.at(self._clockwork.now + HANDOVER_S, lambda: other.decode(asked))
 
@@ -184,6 +184,7 @@ def simulate(roles: Sequence[Role], policy: RoutingPolicy, requests: Sequence[As
             decode.prefill(asked)
             return
         asked.goes_to = decode
+        decode.num_awaited += 1
         replicas[found.prefill].num_streams += 1
         replicas[found.prefill].prefill(asked)
 

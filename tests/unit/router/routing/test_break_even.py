@@ -12,8 +12,10 @@ from kvasir_router.routing.break_even import (
     share_held_up,
     weigh,
 )
+from kvasir_router.routing.decode_step import DecodeStep
+from kvasir_router.routing.fading import MEMORY_S
 from kvasir_router.routing.load import ReplicaLoad
-from kvasir_router.routing.rates import MEMORY_S, UNKNOWN, DecodeStep, ReplicaRates
+from kvasir_router.routing.rates import UNKNOWN, ReplicaRates
 
 STEP = DecodeStep(seconds=0.004, num_streams=2)
 
@@ -64,21 +66,36 @@ def test_share_held_up_is_unknown_until_both_kinds_of_steps_were_measured(rates:
 
 
 def test_what_others_wait_counts_by_what_is_held_up_already() -> None:
-    rates = ReplicaRates(prefill_steps_per_s=1.25, decode_step=STEP)
+    rates = ReplicaRates(prefill_steps_per_s=9.0, long_steps_per_s=1.25, decode_step=STEP)
     delay = delay_at_decode(100, replica("decode", rates, num_streams=3), 1000.0)
     assert delay.weight == pytest.approx(0.5, rel=0.05)
     assert delay.total_s == pytest.approx(0.1 + delay.weight * 0.3)
 
 
 def test_prompts_own_steps_and_those_in_line_count_as_held_up() -> None:
-    rates = ReplicaRates(prefill_steps_per_s=0.0, decode_step=STEP)
+    rates = ReplicaRates(long_steps_per_s=0.0, decode_step=STEP)
     decode = replica("decode", rates, prefill_line=(200,), num_streams=3)
     assert delay_at_decode(100, decode, 1000.0, step_s=0.1).weight == pytest.approx(3 / MEMORY_S * 0.004 / MOST_HELD_UP)
 
 
-def test_short_prompt_holds_up_as_many_tokens_as_any_step() -> None:
-    decode = replica("decode", num_streams=3)
-    assert delay_at_decode(10, decode, 1000.0, step_s=0.2).others_s == pytest.approx(0.6)
+def test_short_prompt_that_is_noticed_holds_up_as_many_tokens_as_any_step() -> None:
+    rates = ReplicaRates(decode_step=STEP, usual_gap_s=0.013)
+    for decode in (replica("decode", num_streams=3), replica("decode", rates, num_streams=3)):
+        assert delay_at_decode(10, decode, 1000.0, step_s=0.2).others_s == pytest.approx(0.6)
+
+
+def test_prompt_whose_step_is_as_long_as_some_without_is_noticed_by_the_median_alone() -> None:
+    rates = ReplicaRates(prefill_steps_per_s=25.0, long_steps_per_s=5.0, decode_step=STEP, usual_gap_s=0.015)
+    delay = delay_at_decode(10, replica("decode", rates, num_streams=3), 1000.0, step_s=0.2)
+    assert delay.others_s == pytest.approx(0.03)
+    assert delay.weight == pytest.approx(0.1 / 0.5, rel=0.05)
+
+
+def test_long_prompt_is_noticed_by_what_a_step_takes_of_it() -> None:
+    rates = ReplicaRates(long_steps_per_s=5.0, decode_step=STEP, usual_gap_s=0.3)
+    decode = replica("decode", rates, num_streams=3)
+    assert delay_at_decode(1000, decode, 1000.0, step_s=0.2).others_s == pytest.approx(3.0)
+    assert delay_at_decode(1000, decode, 1000.0, step_s=0.4).weight == pytest.approx(0.02 / 0.01, rel=0.05)
 
 
 def test_short_prompt_waits_at_prefill_for_shorter_ones_and_for_the_end_of_a_step() -> None:

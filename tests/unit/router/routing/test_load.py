@@ -32,6 +32,14 @@ def test_prompt_is_counted_until_it_is_computed() -> None:
     assert counter.prefill_line(NAME) == ()
 
 
+def test_stream_whose_prompt_is_computed_elsewhere_does_not_wait_for_steps() -> None:
+    counter = InflightCounter()
+    with counter.counted(NAME), counter.counted(NAME), counter.awaited(NAME):
+        load = replica_load(ADDRESS, counter, None)
+        assert (load.num_streams, load.num_decoding) == (2, 1)
+    assert counter.num_awaited(NAME) == 0
+
+
 def test_load_joins_own_count_and_what_the_replica_tells() -> None:
     stats = ReplicaStats(
         replica_id=NAME,

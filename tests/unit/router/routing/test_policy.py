@@ -5,6 +5,7 @@ import pytest
 from kvasir_protocol.errors import ServiceUnavailable
 from kvasir_protocol.ids import ReplicaId
 from kvasir_protocol.view import Role
+from kvasir_router.routing.decode_step import DecodeStep
 from kvasir_router.routing.load import ReplicaLoad
 from kvasir_router.routing.policy import (
     Conditional,
@@ -14,7 +15,7 @@ from kvasir_router.routing.policy import (
     RoutingPolicy,
     make_policy,
 )
-from kvasir_router.routing.rates import UNKNOWN, DecodeStep, ReplicaRates
+from kvasir_router.routing.rates import UNKNOWN, ReplicaRates
 
 SHAPE = RequestShape(num_prompt_tokens=10, max_tokens=10)
 

@@ -4,7 +4,14 @@ import pytest
 
 from kvasir_protocol.events import EngineCounters, HandoverCounters, ReplicaStats, StepTimes
 from kvasir_protocol.ids import ReplicaId
-from kvasir_router.routing.rates import HALF_LIFE_S, UNKNOWN, RateMeter
+from kvasir_protocol.step_lengths import BOUNDS_S, NUM_BUCKETS
+from kvasir_router.routing.fading import HALF_LIFE_S
+from kvasir_router.routing.rates import UNKNOWN, RateMeter
+
+
+def gaps(num_brief: float, num_long: float) -> tuple[int, ...]:
+    """Steps in the shortest and in the longest bucket."""
+    return int(num_brief), *[0] * (NUM_BUCKETS - 2), int(num_long)
 
 
 class House:
@@ -22,6 +29,7 @@ class House:
                 "prefill_steps",
                 "decode_s",
                 "decode_steps",
+                "long_steps",
                 "requests",
                 "push_s",
                 "exposed_s",
@@ -58,6 +66,8 @@ class House:
                     prefill_steps=int(totals["prefill_steps"]),
                     decode_s=totals["decode_s"],
                     decode_steps=int(totals["decode_steps"]),
+                    prefill_gaps=gaps(totals["prefill_steps"] - totals["long_steps"], totals["long_steps"]),
+                    decode_gaps=gaps(totals["decode_steps"], 0),
                 ),
             )
         )
@@ -125,6 +135,17 @@ def test_steps_with_prompts_are_counted_by_the_clock(house: House) -> None:
     house.now += 0.5
     house.tell()
     assert house.meter.rates().prefill_steps_per_s == pytest.approx(3, rel=0.02)
+
+
+def test_steps_with_prompts_are_long_beside_those_without(house: House) -> None:
+    house.now += 0.5
+    house.tell(prefill_steps=3)
+    assert house.meter.rates().long_steps_per_s == pytest.approx(6)
+    house.tell(prefill_steps=1, long_steps=1, decode_steps=200, decode_s=0.2)
+    rates = house.meter.rates()
+    assert rates.usual_gap_s == BOUNDS_S[0]
+    assert rates.prefill_steps_per_s is not None
+    assert rates.long_steps_per_s == pytest.approx(rates.prefill_steps_per_s / 4)
 
 
 def test_step_with_prompts_takes_what_such_steps_took(house: House) -> None:
