@@ -80,7 +80,7 @@ class EngineCounters:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepTimes:
     """Since the engine started, seconds and number of steps: prefill_ of those that computed prompt tokens, decode_ of
-    the others.
+    the others. prefill_tokens: of prompts, decode_tokens: said in the others.
 
     _gaps: how many there were of each bucket of `step_lengths`, by the time from the end of the step before to their
     own, which is what lies between two tokens of a stream; empty until the first.
@@ -88,9 +88,11 @@ class StepTimes:
 
     prefill_s: float = 0.0
     prefill_steps: int = 0
+    prefill_tokens: int = 0
     prefill_gaps: tuple[int, ...] = ()
     decode_s: float = 0.0
     decode_steps: int = 0
+    decode_tokens: int = 0
     decode_gaps: tuple[int, ...] = ()
 
 
@@ -98,11 +100,12 @@ class StepTimes:
 class HandoverCounters:
     """Totals of the page traffic since the replica started; bytes by transport.
 
-    hidden_bytes: pushed while the prompt was still being computed. push_s: how long each push had pages to send.
-    exposed_s: from the last chunk of each prompt to its last page.
+    pushed_tokens: those of the pages. hidden_bytes: pushed while the prompt was still being computed. push_s: how long
+    each push had pages to send. exposed_s: from the last chunk of each prompt to its last page.
     """
 
     pushed_requests: int = 0
+    pushed_tokens: int = 0
     pushed_bytes_shared_memory: int = 0
     pushed_bytes_process_group: int = 0
     pushed_bytes_tcp: int = 0

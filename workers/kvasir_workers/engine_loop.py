@@ -55,7 +55,6 @@ class EngineLoop:
         self._failure: str | None = None
         self._last_progress = self._clock()
         self._meter = StepMeter()
-        self._step_ended_at: float | None = None
         self._thread = Thread(target=self._run, name="engine", daemon=True)
 
     def start(self) -> None:
@@ -104,17 +103,14 @@ class EngineLoop:
             self._commands.popleft()(self._engine)
 
     def _step(self) -> None:
-        num_moves, num_prompt_tokens = self._engine.num_moves, self._engine.totals["computed_prompt_tokens"]
-        started_at = self._clock()
+        num_moves = self._engine.num_moves
+        self._meter.begin(self._clock(), self._engine.totals)
         outputs = self._engine.step()
-        ended_at = self._clock()
-        num_prompt_tokens = self._engine.totals["computed_prompt_tokens"] - num_prompt_tokens
-        gap_s = ended_at - (started_at if self._step_ended_at is None else self._step_ended_at)
-        self._meter.count(ended_at - started_at, gap_s, has_prompts=num_prompt_tokens > 0)
-        self._step_ended_at = ended_at
+        has_moved = self._engine.num_moves > num_moves
+        self._meter.end(self._clock(), self._engine.totals, has_moved=has_moved)
         if outputs:
             self._deliver(outputs)
-        if self._engine.num_moves > num_moves:
+        if has_moved:
             self._last_progress = self._clock()
         else:
             time.sleep(_STARVED_PAUSE_S)
@@ -128,4 +124,5 @@ class EngineLoop:
             self._engine.audit()
             self._bell.wait()
         self._bell.clear()
-        self._last_progress, self._step_ended_at = self._clock(), None
+        self._meter.rest()
+        self._last_progress = self._clock()

@@ -131,7 +131,7 @@ def weigh(num_tokens: int, prefill: ReplicaLoad, decode: ReplicaLoad) -> Verdict
     """Which of the two should compute num_tokens of prompt; a prefill replica while neither's rate is known."""
     rates = prefill.rates.prefill_tokens_per_s, decode.rates.prefill_tokens_per_s
     prefill_rate, decode_rate = rates[0] or rates[1], rates[1] or rates[0]
-    if prefill_rate is None or decode_rate is None:
+    if not (prefill_rate and decode_rate):
         return Verdict(decode_prefills=False, reason="no prefill rate is known yet")
     local = delay_at_decode(num_tokens, decode, decode_rate, prefill.rates.prefill_step_s or 0.0)
     remote = delay_at_prefill(num_tokens, prefill, prefill_rate)

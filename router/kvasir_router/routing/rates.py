@@ -39,6 +39,17 @@ _LEAST_EVENTS = 0.1
 for ever."""
 
 
+def _is_new(now: ReplicaStats, before: ReplicaStats) -> bool:
+    """Whether these are totals of another process than the last ones."""
+    return any(new < old for new, old in zip(_totals(now), _totals(before), strict=True))
+
+
+def _totals(stats: ReplicaStats) -> tuple[float, ...]:
+    times, pushed = stats.step_times, stats.handover
+    counted = times.prefill_steps, times.prefill_tokens, times.decode_steps, times.decode_tokens, stats.engine.num_steps
+    return *counted, times.prefill_s, times.decode_s, pushed.pushed_tokens, pushed.pushed_requests
+
+
 class RateMeter:
     """Rates of one replica, from Stats after Stats. clock counts seconds."""
 
@@ -56,29 +67,21 @@ class RateMeter:
         self._fade()
         last, self._last = self._last, stats
         elapsed_s, self._noted_at = self._clock() - self._noted_at, self._clock()
-        if last is None or stats.engine.num_steps < last.engine.num_steps:
+        if last is None or _is_new(stats, last):
             return
         now, before = stats.step_times, last.step_times
-        num_prompt_tokens = stats.engine.computed_prompt_tokens - last.engine.computed_prompt_tokens
         num_steps, steps_s = now.prefill_steps - before.prefill_steps, now.prefill_s - before.prefill_s
         self._prefill_steps.add(num_steps, elapsed_s)
         self._prefill_step.add(steps_s, num_steps)
-        self._prefill.add(num_prompt_tokens, steps_s)
-        self._note_decodes(stats, last)
+        self._prefill.add(now.prefill_tokens - before.prefill_tokens, steps_s)
+        if num_decodes := now.decode_steps - before.decode_steps:
+            num_streams = (now.decode_tokens - before.decode_tokens) / num_decodes
+            self._decode.add(num_streams, (now.decode_s - before.decode_s) / num_decodes, num_decodes)
         self._gaps.note(now, before, elapsed_s)
         pushed, pushed_before = stats.handover, last.handover
+        self._push.add(pushed.push_s - pushed_before.push_s, pushed.pushed_tokens - pushed_before.pushed_tokens)
         num_requests = pushed.pushed_requests - pushed_before.pushed_requests
-        if num_requests > 0:
-            self._push.add(pushed.push_s - pushed_before.push_s, num_prompt_tokens)
-            self._handover.add(pushed.exposed_s - pushed_before.exposed_s, num_requests)
-
-    def _note_decodes(self, stats: ReplicaStats, last: ReplicaStats) -> None:
-        num_decodes = stats.step_times.decode_steps - last.step_times.decode_steps
-        decode_s = stats.step_times.decode_s - last.step_times.decode_s
-        if num_decodes > 0 and decode_s > 0:
-            num_tokens = stats.engine.generated_tokens - last.engine.generated_tokens
-            num_streams = num_tokens / (stats.engine.num_steps - last.engine.num_steps)
-            self._decode.add(num_streams, decode_s / num_decodes, num_decodes)
+        self._handover.add(pushed.exposed_s - pushed_before.exposed_s, num_requests)
 
     def rates(self) -> ReplicaRates:
         self._fade()

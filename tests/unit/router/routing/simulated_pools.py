@@ -2,6 +2,7 @@
 
 import heapq
 import random
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import count, pairwise
@@ -71,7 +72,8 @@ class Replica:
         self._running: list[Asked] = []
         self._line: list[Asked] = []
         self._is_busy = self._was_brief = False
-        self._said = self._prompt_tokens = self._num_steps = self._num_passed_on = 0
+        self._num_passed_on = 0
+        self._totals = Counter[str]()
         self._steps = StepMeter()
         self._meter = RateMeter(lambda: clockwork.now)
         self._told_at = float("-inf")
@@ -98,11 +100,7 @@ class Replica:
             num_waiting=len(self._line),
             num_pages=1,
             num_used_pages=0,
-            engine=EngineCounters(
-                num_steps=self._num_steps,
-                computed_prompt_tokens=self._prompt_tokens,
-                generated_tokens=self._said,
-            ),
+            engine=EngineCounters(**self._totals),
             handover=HandoverCounters(pushed_requests=self._num_passed_on, exposed_s=self._num_passed_on * HANDOVER_S),
             resident_bytes=0,
             step_times=self._steps.times(),
@@ -117,9 +115,13 @@ class Replica:
         self._step()
 
     def _step(self) -> None:
-        if self._is_busy or not (self._running or self._line):
+        if self._is_busy:
+            return
+        if not (self._running or self._line):
+            self._steps.rest()
             return
         self._is_busy = True
+        self._steps.begin(self._clockwork.now, self._totals)
         budget, chunks = CHUNK - len(self._running), list[tuple[Asked, int]]()
         overtakers = [] if self._was_brief else self._overtakers()
         self._was_brief = bool(overtakers)
@@ -128,9 +130,6 @@ class Replica:
             budget -= chunks[-1][1]
         num_tokens = sum(number for _, number in chunks)
         step_s = STEP_S + SEQUENCE_S * len(self._running) + PROMPT_TOKEN_S * num_tokens
-        self._prompt_tokens += num_tokens
-        self._num_steps += 1
-        self._steps.count(step_s, step_s, has_prompts=num_tokens > 0)
         running = list(self._running)
         self._clockwork.at(self._clockwork.now + step_s, lambda: self._land(running, chunks))
 
@@ -150,11 +149,13 @@ class Replica:
                 self._line.remove(asked)
                 self._say(asked)
                 self._pass_on(asked)
+        self._totals.update(num_steps=1, computed_prompt_tokens=sum(number for _, number in chunks))
+        self._steps.end(self._clockwork.now, self._totals, has_moved=True)
         self._step()
 
     def _say(self, asked: Asked) -> None:
         asked.came.append(self._clockwork.now)
-        self._said += 1
+        self._totals["generated_tokens"] += 1
         if len(asked.came) == asked.answer:
             self._running.remove(asked)
             self.num_streams -= 1

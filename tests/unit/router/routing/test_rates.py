@@ -31,6 +31,7 @@ class House:
                 "decode_steps",
                 "long_steps",
                 "requests",
+                "pushed_tokens",
                 "push_s",
                 "exposed_s",
             ),
@@ -52,16 +53,17 @@ class House:
                 num_waiting=0,
                 num_pages=1,
                 num_used_pages=0,
-                engine=EngineCounters(
-                    num_steps=int(totals["steps"]),
-                    generated_tokens=int(totals["said"]),
-                    computed_prompt_tokens=int(totals["tokens"]),
-                ),
+                engine=EngineCounters(num_steps=int(totals["steps"])),
                 handover=HandoverCounters(
-                    pushed_requests=int(totals["requests"]), push_s=totals["push_s"], exposed_s=totals["exposed_s"]
+                    pushed_requests=int(totals["requests"]),
+                    pushed_tokens=int(totals["pushed_tokens"]),
+                    push_s=totals["push_s"],
+                    exposed_s=totals["exposed_s"],
                 ),
                 resident_bytes=0,
                 step_times=StepTimes(
+                    prefill_tokens=int(totals["tokens"]),
+                    decode_tokens=int(totals["said"]),
                     prefill_s=totals["prefill_s"],
                     prefill_steps=int(totals["prefill_steps"]),
                     decode_s=totals["decode_s"],
@@ -90,12 +92,21 @@ def test_totals_before_the_first_word_do_not_count() -> None:
 
 
 def test_rates_are_those_of_what_was_done_since(house: House) -> None:
-    house.tell(tokens=200, prefill_s=0.1, decode_s=0.5, decode_steps=100, requests=2, push_s=0.02, exposed_s=0.006)
+    house.tell(
+        tokens=200,
+        prefill_s=0.1,
+        decode_s=0.5,
+        decode_steps=100,
+        requests=2,
+        pushed_tokens=100,
+        push_s=0.02,
+        exposed_s=0.006,
+    )
     rates = house.meter.rates()
     assert rates.prefill_tokens_per_s == pytest.approx(2000)
     assert rates.decode_step is not None
     assert rates.decode_step.seconds == pytest.approx(0.005)
-    assert rates.push_s_per_token == pytest.approx(0.0001)
+    assert rates.push_s_per_token == pytest.approx(0.0002)
     assert rates.handover_s == pytest.approx(0.003)
 
 
@@ -168,9 +179,15 @@ def test_bad_hand_over_is_forgotten_in_time(house: House) -> None:
 
 
 def test_tokens_that_were_not_pushed_do_not_make_the_link_look_fast(house: House) -> None:
-    house.tell(tokens=100, prefill_s=0.1, requests=1, push_s=0.01)
-    house.tell(tokens=900, prefill_s=0.9)
+    house.tell(tokens=1000, prefill_s=1.0, requests=1, pushed_tokens=100, push_s=0.01)
     assert house.meter.rates().push_s_per_token == pytest.approx(0.0001)
+
+
+def test_time_of_a_step_that_was_counted_a_moment_ago_is_no_trouble(house: House) -> None:
+    house.tell(decode_steps=1, decode_s=0.002, said=3, steps=0)
+    step = house.meter.rates().decode_step
+    assert step is not None
+    assert (step.seconds, step.num_streams) == (pytest.approx(0.002), 3)
 
 
 def test_new_process_begins_anew_and_what_was_learnt_stays(house: House) -> None:

@@ -15,7 +15,7 @@ back through `PageDesk`.
 import logging
 import secrets
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from kvasir_protocol.errors import RankLost, WireError
@@ -95,17 +95,11 @@ class PageImporter:
 
     def counters(self, pushed: HandoverCounters) -> HandoverCounters:
         """The push side's totals with this side's beside them."""
-        return HandoverCounters(
-            pushed_requests=pushed.pushed_requests,
-            pushed_bytes_shared_memory=pushed.pushed_bytes_shared_memory,
-            pushed_bytes_process_group=pushed.pushed_bytes_process_group,
-            pushed_bytes_tcp=pushed.pushed_bytes_tcp,
+        return replace(
+            pushed,
             received_requests=self._counts.received_requests,
             failed_requests=self._counts.failed_requests,
             quarantined_pages=self._num_quarantined_pages(),
-            hidden_bytes=pushed.hidden_bytes,
-            push_s=pushed.push_s,
-            exposed_s=pushed.exposed_s,
         )
 
     def _num_quarantined_pages(self) -> int:

@@ -47,6 +47,7 @@ class PushTotals:
     """As in HandoverCounters."""
 
     requests: int = 0
+    tokens: int = 0
     bytes: dict[str, int] = field(default_factory=lambda: {"shared_memory": 0, "process_group": 0, "tcp": 0})
     hidden_bytes: int = 0
     push_s: float = 0.0

@@ -96,6 +96,7 @@ class PagePusher:
     def counters(self) -> HandoverCounters:
         return HandoverCounters(
             pushed_requests=self._totals.requests,
+            pushed_tokens=self._totals.tokens,
             pushed_bytes_shared_memory=self._totals.bytes["shared_memory"],
             pushed_bytes_process_group=self._totals.bytes["process_group"],
             pushed_bytes_tcp=self._totals.bytes["tcp"],
@@ -305,6 +306,7 @@ class PagePusher:
         self._postpone(push)
         if not push.unsent:
             self._totals.push_s += self._clock() - push.busy_since
+        self._totals.tokens += len(pages) * self._layout.page_size
         num_bytes = len(pages) * self._page_bytes
         self._totals.bytes[push.writer.label] += num_bytes
         if push.emitted_token_ids is None:
