@@ -38,6 +38,8 @@ class GapMeter:
 
 
 def _added(counts: Sequence[float], left: float, now: Sequence[int], before: Sequence[int]) -> list[float]:
-    """What is left of the counts, and what came since; before the first step there are no totals."""
-    came = [total - last for total, last in zip_longest(now, before, fillvalue=0)] or [0] * NUM_BUCKETS
+    """What is left of the counts, and what came since: nothing of a replica that tells of none, or counts otherwise."""
+    if len(now) != NUM_BUCKETS or len(before) not in (0, NUM_BUCKETS):
+        return [left * count for count in counts]
+    came = (total - last for total, last in zip_longest(now, before, fillvalue=0))
     return [left * count + number for count, number in zip(counts, came, strict=True)]

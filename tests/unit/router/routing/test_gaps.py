@@ -51,6 +51,15 @@ def test_replica_that_tells_of_no_gaps_leaves_all_unknown() -> None:
     assert (meter.usual_gap_s, meter.share_long) == (None, 1.0)
 
 
+@pytest.mark.parametrize("buckets", [(5,), (5,) * (NUM_BUCKETS + 1)])
+def test_replica_that_counts_otherwise_leaves_what_was_known(buckets: tuple[int, ...]) -> None:
+    meter, known = GapMeter(), StepTimes(decode_gaps=steps(0.005, times=200))
+    meter.note(known, NOTHING, 0)
+    meter.note(StepTimes(decode_gaps=buckets, prefill_gaps=buckets), known, 0)
+    meter.note(known, StepTimes(decode_gaps=buckets), 0)
+    assert meter.usual_gap_s == bound(0.005)
+
+
 def test_what_was_usual_is_forgotten_in_time() -> None:
     meter, once = GapMeter(), StepTimes(decode_gaps=steps(0.5, times=150))
     meter.note(once, NOTHING, 0.5)
