@@ -79,9 +79,21 @@ def _values(runs: Sequence[Run], cell: Cell, figure: Figure) -> list[float]:
 
 
 def _medians(peers: Mapping[str, Sequence[Run]], cell: Cell, figure: Figure) -> dict[str, float]:
-    """Of those that were asked."""
-    measured = {peer: _values(runs, cell, figure) for peer, runs in peers.items()}
+    """Of those that were asked; of times, where at least half of the requests were answered: else they are the times of
+    those who came first."""
+    measured = {
+        peer: _values([run for run in runs if figure.is_more_better or _answers_half(run, cell)], cell, figure)
+        for peer, runs in peers.items()
+    }
     return {peer: statistics.median(values) for peer, values in measured.items() if values}
+
+
+def _answers_half(run: Run, cell: Cell) -> bool:
+    result = run.results.get(cell)
+    if result is None:
+        return False
+    num_unanswered = result["failed"] + result["aborted"] + result["not_sent"]
+    return bool(result["completed"] >= num_unanswered)
 
 
 def _cell_text(runs: Sequence[Run], cell: Cell, figure: Figure) -> str:
