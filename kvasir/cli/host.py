@@ -21,6 +21,11 @@ def find_hardware() -> Hardware:
     return Hardware(num_cores=len(os.sched_getaffinity(0)), num_gpus=_count_gpus())
 
 
+def has_one_gpu(hardware: Hardware) -> bool:
+    """Whether one replica is to do all unless somebody says otherwise: a second one would need the GPU, too."""
+    return hardware.num_gpus == 1
+
+
 def _count_gpus() -> int:
     if importlib.metadata.version("torch").endswith("+cpu"):
         return 0

@@ -10,7 +10,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from kvasir.cli.host import check_models, find_hardware
+from kvasir.cli.host import check_models, find_hardware, has_one_gpu
 from kvasir.cli.options import make_config
 from kvasir_cluster.pools import num_replicas, resolve
 from kvasir_protocol.config import ClusterConfig, ModelConfig
@@ -92,7 +92,8 @@ class ModelPlan:
 
 def show_plan(options: argparse.Namespace) -> int:
     """Print it, for each model in its turn. Raises KvasirError where one can't be served like this."""
-    config = resolve(make_config(options, default_is_mixed=False), find_hardware())
+    hardware = find_hardware()
+    config = resolve(make_config(options, default_is_mixed=has_one_gpu(hardware)), hardware)
     check_models(config)
     if config.engine.num_threads is not None:
         torch.set_num_threads(config.engine.num_threads)

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from kvasir.cli.host import check_models, find_hardware
+from kvasir.cli.host import check_models, find_hardware, has_one_gpu
 from kvasir.cli.instance import Instance, new_instance, remove_dead_instances
 from kvasir.cli.options import make_config
 from kvasir_cluster.listening import find_control_port, listen
@@ -17,8 +17,6 @@ from kvasir_cluster.pools import Hardware, resolve
 from kvasir_protocol.config import ClusterConfig
 from kvasir_protocol.errors import ConfigError
 from kvasir_protocol.sockets import load_or_create_secret
-
-GPUS_FOR_SEPARATE_POOLS = 2
 
 LOG_LEVELS = ("debug", "info", "warning", "error")
 
@@ -49,8 +47,7 @@ class Setup:
 def prepare(options: argparse.Namespace) -> Iterator[Setup]:
     """Settle it; what it put on this host is gone after the block. Raises KvasirError."""
     hardware = find_hardware()
-    is_single_gpu = 0 < hardware.num_gpus < GPUS_FOR_SEPARATE_POOLS
-    config = resolve(make_config(options, default_is_mixed=is_single_gpu), hardware)
+    config = resolve(make_config(options, default_is_mixed=has_one_gpu(hardware)), hardware)
     check_models(config)
     secret_file = find_secret_file()
     log_level = read_log_level()

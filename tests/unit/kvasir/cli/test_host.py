@@ -2,7 +2,8 @@ import json
 
 import pytest
 
-from kvasir.cli.host import check_model
+from kvasir.cli.host import check_model, has_one_gpu
+from kvasir_cluster.pools import Hardware
 from kvasir_protocol.config import ModelConfig, PoolConfig
 from kvasir_protocol.errors import CheckpointError, ConfigError
 from tests.unit.kvasir.cli.bare_model import CONFIG, make_bare_model
@@ -15,6 +16,11 @@ def check(folder, max_model_len=None):
 @pytest.fixture
 def folder(tmp_path):
     return make_bare_model(tmp_path)
+
+
+@pytest.mark.parametrize(("num_gpus", "is_one"), [(0, False), (1, True), (2, False)])
+def test_one_gpu_is_not_shared_by_two_pools_unless_told_so(num_gpus, is_one):
+    assert has_one_gpu(Hardware(num_cores=8, num_gpus=num_gpus)) == is_one
 
 
 def test_complete_folder_is_accepted(folder):
