@@ -14,7 +14,7 @@ def check_matplotlib() -> None:
     try:
         import matplotlib  # noqa: F401
     except ImportError as error:
-        raise ConfigError('--plot needs matplotlib; install it with `pip install "kvasir[plot]"`') from error
+        raise ConfigError("--plot needs matplotlib; install it: pip install matplotlib") from error
 
 
 def write_plots(records: Sequence[Record], directory: Path) -> list[Path]:

@@ -81,7 +81,7 @@ def compile_kernels(directory: Path, target: str, shard: ModelShard, types: Kern
 
         gpu_of(target)
     except ImportError as error:
-        raise ConfigError(f"kernels for {target} need Triton; install it: pip install kvasir[gpu]") from error
+        raise ConfigError(f"kernels for {target} need Triton; install it: pip install triton") from error
     except ValueError as error:
         raise ConfigError(f"--target: {error}") from error
     _write_tiles(directory / TILES, target)
