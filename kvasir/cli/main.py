@@ -60,7 +60,13 @@ def build_parser() -> argparse.ArgumentParser:
         description="Make the cluster on a running Ray as FILE says; what is so already stays as it is.",
     )
     add_up_options(up)
-    add_down_options(commands.add_parser("down", help="take away what up made"))
+    add_down_options(
+        commands.add_parser(
+            "down",
+            help="take away what up made",
+            description="Take away all that `kvasir up` made, and wait for its end.",
+        )
+    )
     add_doctor_options(
         commands.add_parser(
             "doctor",

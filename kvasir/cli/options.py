@@ -30,33 +30,75 @@ DEMO_MODEL = {"path": str(demo_model_path()), "served_name": ""}
 
 def add_serve_options(parser: argparse.ArgumentParser) -> None:
     """Flags whose default is None leave the configuration as the file or the built-in default has it."""
-    add = parser.add_argument
-    add("model", nargs="?", metavar="MODEL", help="a folder in Hugging Face format (default: the embedded demo model)")
-    add("--config", type=Path, metavar="FILE", help="settings as YAML; flags win over it")
+    parser.add_argument(
+        "model",
+        nargs="?",
+        metavar="MODEL",
+        help="a folder in Hugging Face format, or an engine directory (default: the embedded demo model)",
+    )
+    parser.add_argument("--config", type=Path, metavar="FILE", help="settings as YAML; flags win over it")
+    _front_door(parser.add_argument_group("the API"))
+    _model(parser.add_argument_group("the model"))
+    _engine(parser.add_argument_group("each replica"))
+    _pools(parser.add_argument_group("which replicas"))
+
+
+def _front_door(group: argparse._ArgumentGroup) -> None:
+    add = group.add_argument
     add("--host", help="address to listen on (default: 127.0.0.1)")
     add("--port", type=int, help="port to listen on (default: 8000)")
     add("--served-model-name", metavar="NAME", help="what requests call the model (default: the folder's name)")
-    add("--api-key", action="append", metavar="KEY", help="ask for this key; may be given more than once")
-    add("--dtype", choices=get_args(DType))
+    add(
+        "--api-key",
+        action="append",
+        metavar="KEY",
+        help="ask for this key; may be given more than once (default: the environment's KVASIR_API_KEY)",
+    )
+
+
+def _model(group: argparse._ArgumentGroup) -> None:
+    add = group.add_argument
+    add("--dtype", choices=get_args(DType), help="what it computes in (default: as its config.json says)")
     add(
         "--quantization",
         choices=get_args(QuantizationName),
         help="weights of fewer bits, made while loading (int: CPU)",
     )
-    add("--device", choices=get_args(Device))
     add("--max-model-len", type=int, metavar="TOKENS", help="longest prompt and answer together")
-    add("--max-num-seqs", type=int, metavar="N", help="sequences that one replica computes at once")
-    add("--max-num-batched-tokens", type=int, metavar="N", help="tokens in one step of a replica")
+
+
+def _engine(group: argparse._ArgumentGroup) -> None:
+    add = group.add_argument
+    add("--device", choices=get_args(Device), help="default: GPUs where there are any")
+    add("--max-num-seqs", type=int, metavar="N", help="sequences computed at once (default: 256)")
+    add(
+        "--max-num-batched-tokens",
+        type=int,
+        metavar="N",
+        help="tokens of a step (default: 2048; on CPUs up to 1024, fewer the larger the model)",
+    )
     add("--scheduling-policy", choices=get_args(SchedulingPolicyName), help="who is next (default: fcfs)")
-    add("--kv-cache-dtype", choices=get_args(KvCacheDType), help="what keys and values are stored in")
-    add("--kv-cache-memory-bytes", metavar="SIZE", help="each replica's KV pages, such as 512MiB")
-    add("--host-cache-memory-bytes", metavar="SIZE", help="each replica's pages in host memory, too")
-    add("--enable-prefix-caching", action=argparse.BooleanOptionalAction, default=None)
-    add("--overlap", action=argparse.BooleanOptionalAction, default=None, help="plan a step while the last one runs")
+    add("--kv-cache-dtype", choices=get_args(KvCacheDType), help="of keys and values (default: as the model computes)")
+    add("--kv-cache-memory-bytes", metavar="SIZE", help="memory for KV pages, such as 512MiB")
+    add("--host-cache-memory-bytes", metavar="SIZE", help="host memory for pages that found no room (default: 0)")
+    yes_or_no = argparse.BooleanOptionalAction
+    add("--enable-prefix-caching", action=yes_or_no, default=None, help="reuse computed prompts (default: yes)")
+    add("--overlap", action=yes_or_no, default=None, help="plan a step while the last one runs (default: not on CPUs)")
     add("--enforce-eager", action="store_true", default=None, help="no graphs of decode steps on a GPU")
-    add("--mixed", nargs="?", type=int, const=1, metavar="N", help="N replicas (default 1) that prefill and decode")
-    add("--prefill-replicas", type=int, metavar="N", help="default: 1")
-    add("--decode-replicas", type=int, metavar="N", help="default: 1")
+
+
+def _pools(group: argparse._ArgumentGroup) -> None:
+    add = group.add_argument
+    add("--prefill-replicas", type=int, metavar="N", help="that compute prompts (default: 1)")
+    add("--decode-replicas", type=int, metavar="N", help="that go on with the answers (default: 1)")
+    add(
+        "--mixed",
+        nargs="?",
+        type=int,
+        const=1,
+        metavar="N",
+        help="instead of both, N replicas (1) that do both (default where there is one GPU, or several ranks)",
+    )
     add("--tensor-parallel-size", type=int, metavar="N", help="ranks that share each layer of a replica")
     add("--pipeline-parallel-size", type=int, metavar="N", help="stages that share a replica's layers")
     add("--handover-transport", choices=get_args(TransportName), help="how pages go from prefill to decode")
