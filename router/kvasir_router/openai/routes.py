@@ -112,9 +112,11 @@ async def _answer(
 
 
 def _terms(body: GenerationBody, http: Request) -> Terms:
+    tenant: str = http.state.tenant
     return Terms(
-        tenant=http.state.tenant,
-        cache_salt=body.cache_salt,
+        tenant=tenant,
+        # Pages that two keys share would tell each, by how soon it is answered, what the other has asked.
+        cache_salt=f"{tenant}/{body.cache_salt}" if tenant else body.cache_salt,
         priority=body.priority,
         cache_priority=body.cache_priority,
         deadline_s=body.deadline_s,

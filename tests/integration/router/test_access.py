@@ -48,6 +48,22 @@ async def test_tenant_priorities_and_deadline_reach_the_replica(
     assert request.deadline_s is not None and 0 < request.deadline_s <= 60
 
 
+async def test_keys_share_no_cached_pages_whatever_salts_they_send(
+    make_replica: MakeReplica, make_settings: Callable[..., MakeSettings]
+) -> None:
+    mixed = make_replica("mixed-0")
+    async with serving(make_settings(api_keys=("one", "two")), mixed) as server:
+        for key, salt in (("one", "x"), ("two", "x"), ("one", ""), ("two", ""), ("one", "x")):
+            headers = {"Authorization": f"Bearer {key}"}
+            response = await server.client.post(
+                "/v1/chat/completions", json={**CHAT, "cache_salt": salt}, headers=headers
+            )
+            assert response.status_code == 200
+    salts = [message.request.cache_salt for message in mixed.got(Submit)]
+    assert (len(salts), len(set(salts))) == (5, 4)
+    assert salts[0] == salts[-1]
+
+
 async def test_streams_beyond_the_limit_are_answered_429(
     make_replica: MakeReplica, make_settings: Callable[..., MakeSettings]
 ) -> None:
