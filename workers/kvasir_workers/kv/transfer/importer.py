@@ -145,8 +145,7 @@ class PageImporter:
         reservation.writer = writer
         self._extend(reservation)
         if message.uses_shared_memory:
-            reservation.writer_life = life_of(message, self.process_start)
-            self.send(writer, PushGranted(generation=message.generation))
+            self._grant_memory(reservation, message)
             return
         if message.uses_process_group:
             self._grant_group(reservation, writer)
@@ -162,6 +161,17 @@ class PageImporter:
             is_sealed=is_sealed,
         )
         self.send(writer, granted)
+
+    def _grant_memory(self, reservation: Reservation, message: BeginPush) -> None:
+        """Refused to a writer that has ended since it asked: nobody would ever say that its pages are quiet."""
+        writer, life = reservation.writer, life_of(message, self.process_start)
+        if life is None and message.held_file:
+            reason = f"the writer has ended, or {message.held_file!r} is not what it holds"
+            self.send(writer, PushRefused(generation=message.generation, reason=reason))
+            self._fail(reservation, reason, is_quiet=True)
+            return
+        reservation.writer_life = life
+        self.send(writer, PushGranted(generation=message.generation))
 
     def _grant_group(self, reservation: Reservation, writer: Peer) -> None:
         reservation.uses_group = True

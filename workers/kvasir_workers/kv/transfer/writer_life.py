@@ -29,7 +29,10 @@ class WriterLife(Protocol):
 
 
 def life_of(message: BeginPush, process_start: Callable[[int], int | None]) -> WriterLife | None:
-    """Of who writes into shared memory; None where its death could not be told from here: its word alone counts."""
+    """Of who writes into shared memory; None where its death could not be told from here.
+
+    Then its word alone counts if it holds no file; else it has ended, or lies.
+    """
     if is_running(message.process_id, message.process_start, process_start):
         return SeenProcess(message.process_id, message.process_start, process_start)
     return HeldFile.find(message.held_file) if message.held_file else None
@@ -61,7 +64,7 @@ class HeldFile:
         """None if there is none that somebody holds."""
         try:
             found = cls(os.open(SHARED_MEMORY / Path(name).name, os.O_RDWR | os.O_NOFOLLOW))
-        except OSError:
+        except (OSError, ValueError):  # the latter for a name that no file can have: it is another's word
             return None
         if found.has_ended():
             found.close()

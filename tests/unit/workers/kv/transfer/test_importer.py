@@ -5,6 +5,7 @@ import os
 import secrets
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import pytest
 import torch
@@ -25,7 +26,7 @@ from kvasir_protocol.messages import (
     Quiet,
 )
 from kvasir_protocol.wire import encode
-from kvasir_workers.held_files import create_held
+from kvasir_workers.held_files import create_held, is_held
 from kvasir_workers.kv.page_memory import SHARED_MEMORY
 from kvasir_workers.kv.transfer.importer import PageImporter
 from kvasir_workers.kv.transfer.page_content import layout_page_bytes, pack_pages
@@ -595,18 +596,32 @@ def test_quarantine_ends_with_the_writers_death(side: Side) -> None:
     assert (side.desk.released, side.num_quarantined) == (["r"], 0)
 
 
+def held_path() -> Path:
+    return SHARED_MEMORY / f"kvasir-test-{secrets.token_hex(4)}"
+
+
 def test_quarantine_ends_with_the_death_of_a_writer_that_is_seen_only_by_what_it_holds(side: Side) -> None:
-    path = SHARED_MEMORY / f"kvasir-test-{secrets.token_hex(4)}"
-    descriptor = create_held(path)
-    num_open = len(os.listdir("/proc/self/fd"))
+    path = held_path()
+    writers, ours = create_held(path), os.open(path, os.O_RDWR)
     quarantined(side, process_id=999, held_file=path.name)
     path.unlink()
     side.pass_time(0.1)
     assert side.num_quarantined == 3
-    os.close(descriptor)
+    os.close(writers)
     side.pass_time(0.1)
     assert (side.desk.released, side.num_quarantined) == (["r"], 0)
-    assert len(os.listdir("/proc/self/fd")) == num_open - 1  # the one that was closed here, and no other is left
+    assert not is_held(ours)  # the importer took it over, and let go of it
+    os.close(ours)
+
+
+def test_writer_that_ended_before_its_question_was_read_is_granted_nothing(side: Side) -> None:
+    """It could never say that the pages are quiet."""
+    path, generation = held_path(), side.open()
+    os.close(create_held(path))
+    side.begin(generation, shared=True, process_id=999, held_file=path.name)
+    path.unlink()
+    assert side.kinds() == ["PushRefused", "HandoverFailed"]
+    assert (side.desk.released, side.num_quarantined) == (["r"], 0)
 
 
 def test_quarantine_ends_with_the_writers_death_also_if_its_number_was_given_to_another(side: Side) -> None:

@@ -67,6 +67,11 @@ def test_a_file_that_nobody_holds_when_a_writer_begins_is_not_its_own(held: Path
     assert HeldFile.find(held.name) is None
 
 
+@pytest.mark.parametrize("name", ["\0", "..", "/", "x" * 300])
+def test_a_name_that_no_file_can_have_finds_none(name: str) -> None:
+    assert HeldFile.find(name) is None
+
+
 def test_a_name_leads_nowhere_but_into_shared_memory(tmp_path: Path) -> None:
     descriptor = create_held(tmp_path / "held")
     assert HeldFile.find(str(tmp_path / "held")) is None
