@@ -4,13 +4,13 @@ Only prompts whose pages leave for another replica (those with a ticket): beside
 make these wait more often.
 """
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from collections.abc import Sequence as Many
 
 from kvasir_workers.sequence import Sequence
 
 
-def overtakers(running: Iterable[Sequence], waiting: Iterable[Sequence], step_tokens: int) -> list[Sequence]:
+def overtakers(running: Collection[Sequence], waiting: Iterable[Sequence], step_tokens: int) -> list[Sequence]:
     """Those in line that fit into a step together and have less to compute than a prompt that was begun and would
     take most of it; the shortest first."""
     begun = [_left(sequence) for sequence in running if sequence.ticket is not None]
@@ -18,8 +18,8 @@ def overtakers(running: Iterable[Sequence], waiting: Iterable[Sequence], step_to
     if longest <= step_tokens // 2:
         return []
     shorter = [sequence for sequence in waiting if sequence.ticket is not None and _left(sequence) < longest]
-    # Each that was begun gets a token, whatever else the step does.
-    return _first_that_fit(sorted(shorter, key=_left), step_tokens - len(begun))
+    # Each that runs gets a token, whatever else the step does.
+    return _first_that_fit(sorted(shorter, key=_left), step_tokens - len(running))
 
 
 def _left(sequence: Sequence) -> int:

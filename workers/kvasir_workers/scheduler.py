@@ -212,11 +212,15 @@ class Scheduler:
         return guest if guest is not None and not self._kv.awaits_others(guest) else None
 
     def _overtakers(self, reserved: Collection[Sequence]) -> list[Sequence]:
-        """Short prompts for other replicas behind a long one; nobody while the first in line lacks room."""
-        if not self._lets_overtake:
+        """Short prompts for other replicas behind a long one; nobody while the first in line lacks room.
+
+        Who awaits what a long one computes does not hold it up.
+        """
+        if not self._lets_overtake or not self._has_place(reserved):
             return []
-        found = overtakers(self._running, self._waiting, self._budget_tokens)
-        if not found or not self._has_place(reserved):
+        shorter = overtakers(self._running, self._waiting, self._budget_tokens)
+        found = [sequence for sequence in shorter if not self._kv.awaits_others(sequence)]
+        if not found:
             return []
         first = self._first_to_compute()
         return found if first is not None and self._would_fit(first, reserved) else []

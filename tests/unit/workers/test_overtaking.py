@@ -22,6 +22,13 @@ def test_shortest_go_first_as_far_as_a_step_takes_them() -> None:
     assert names([sequence("long", 40)], waiting) == ["a", "b"]
 
 
+def test_streams_that_run_beside_it_take_a_token_each() -> None:
+    begun, own = sequence("long", 40), [sequence(f"own {i}", 9, num_computed=8, has_ticket=False) for i in range(3)]
+    waiting = [sequence("a", 12)]
+    assert names([begun, *own], waiting) == ["a"]
+    assert names([begun, *own, sequence("one more", 9, num_computed=8, has_ticket=False)], waiting) == []
+
+
 def test_what_is_left_of_a_prompt_counts() -> None:
     waiting = [sequence("a", 10)]
     assert names([sequence("long", 40, num_computed=29)], waiting) == ["a"]

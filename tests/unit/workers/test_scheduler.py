@@ -41,10 +41,10 @@ class Bench:
         self.scheduler.enqueue(sequence)
         return sequence
 
-    def enqueue_for_another(self, num_tokens: int) -> Sequence:
-        """A prompt whose pages leave with its first token."""
+    def enqueue_for_another(self, num_tokens: int, first_token: int | None = None) -> Sequence:
+        """A prompt whose pages leave with its first token; first_token: as for enqueue."""
         self.num_made += 1
-        start = 100 * self.num_made
+        start = 100 * self.num_made if first_token is None else first_token
         request = make_request(f"s{self.num_made}", range(start, start + num_tokens), max_tokens=1)
         sequence = Sequence(request, make_ticket(num_pages=-(-num_tokens // PAGE_SIZE)))
         self.scheduler.enqueue(sequence)
@@ -227,6 +227,15 @@ def test_nobody_overtakes_a_prompt_for_another_replica_that_waits_for_pages() ->
     for num_tokens in (40, 40, 3):
         bench.enqueue_for_another(num_tokens)
     assert [bench.step() for _ in range(3)] == [{"s1": 16}, {"s1": 16}, {"s1": 8}]
+
+
+def test_long_prompt_is_not_held_up_for_who_awaits_what_it_computes() -> None:
+    bench = Bench(budget=32)
+    bench.enqueue_for_another(26)
+    bench.enqueue_for_another(90, first_token=500)
+    bench.enqueue_for_another(25, first_token=500)
+    bench.enqueue_for_another(60)
+    assert [bench.step() for _ in range(3)] == [{"s1": 26, "s2": 6}, {"s2": 32}, {"s2": 1, "s3": 1}]
 
 
 def test_prompts_of_an_engines_own_streams_are_computed_in_turn() -> None:
