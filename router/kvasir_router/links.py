@@ -110,7 +110,11 @@ class ReplicaLink:
         self._mailboxes.pop(request_id, None)
 
     def send(self, message: Message) -> None:
-        """Queue a message; dropped if the replica is not connected (its streams have been told so)."""
+        """Queue a message; dropped if the replica is down (its streams have been told so)."""
+        if self.is_up:
+            self._say(message)
+
+    def _say(self, message: Message) -> None:
         if self._socket is None:
             return
         # With DONTWAIT the future is done when it is returned.
@@ -145,7 +149,7 @@ class ReplicaLink:
         try:
             self._socket = socket
             self._unanswered_pings = 0
-            self.send(Hello(sender=self._settings.sender))
+            self._say(Hello(sender=self._settings.sender))
             return await _first_result(self._watch(monitor), self._receive(socket), self._ping())
         finally:
             self._socket = None
@@ -163,7 +167,7 @@ class ReplicaLink:
     async def _ping(self) -> str:
         while self._unanswered_pings < MAX_UNANSWERED_PINGS:
             self._unanswered_pings += 1
-            self.send(Ping())
+            self._say(Ping())
             await asyncio.sleep(self._settings.ping_interval_s)
         return f"the replica left {MAX_UNANSWERED_PINGS} pings unanswered"
 

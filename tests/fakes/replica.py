@@ -61,6 +61,7 @@ class Faults:
     repeat: bool = False
     rejection: Rejected | None = None
     reserve_refusal: str | None = None
+    ignores_hello: bool = False
     ignores_reserve: bool = False
     ignores_pings: bool = False
     loses_pages: bool = False
@@ -176,7 +177,7 @@ class FakeReplica:
 
     async def _handle(self, peer: bytes, message: Message) -> None:
         match message:
-            case Hello():
+            case Hello() if not self.faults.ignores_hello:
                 await self._send(peer, Welcome(info=self._info()))
                 self._routers.add(peer)
             case Ping() if not self.faults.ignores_pings:

@@ -2,8 +2,8 @@ import asyncio
 
 import pytest
 
-from kvasir_protocol.messages import Hello, Submit
-from kvasir_router.links import Arrivals, LinkLost
+from kvasir_protocol.messages import Hello, Ping, Submit
+from kvasir_router.links import MAX_UNANSWERED_PINGS, Arrivals, LinkLost
 from kvasir_router.mailbox import Mailbox
 from tests.fakes.replica import DEADLINE_S, FakeReplica
 from tests.fakes.requests import make_request
@@ -95,6 +95,18 @@ async def test_nothing_queued_for_a_lost_replica_reaches_its_successor(replica: 
         fleet.link(replica.replica_id).send(Submit(request=make_request()))
         await replica.start()
         await until_live(fleet, 1)
+        assert replica.got(Submit) == []
+
+
+async def test_nothing_is_said_to_a_replica_that_has_not_greeted_back(replica: FakeReplica) -> None:
+    """Its streams were told that it is down: what it computed nobody would hear, and nobody would abort."""
+    replica.faults.ignores_hello = True
+    async with listening([replica]), running_fleet() as fleet:
+        fleet.apply(view_of(replica))
+        await replica.until(lambda replica: bool(replica.got(Hello)))
+        fleet.link(replica.replica_id).send(Submit(request=make_request()))
+        num_sent_before = len(replica.got(Ping)) + MAX_UNANSWERED_PINGS
+        await replica.until(lambda replica: len(replica.got(Ping)) > num_sent_before)
         assert replica.got(Submit) == []
 
 
