@@ -108,7 +108,7 @@ def _plain(tree: object) -> object:
     return [_plain(item) for item in tree] if isinstance(tree, tuple) else tree
 
 
-def _endpoint(process: "subprocess.Popen[str]") -> str:
+def _endpoint(process: subprocess.Popen[str]) -> str:
     assert process.stdout is not None
     line = process.stdout.readline()
     if " listens on " not in line:

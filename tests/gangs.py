@@ -51,7 +51,7 @@ class QueueSender:
 class QueueReceiver:
     """One follower's end."""
 
-    def __init__(self, queue: "SimpleQueue[bytes | None]") -> None:
+    def __init__(self, queue: SimpleQueue[bytes | None]) -> None:
         self._queue = queue
 
     def receive(self, look: Callable[[], None] = nowhere) -> bytes | None:

@@ -22,7 +22,7 @@ from tests.wire_client import WireClient
 class ReplicaProcess:
     """client: speaks to the process. segments: what it has in shared memory."""
 
-    process: "subprocess.Popen[str]"
+    process: subprocess.Popen[str]
     client: WireClient
     segment_prefix: str
 

@@ -26,7 +26,7 @@ class Job:
     max_tokens: int
     num_prompt_tokens: int = 0
     num_sent_chars: int = 0
-    pieces: "queue.Queue[str | None]" = field(default_factory=queue.Queue)
+    pieces: queue.Queue[str | None] = field(default_factory=queue.Queue)
 
 
 class Emit(StoppingCriteria):

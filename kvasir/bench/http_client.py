@@ -138,7 +138,7 @@ class _Connection(asyncio.Protocol):
         self._transport = cast(asyncio.Transport, transport)
         self.is_open = True
 
-    def ask(self, request: bytes, on_body: OnBody) -> "asyncio.Future[int]":
+    def ask(self, request: bytes, on_body: OnBody) -> asyncio.Future[int]:
         assert self._transport is not None and self._done is None, "one request at a time"
         self._parser = httptools.HttpResponseParser(self)
         self._on_body, self.has_answered, self._has_length = on_body, False, False

@@ -71,7 +71,7 @@ class StartupBench:
                 stop_s=time.monotonic() - stopping_s,
             )
 
-    def _wait_for_ready(self, process: "subprocess.Popen[bytes]", log: Path, started_s: float) -> str:
+    def _wait_for_ready(self, process: subprocess.Popen[bytes], log: Path, started_s: float) -> str:
         while True:
             output = log.read_text()
             if READY.search(output) and LISTENING.search(output):
@@ -85,7 +85,7 @@ class StartupBench:
 
 
 @contextmanager
-def _running(command: Sequence[str], log: int) -> Iterator["subprocess.Popen[bytes]"]:
+def _running(command: Sequence[str], log: int) -> Iterator[subprocess.Popen[bytes]]:
     """A child in a session of its own; it does not outlive the block."""
     process = subprocess.Popen(list(command), stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
     try:
@@ -100,7 +100,7 @@ def _running(command: Sequence[str], log: int) -> Iterator["subprocess.Popen[byt
                 process.wait()
 
 
-def _stop(process: "subprocess.Popen[bytes]") -> None:
+def _stop(process: subprocess.Popen[bytes]) -> None:
     process.send_signal(signal.SIGTERM)
     try:
         code = process.wait(STOP_S)

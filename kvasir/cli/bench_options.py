@@ -31,7 +31,7 @@ def _serve(parser: argparse.ArgumentParser) -> None:
     _outcome(parser.add_argument_group("what is told"))
 
 
-def _target(group: "argparse._ArgumentGroup") -> None:
+def _target(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
     add("--base-url", "--url", metavar="URL", help="where it listens; otherwise --host and --port say so")
     add("--host", default="127.0.0.1", help="(%(default)s)")
@@ -49,7 +49,7 @@ def _target(group: "argparse._ArgumentGroup") -> None:
     add("--request-timeout", type=float, default=3600.0, metavar="S", help="for a whole answer (%(default)s)")
 
 
-def _workload(group: "argparse._ArgumentGroup") -> None:
+def _workload(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
     add("--dataset-name", choices=DATASETS, default="random", help="(%(default)s)")
     add("--dataset-path", type=Path, metavar="FILE", help="of sharegpt (JSON) and mooncake (JSONL)")
@@ -74,7 +74,7 @@ def _workload(group: "argparse._ArgumentGroup") -> None:
     add("--trace-speed", type=float, default=1.0, metavar="X", help="so many times as fast as recorded (%(default)s)")
 
 
-def _traffic(group: "argparse._ArgumentGroup") -> None:
+def _traffic(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
     add("--request-rate", type=float, default=math.inf, metavar="N", help="per second (default: all at once)")
     add(
@@ -87,7 +87,7 @@ def _traffic(group: "argparse._ArgumentGroup") -> None:
     add("--num-warmups", type=int, default=0, metavar="N", help="requests before, not counted (%(default)s)")
 
 
-def _outcome(group: "argparse._ArgumentGroup") -> None:
+def _outcome(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
     add(
         "--percentile-metrics",

@@ -63,7 +63,7 @@ class _Ended:
     error: Exception | None
 
 
-async def _pump(stream: AsyncGenerator[T, None], queue: "asyncio.Queue[T | _Ended]") -> None:
+async def _pump(stream: AsyncGenerator[T, None], queue: asyncio.Queue[T | _Ended]) -> None:
     error = None
     try:
         async with aclosing(stream) as items:

@@ -14,7 +14,7 @@ _numbers = count()
 class Mailbox:
     """Any thread posts, the owner of `socket` runs what was posted, in order."""
 
-    def __init__(self, context: "zmq.Context[Any]") -> None:
+    def __init__(self, context: zmq.Context[Any]) -> None:
         address = f"inproc://mailbox-{next(_numbers)}"
         self.socket = context.socket(zmq.PULL)
         self.socket.bind(address)

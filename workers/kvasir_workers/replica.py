@@ -264,7 +264,7 @@ class Gang(Protocol):
 class _EventsDesk:
     """What tells routers of the prefix cache."""
 
-    def __init__(self, context: "zmq.Context[zmq.Socket[bytes]]", config: ReplicaConfig, secret: bytes) -> None:
+    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], config: ReplicaConfig, secret: bytes) -> None:
         publisher, self.endpoint = bind_publisher(context, secret, config.host, 0)
         replay, self.replay_endpoint = bind_server(context, secret, config.host, 0)
         self.log = KvEventLog()

@@ -78,8 +78,8 @@ class Binding:
     host: its own address. is_sealed: contents must be encrypted.
     """
 
-    context: "zmq.Context[zmq.Socket[bytes]]"
-    socket: "zmq.Socket[bytes]"
+    context: zmq.Context[zmq.Socket[bytes]]
+    socket: zmq.Socket[bytes]
     endpoint: str
     page_listener: os_socket.socket
     page_endpoint: str
@@ -270,7 +270,7 @@ class ReplicaServer:
         peer: Peer,
         request: GenerationRequest,
         command: Callable[[Grammar | None, Engine], None],
-        future: "Future[Grammar]",
+        future: Future[Grammar],
     ) -> None:
         wanted = request.sampling.structured_outputs
         if self._streams.get(request.request_id) != peer or wanted is None:

@@ -28,7 +28,7 @@ class SocketThread:
     register and unregister are for the thread itself, or for before it starts.
     """
 
-    def __init__(self, context: "zmq.Context[Any]", name: str, rounds: Rounds) -> None:
+    def __init__(self, context: zmq.Context[Any], name: str, rounds: Rounds) -> None:
         self._mailbox = Mailbox(context)
         self._rounds = rounds
         self._poller = zmq.Poller()

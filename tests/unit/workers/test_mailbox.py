@@ -13,14 +13,14 @@ DEADLINE_MS = 10_000
 
 
 @pytest.fixture
-def context() -> Iterator["zmq.Context[Any]"]:
+def context() -> Iterator[zmq.Context[Any]]:
     made: zmq.Context[Any] = zmq.Context()
     yield made
     made.destroy(linger=0)
 
 
 @pytest.fixture
-def mailbox(context: "zmq.Context[Any]") -> Iterator[Mailbox]:
+def mailbox(context: zmq.Context[Any]) -> Iterator[Mailbox]:
     made = Mailbox(context)
     yield made
     made.close()
@@ -66,7 +66,7 @@ def test_work_posted_after_the_end_is_dropped(mailbox: Mailbox) -> None:
     mailbox.post(lambda: pytest.fail("ran after the end"))
 
 
-def test_two_mailboxes_of_one_context_do_not_meet(context: "zmq.Context[Any]", mailbox: Mailbox) -> None:
+def test_two_mailboxes_of_one_context_do_not_meet(context: zmq.Context[Any], mailbox: Mailbox) -> None:
     other = Mailbox(context)
     other.post(lambda: None)
     assert not mailbox.socket.poll(50)

@@ -55,7 +55,7 @@ class TrialProcess:
             raise ServiceUnavailable("the process that tries grammars was lost; send the request again")
         return dict(json.loads(answer))
 
-    def _start(self) -> "subprocess.Popen[str]":
+    def _start(self) -> subprocess.Popen[str]:
         process = subprocess.Popen(self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         self._process = process
         assert process.stdout is not None, "opened with a pipe"
@@ -95,7 +95,7 @@ class GrammarCompiler:
         """Wait for it. Raises InvalidRequest if it can't be had, ServiceUnavailable if it can't be had now."""
         return grammar_in(self.submit(wanted), wanted)
 
-    def submit(self, wanted: StructuredOutput, tenant: str = "") -> "Future[Grammar]":
+    def submit(self, wanted: StructuredOutput, tenant: str = "") -> Future[Grammar]:
         """The grammar when it is compiled; InvalidRequest in it says why there is none. Tenants are served in turn."""
         key = (wanted.kind, wanted.text)
         with self._lock:
@@ -173,7 +173,7 @@ class GrammarCompiler:
                     self._num_bytes.pop(key, None)
 
 
-def grammar_in(future: "Future[Grammar]", wanted: StructuredOutput) -> Grammar:
+def grammar_in(future: Future[Grammar], wanted: StructuredOutput) -> Grammar:
     """The future's result. Raises InvalidRequest for the field in which it was asked for, or ServiceUnavailable."""
     # Not result(): each call of it would add its traceback to the one exception that all callers share.
     match error := future.exception():
@@ -185,7 +185,7 @@ def grammar_in(future: "Future[Grammar]", wanted: StructuredOutput) -> Grammar:
             raise ServiceUnavailable(str(error))
 
 
-def _failed(error: ServiceUnavailable) -> "Future[Grammar]":
+def _failed(error: ServiceUnavailable) -> Future[Grammar]:
     future: Future[Grammar] = Future()
     future.set_exception(error)
     return future

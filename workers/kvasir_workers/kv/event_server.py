@@ -41,8 +41,8 @@ REPLAY_BYTES = 16 * 2**20
 class EventSockets:
     """Bound: a PUB for the batches, a ROUTER for replays and dumps."""
 
-    publisher: "zmq.Socket[bytes]"
-    replay: "zmq.Socket[bytes]"
+    publisher: zmq.Socket[bytes]
+    replay: zmq.Socket[bytes]
 
 
 class Replays:
@@ -68,7 +68,7 @@ class KvEventServer:
 
     def __init__(
         self,
-        context: "zmq.Context[zmq.Socket[bytes]]",
+        context: zmq.Context[zmq.Socket[bytes]],
         sockets: EventSockets,
         log: KvEventLog,
         topic: str,

@@ -53,7 +53,7 @@ def test_whatever_triton_can_not_make_of_a_tile_refuses_it() -> None:
     assert search.tune(tried, CountedClock(1.0), HERE)[1].refused == [({"rows": 32}, "PTXAS error: exit status 1")]
 
 
-def problem(*rows: int) -> "search.Problem":
+def problem(*rows: int) -> search.Problem:
     tiles = tuple(Tile(number) for number in rows)
     return search.Problem(KEY, tiles, double, lambda: X * 2, tolerance=1e-6)
 

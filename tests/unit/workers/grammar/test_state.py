@@ -11,7 +11,7 @@ from kvasir_workers.grammar.token_table import TokenSource, TokenTable
 from tests.unit.workers.grammar.walks import EOS, compile_here
 
 
-def ids_of(table: TokenTable, allowed: "np.ndarray[tuple[int], np.dtype[np.bool_]]") -> set[bytes]:
+def ids_of(table: TokenTable, allowed: np.ndarray[tuple[int], np.dtype[np.bool_]]) -> set[bytes]:
     return {table.bytes_of([int(i)]) for i in np.flatnonzero(allowed) if i not in EOS}
 
 

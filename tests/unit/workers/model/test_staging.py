@@ -179,7 +179,7 @@ def test_what_passes_through_needs_little_more_memory_than_the_largest_part(tmp_
     """128 MiB go by in parts of 8 while the process may take 48 more, of which the stacks of threads are 32."""
     save_file({"big": torch.ones(128, 2**20, dtype=torch.uint8)}, tmp_path / "x.safetensors")
 
-    def run(extra_bytes: int) -> "subprocess.CompletedProcess[str]":
+    def run(extra_bytes: int) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-c", BOUNDED, str(tmp_path / "x.safetensors"), str(extra_bytes)]
         # What is freed goes back at once, so that it isn't counted.
         environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536"}
