@@ -57,6 +57,8 @@ _log = logging.getLogger(__name__)
 _POLL_MS = 100
 """How often deadlines are looked at when nothing arrives."""
 
+_NO_HANDOVER = "this replica hands no pages over: its ranks do not reach them all, or they are int8"
+
 
 class EngineDesk:
     """The importer's way back to the engine: commands for its thread."""
@@ -197,11 +199,11 @@ class ReplicaServer:
                 self._send(peer, Welcome(info=self._info))
             case Ping():
                 self._send(peer, Stats(stats=self.stats()))
-            case Submit(request=request, ticket=HandoverTicket()) | Reserve(request=request) if not self._hands_over:
-                error = ServiceUnavailable(
-                    "this replica hands no pages over: its ranks do not reach them all, or they are int8"
-                )
-                self._send(peer, _rejection(request.request_id, error))
+            case Submit(request=request, ticket=HandoverTicket()) if not self._hands_over:
+                self._send(peer, _rejection(request.request_id, ServiceUnavailable(_NO_HANDOVER)))
+            case Reserve(request=request) if not self._hands_over:
+                # No rejection: the router is to submit the request here, not to look for somebody else.
+                self._send(peer, ReserveRefused(request_id=request.request_id, reason=_NO_HANDOVER))
             case Submit(request=request, ticket=ticket):
                 if self._open_stream(peer, request):
                     self._admit(peer, request, partial(self._add, peer, request, ticket))
@@ -379,7 +381,12 @@ def _error_of(output: TokenOutput) -> InvalidRequest | ServiceUnavailable:
     return ServiceUnavailable(output.error)
 
 
-def resident_bytes() -> int:
-    """Physical memory that this process has now."""
-    num_pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return num_pages * resource.getpagesize()
+def resident_bytes(statm: Path = Path("/proc/self/statm")) -> int:
+    """Physical memory that this process has now, as the system tells it in statm.
+
+    0 if it does not, as while this process may open no more files: nothing ends for want of a figure.
+    """
+    try:
+        return int(statm.read_text().split()[1]) * resource.getpagesize()
+    except OSError:
+        return 0

@@ -1,7 +1,9 @@
 """A replica's data plane over a fake model: what it answers, and what it survives."""
 
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -35,9 +37,9 @@ from kvasir_workers.engine import Engine
 from kvasir_workers.kv.transfer.page_intake import listen_for_pages
 from kvasir_workers.kv.transfer.page_parts import PartedPages
 from kvasir_workers.kv.transfer.page_stream import LENGTHS
-from kvasir_workers.replica_server import Binding, ReplicaServer
+from kvasir_workers.replica_server import Binding, ReplicaServer, resident_bytes
 from tests.unit.workers.engine_house import House, greedy
-from tests.unit.workers.fakes import VOCAB_SIZE, expected_answer, make_request
+from tests.unit.workers.fakes import VOCAB_SIZE, expected_answer, make_request, make_ticket
 from tests.unit.workers.kv.transfer.layouts import make_layout, page_shape
 from tests.wire_client import PageClient, WireClient, clients
 
@@ -59,7 +61,7 @@ INFO = ReplicaInfo(
 class FakeReplica:
     """The server and the engine's loop are real, the model is not."""
 
-    def __init__(self, **settings: object) -> None:
+    def __init__(self, *, hands_over: bool = True, **settings: object) -> None:
         self.context: zmq.Context[Any] = zmq.Context()
         self.gatekeeper = start_gatekeeper(self.context, SECRET)
         socket, self.endpoint = bind_server(self.context, SECRET, "127.0.0.1", 0)
@@ -74,7 +76,8 @@ class FakeReplica:
             page_endpoint=page_endpoint,
             segments=(),
         )
-        self.server = ReplicaServer(binding, INFO, self.house.engine, PartedPages.whole(make_layout(), pages))
+        parted = PartedPages.whole(make_layout(), pages)
+        self.server = ReplicaServer(binding, INFO, self.house.engine, parted, hands_over=hands_over)
         self.server.start(HandoverCounters)
 
     def close(self) -> None:
@@ -200,6 +203,19 @@ def test_reservation_is_refused_when_pages_are_short(connect: Connect) -> None:
     client.send(Reserve(request=make_request("b", [1] * 20), deadline_s=5))
     assert "2 pages are free, the request needs 5" in client.expect(ReserveRefused).reason
     assert_still_serving(client)
+
+
+def test_replica_that_hands_no_pages_over_refuses_that_and_nothing_else() -> None:
+    with closing(FakeReplica(hands_over=False)) as replica, closing(WireClient(replica.endpoint, SECRET)) as client:
+        client.send(Reserve(request=request(), deadline_s=5))
+        assert client.expect(ReserveRefused).reason.startswith("this replica hands no pages over")
+        client.send(Submit(request=request(), ticket=make_ticket(num_pages=1)))
+        assert not client.expect(Rejected).is_invalid
+        assert_still_serving(client)
+
+
+def test_memory_that_the_system_does_not_tell_counts_as_none(tmp_path: Path) -> None:
+    assert resident_bytes(tmp_path / "statm") == 0
 
 
 def test_answer_that_is_too_large_for_a_message_ends_its_request_and_not_the_link(
