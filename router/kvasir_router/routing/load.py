@@ -37,8 +37,8 @@ class ReplicaLoad:
 
     @property
     def num_decoding(self) -> int:
-        """Streams that wait for each step there."""
-        return self.num_streams - self.num_awaited
+        """Streams that wait for each step there; the replica counts none that it only reserved pages for."""
+        return max(self.num_inflight - self.num_awaited, self.num_requests)
 
     @property
     def prefill_tokens(self) -> int:

@@ -40,20 +40,28 @@ def test_stream_whose_prompt_is_computed_elsewhere_does_not_wait_for_steps() -> 
     assert counter.num_awaited(NAME) == 0
 
 
+TOLD = ReplicaStats(
+    replica_id=NAME,
+    num_running=2,
+    num_waiting=1,
+    num_pages=200,
+    num_used_pages=50,
+    engine=EngineCounters(),
+    handover=HandoverCounters(),
+    resident_bytes=0,
+)
+
+
+def test_streams_of_other_routers_wait_for_steps_whatever_this_one_awaits() -> None:
+    counter = InflightCounter()
+    with counter.counted(NAME), counter.awaited(NAME):
+        assert replica_load(ADDRESS, counter, TOLD).num_decoding == 3
+
+
 def test_load_joins_own_count_and_what_the_replica_tells() -> None:
-    stats = ReplicaStats(
-        replica_id=NAME,
-        num_running=2,
-        num_waiting=1,
-        num_pages=200,
-        num_used_pages=50,
-        engine=EngineCounters(),
-        handover=HandoverCounters(),
-        resident_bytes=0,
-    )
     counter = InflightCounter()
     with counter.counted(NAME), counter.prefilling(NAME, 7):
-        joined = replica_load(ADDRESS, counter, stats)
+        joined = replica_load(ADDRESS, counter, TOLD)
     assert joined == ReplicaLoad(
         replica_id=NAME, role="decode", num_inflight=1, num_requests=3, page_usage=0.25, prefill_line=(7,)
     )
