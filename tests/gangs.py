@@ -14,6 +14,7 @@ from kvasir_protocol.config import EngineConfig, ModelConfig, QuantizationName
 from kvasir_protocol.messages import FinishStep
 from kvasir_protocol.wire import encode
 from kvasir_workers.engine import Engine
+from kvasir_workers.idle_work import IdleWork, nothing_to_do
 from kvasir_workers.load import LeaderSeat, LoadedModel, build_engine, load_leader
 from kvasir_workers.memory import page_bytes
 from kvasir_workers.model.loader import load_spec
@@ -54,7 +55,7 @@ class QueueReceiver:
     def __init__(self, queue: SimpleQueue[bytes | None]) -> None:
         self._queue = queue
 
-    def receive(self, look: Callable[[], None] = nowhere) -> bytes | None:
+    def receive(self, look: Callable[[], None] = nowhere, idle_work: IdleWork = nothing_to_do) -> bytes | None:
         return self._queue.get()
 
 

@@ -8,6 +8,7 @@ from threading import Event, Thread
 
 from kvasir_protocol.events import StepTimes, TokenOutput
 from kvasir_workers.engine import Engine
+from kvasir_workers.idle_work import IdleWork, nothing_to_do
 from kvasir_workers.step_meter import StepMeter
 
 _log = logging.getLogger(__name__)
@@ -26,11 +27,6 @@ FAREWELL_S = 5.0
 Command = Callable[[Engine], object]
 
 
-def nothing_to_do() -> bool:
-    """Idle work that is done."""
-    return False
-
-
 class EngineLoop:
     """Runs an engine's steps while it has work; deliver gets each step's outputs, on the engine's thread.
 
@@ -43,7 +39,7 @@ class EngineLoop:
         engine: Engine,
         deliver: Callable[[list[TokenOutput]], None],
         clock: Callable[[], float] = time.monotonic,
-        idle_work: Callable[[], bool] = nothing_to_do,
+        idle_work: IdleWork = nothing_to_do,
     ) -> None:
         self._engine = engine
         self._idle_work = idle_work

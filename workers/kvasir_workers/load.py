@@ -86,6 +86,11 @@ class LoadedModel:
     lead: "Lead | None" = None
     parts: "tuple[RankPages, ...]" = ()
 
+    @property
+    def own_segment(self) -> SharedSegment | None:
+        """What of the shared memory holds this process's pages: of a gang its leader's part."""
+        return self.parts[LEADER].segment if self.parts else self.segment
+
 
 @dataclass(frozen=True, slots=True)
 class RankPages:

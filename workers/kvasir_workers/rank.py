@@ -17,6 +17,7 @@ from kvasir_protocol.config import EngineConfig, ModelConfig
 from kvasir_protocol.config_tree import build
 from kvasir_protocol.errors import KvasirError
 from kvasir_protocol.wire import to_plain
+from kvasir_workers.kv.page_mapping import mapping_of
 from kvasir_workers.parallel.collectives import Meeting
 from kvasir_workers.parallel.gang_runner import Follower
 from kvasir_workers.parallel.links import SocketReceiver
@@ -60,7 +61,7 @@ def serve(orders: RankOrders, leader: SocketReceiver) -> None:
     loaded = load_rank(plan, meeting, orders.segment)
     try:
         graphs = make_rank_ready(loaded.stage, orders.engine, loaded.memory.max_sequence_tokens)
-        Follower(loaded.stage, graphs).serve(leader)
+        Follower(loaded.stage, graphs, idle_work=mapping_of(loaded.segment)).serve(leader)
     finally:
         loaded.stage.close()
         if loaded.segment is not None:

@@ -30,11 +30,10 @@ from kvasir_protocol.messages import PageSegment
 from kvasir_protocol.request import GenerationRequest, SamplingParams
 from kvasir_protocol.sockets import bind_publisher, bind_server, load_or_create_secret, start_gatekeeper
 from kvasir_protocol.view import ReplicaInfo, Role, StartPhase
-from kvasir_workers.engine_loop import nothing_to_do
 from kvasir_workers.kv.event_log import KvEventLog
 from kvasir_workers.kv.event_server import EventSockets, KvEventServer
 from kvasir_workers.kv.offload.open_tiers import OpenTiers, open_tiers
-from kvasir_workers.kv.page_mapping import PageMapping
+from kvasir_workers.kv.page_mapping import mapping_of
 from kvasir_workers.kv.page_memory import SUFFIX, remove_abandoned_segments
 from kvasir_workers.kv.transfer.page_intake import listen_for_pages
 from kvasir_workers.kv.transfer.page_parts import PartedPages, whole_cut
@@ -176,8 +175,7 @@ class Replica:
         self._grammars = grammar_compiler(Path(self._config.model.path), loaded.limits)
         # The scales of an int8 cache's tokens lie beside the pages.
         hands_over = (self._gang is None or bool(loaded.parts)) and loaded.pages.dtype != torch.int8
-        # The ranks of a gang map their own pages as they write to them.
-        idle_work = PageMapping(loaded.pages).go_on if loaded.segment is not None else nothing_to_do
+        idle_work = mapping_of(loaded.own_segment)
         self._server = ReplicaServer(
             binding, self.info, engine, pages, self._grammars, hands_over=hands_over, idle_work=idle_work
         )

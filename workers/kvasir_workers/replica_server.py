@@ -40,9 +40,10 @@ from kvasir_protocol.request import GenerationRequest
 from kvasir_protocol.view import ReplicaInfo
 from kvasir_protocol.wire import decode, encode
 from kvasir_workers.engine import Engine
-from kvasir_workers.engine_loop import EngineLoop, nothing_to_do
+from kvasir_workers.engine_loop import EngineLoop
 from kvasir_workers.grammar.compiler import GrammarCompiler, grammar_in
 from kvasir_workers.grammar.state import Grammar
+from kvasir_workers.idle_work import IdleWork, nothing_to_do
 from kvasir_workers.kv.transfer.group_intake import GroupIntake
 from kvasir_workers.kv.transfer.importer import PageImporter
 from kvasir_workers.kv.transfer.page_intake import PageIntake
@@ -102,7 +103,7 @@ class ReplicaServer:
         grammars: GrammarCompiler | None = None,
         *,
         hands_over: bool = True,
-        idle_work: Callable[[], bool] = nothing_to_do,
+        idle_work: IdleWork = nothing_to_do,
     ) -> None:
         """grammars: without it, structured requests are refused. hands_over: pages may come and leave. idle_work: as in
         EngineLoop."""

@@ -2,6 +2,7 @@
 
 import gc
 import os
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
@@ -31,6 +32,7 @@ from kvasir_workers.parallel.torch_groups import memory_store
 from kvasir_workers.replica import Replica
 from tests.gangs import DEMO_MODEL, QueueSender
 from tests.integration.engine.conftest import Model, run
+from tests.mapped_segments import mapped_bytes
 from tests.wire_client import WireClient, hand_over, token_ids
 
 SECRET = b"s" * 32
@@ -125,6 +127,16 @@ def test_replica_is_seen_to_live_by_the_file_of_its_own_pages(start: Start, tp: 
     life = HeldFile.find(start("prefill", tp, pp).leader.held_file)
     assert life is not None and not life.has_ended()
     life.close()
+
+
+@pytest.mark.parametrize(("tp", "pp"), [(2, 1), (1, 2)])
+def test_ranks_at_rest_map_the_memory_of_all_their_pages(start: Start, tp: int, pp: int) -> None:
+    start("mixed", tp, pp)
+    segments = list(Path("/dev/shm").glob(f"{SEGMENT_PREFIX}*"))
+    give_up_at = time.monotonic() + PATIENCE_S
+    while not all(mapped_bytes(segment.name) >= segment.stat().st_size for segment in segments):
+        assert time.monotonic() < give_up_at, [mapped_bytes(segment.name) for segment in segments]
+    assert len(segments) == 2
 
 
 NEAR, FAR = False, True
@@ -225,6 +237,23 @@ def test_whoever_is_no_follower_is_dropped_and_the_follower_is_met(
     sender = PublicSender(socket, "gang", 2, start_s=PATIENCE_S)
     receiver = PublicReceiver(address_of(endpoint, "gang"), SECRET, 1, DOOR, Event())
     assert sender.doors() == {1: DOOR}
+    receiver.close()
+
+
+def test_follower_that_waits_for_a_plan_works_meanwhile_until_it_comes(plans: tuple[Any, str]) -> None:
+    socket, endpoint = plans
+    receiver = PublicReceiver(address_of(endpoint, "gang"), SECRET, 1, DOOR, Event())
+    sender = PublicSender(socket, "gang", 2, start_s=PATIENCE_S)
+    done: list[str] = []
+
+    def work() -> bool:
+        if not done:
+            sender.send(b"at last")
+        done.append("work")
+        return True
+
+    assert receiver.receive(idle_work=work) == b"at last"
+    assert done
     receiver.close()
 
 

@@ -4,7 +4,9 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import psutil
@@ -22,6 +24,9 @@ from kvasir_workers.load import build_engine, load_leader
 from kvasir_workers.parallel.local_gang import LocalGang, load_gang, remove_abandoned_folders
 from kvasir_workers.parallel.mesh import GangShape
 from tests.integration.engine.conftest import DEMO_MODEL
+from tests.mapped_segments import mapped_bytes
+
+PATIENCE_S = 20.0
 
 QUESTIONS = ["Who was Kvasir?", "What is a KV cache?", "How do I start a cluster?"]
 GREEDY = SamplingParams(temperature=0, max_tokens=16)
@@ -135,6 +140,22 @@ def test_rank_that_hangs_fails_the_step_by_name(gang: tuple[LocalGang, Engine]) 
         step(engine, 5)
     assert caught.value.ranks == (1,)
     assert "did not come" in str(caught.value)
+
+
+def test_follower_at_rest_maps_the_memory_of_all_its_pages() -> None:
+    model, shape = ModelConfig(path=str(DEMO_MODEL), served_name="m"), GangShape(tensor_parallel_size=2)
+    config = EngineConfig(device="cpu", kv_cache_bytes=8 * 2**20, num_threads=1)
+    with ExitStack() as opened:
+        gang = LocalGang(model, config, shape, f"kvasir-test-gang-{os.getpid()}")
+        opened.callback(gang.close)
+        parts = load_leader(model, config, gang.seat).parts
+        for part in parts:
+            opened.callback(part.close)
+        segment = parts[1].segment
+        assert segment is not None
+        give_up_at = time.monotonic() + PATIENCE_S
+        while mapped_bytes(segment.name, gang.process_ids[1]) < segment.tensor.nbytes:
+            assert time.monotonic() < give_up_at, "pages that nobody maps"
 
 
 def test_follower_that_ends_while_all_load_is_named() -> None:

@@ -6,8 +6,11 @@ from collections.abc import Callable, Iterator
 
 from torch import Tensor
 
+from kvasir_workers.idle_work import IdleWork, nothing_to_do
+from kvasir_workers.kv.page_memory import SharedSegment
+
 _SPAN_BYTES = 2**20
-"""Mapped at a time: 0.4 ms, which a request that comes just then waits."""
+"""Mapped at a time: 0.4 ms, which a request, or a gang's plan, that comes just then waits."""
 
 _MADV_POPULATE_WRITE = 23
 """Since Linux 5.14; Python has no name for it."""
@@ -39,6 +42,11 @@ class PageMapping:
             self._spans = iter(())
             return False
         return True
+
+
+def mapping_of(segment: SharedSegment | None) -> IdleWork:
+    """Maps all of it while there is nothing else to do; without one the pages are this process's own, and mapped."""
+    return PageMapping(segment.tensor).go_on if segment is not None else nothing_to_do
 
 
 def _spans(pages: Tensor) -> Iterator[tuple[int, int]]:

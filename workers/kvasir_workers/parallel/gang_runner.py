@@ -12,6 +12,7 @@ from kvasir_kernels.compile_watch import COMPILE_WATCH, CompileWatch
 from kvasir_protocol.errors import RankLost, WireError
 from kvasir_protocol.messages import EndWarmUp, FinishStep, RunStep
 from kvasir_protocol.wire import decode, encode
+from kvasir_workers.idle_work import IdleWork, nothing_to_do
 from kvasir_workers.parallel.links import PlanReceiver, PlanSender
 from kvasir_workers.parallel.mesh import LEADER
 from kvasir_workers.parallel.pipeline import Stage
@@ -104,11 +105,19 @@ def final_logits(stage: Stage, plan: StepPlan, step: PlannedStep) -> Tensor | No
 class Follower:
     """Any other rank: computes its part of each step that it is told of, from a graph where the leader does.
 
-    watch: of what is compiled, which may be other kernels than the leader's where it has other layers.
+    watch: of what is compiled, which may be other kernels than the leader's where it has other layers. idle_work: for
+    when no steps are to be run.
     """
 
-    def __init__(self, stage: Stage, graphs: DecodeGraphs | None = None, watch: CompileWatch = COMPILE_WATCH) -> None:
+    def __init__(
+        self,
+        stage: Stage,
+        graphs: DecodeGraphs | None = None,
+        watch: CompileWatch = COMPILE_WATCH,
+        idle_work: IdleWork = nothing_to_do,
+    ) -> None:
         self._stage = stage
+        self._idle_work = idle_work
         self._graphs = graphs
         self._watch = watch
         self._unfinished: list[PlannedStep] = []
@@ -117,7 +126,7 @@ class Follower:
     def serve(self, leader: PlanReceiver) -> None:
         """Return when the leader is gone. Raises RankLost when the gang is broken or a plan did not come, WireError for
         a bad message."""
-        while (frame := leader.receive(self._stage.collectives.look)) is not None:
+        while (frame := leader.receive(self._stage.collectives.look, self._idle_work)) is not None:
             self.follow(frame)
 
     @torch.inference_mode()

@@ -22,6 +22,7 @@ from kvasir_protocol.errors import RankLost, WireError
 from kvasir_protocol.messages import PageDoor
 from kvasir_protocol.sockets import bind_server, connect_client, start_gatekeeper
 from kvasir_protocol.wire import decode, encode, to_plain
+from kvasir_workers.idle_work import IdleWork, nothing_to_do
 from kvasir_workers.load import LeaderSeat
 from kvasir_workers.parallel.collectives import Meeting
 from kvasir_workers.parallel.links import nowhere
@@ -142,12 +143,14 @@ class PublicReceiver:
         self._socket = connect_client(self._context, secret, address.plans, name_of(address.gang, rank))
         self._socket.send(encode(door))
 
-    def receive(self, look: Callable[[], None] = nowhere) -> bytes | None:
+    def receive(self, look: Callable[[], None] = nowhere, idle_work: IdleWork = nothing_to_do) -> bytes | None:
+        wait_ms = _POLL_MS
         while not self._is_stopping.is_set():
-            if self._socket.poll(_POLL_MS):
+            if self._socket.poll(wait_ms):
                 frame: bytes = self._socket.recv()
                 return frame
             look()
+            wait_ms = 0 if idle_work() else _POLL_MS
         return None
 
     def close(self) -> None:

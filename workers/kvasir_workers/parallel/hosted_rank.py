@@ -7,6 +7,7 @@ import torch
 
 from kvasir_protocol.config import ReplicaConfig
 from kvasir_protocol.view import Role
+from kvasir_workers.kv.page_mapping import mapping_of
 from kvasir_workers.kv.page_memory import remove_abandoned_segments
 from kvasir_workers.kv.transfer.page_keeper import PageKeeper
 from kvasir_workers.parallel.collectives import Meeting
@@ -67,7 +68,8 @@ class HostedRank:
         try:
             stage, memory = self._loaded.stage, self._loaded.memory
             graphs = make_rank_ready(stage, self._engine, memory.max_sequence_tokens)
-            Follower(stage, graphs).serve(self._receiver)
+            idle_work = mapping_of(self._loaded.segment)
+            Follower(stage, graphs, idle_work=idle_work).serve(self._receiver)
         except Exception as error:
             if not self._is_stopping.is_set():
                 _log.exception("the rank died")

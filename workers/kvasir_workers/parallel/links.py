@@ -9,6 +9,7 @@ from typing import Protocol
 
 from kvasir_protocol.errors import RankLost, WireError
 from kvasir_protocol.wire import MAX_MESSAGE_BYTES
+from kvasir_workers.idle_work import IdleWork, nothing_to_do
 
 _LENGTH = struct.Struct("<I")
 
@@ -38,9 +39,12 @@ class PlanSender(Protocol):
 class PlanReceiver(Protocol):
     """A follower's side."""
 
-    def receive(self, look: Callable[[], None] = nowhere) -> bytes | None:
-        """The next frame, however long it takes; None when the leader is gone. look: called now and then meanwhile;
-        what it raises ends the wait."""
+    def receive(self, look: Callable[[], None] = nowhere, idle_work: IdleWork = nothing_to_do) -> bytes | None:
+        """The next frame, however long it takes; None when the leader is gone.
+
+        look: called now and then meanwhile; what it raises ends the wait. idle_work: called when none has come for a
+        while, which does not happen between steps, and then on and on; a frame that comes meanwhile waits for one call.
+        """
         ...
 
 
@@ -73,9 +77,11 @@ class SocketReceiver:
     def __init__(self, link: socket) -> None:
         self._link = link
 
-    def receive(self, look: Callable[[], None] = nowhere) -> bytes | None:
-        while not select.select([self._link], [], [], _LOOK_S)[0]:
+    def receive(self, look: Callable[[], None] = nowhere, idle_work: IdleWork = nothing_to_do) -> bytes | None:
+        wait_s = _LOOK_S
+        while not select.select([self._link], [], [], wait_s)[0]:
             look()
+            wait_s = 0 if idle_work() else _LOOK_S
         header = self._read(_LENGTH.size)
         if header is None:
             return None

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from kvasir_workers.kv.page_mapping import PageMapping
+from kvasir_workers.kv.page_mapping import PageMapping, mapping_of
 from kvasir_workers.kv.page_memory import SharedSegment
 from tests.mapped_segments import mapped_bytes
 
@@ -69,3 +69,14 @@ def test_system_that_cannot_map_ahead_is_asked_once() -> None:
     assert not mapping.go_on()
     assert not mapping.go_on()
     assert len(asked) == 1
+
+
+def test_segment_is_mapped_at_rest(segment: SharedSegment) -> None:
+    idle_work = mapping_of(segment)
+    while idle_work():
+        pass
+    assert mapped_bytes(NAME) == segment.tensor.nbytes
+
+
+def test_nothing_is_to_be_done_where_pages_are_private() -> None:
+    assert not mapping_of(None)()

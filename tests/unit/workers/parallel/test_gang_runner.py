@@ -1,5 +1,6 @@
 """What goes over a gang's wire: one message a step, and nothing that a follower did not expect."""
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -9,7 +10,9 @@ from kvasir_protocol.errors import RankLost, WireError
 from kvasir_protocol.messages import FinishStep, Ping, RunStep
 from kvasir_protocol.request import SamplingParams
 from kvasir_protocol.wire import decode, encode
+from kvasir_workers.idle_work import IdleWork, nothing_to_do
 from kvasir_workers.parallel.gang_runner import Follower
+from kvasir_workers.parallel.links import nowhere
 from kvasir_workers.parallel.mesh import GangShape
 from tests.gangs import DEMO_MODEL, QueueSender, ThreadGang, gang_config
 from tests.unit.workers.fakes import make_request
@@ -42,6 +45,28 @@ def test_follower_refuses_what_is_not_for_it() -> None:
         assert gang.loaded.lead is not None
         with pytest.raises(WireError, match="no use for Ping"):
             Follower(gang.loaded.lead.stage).follow(encode(Ping()))
+
+
+class RestingReceiver:
+    """No plan comes before all idle work is done, and then the leader is gone."""
+
+    def receive(self, look: Callable[[], None] = nowhere, idle_work: IdleWork = nothing_to_do) -> bytes | None:
+        while idle_work():
+            look()
+        return None
+
+
+def test_follower_does_its_idle_work_while_no_plan_comes() -> None:
+    shape, left = GangShape(tensor_parallel_size=2), [1, 2, 3]
+
+    def work() -> bool:
+        left.pop()
+        return bool(left)
+
+    with ThreadGang(DEMO_MODEL, shape, gang_config(DEMO_MODEL, shape, 4)) as gang:
+        assert gang.loaded.lead is not None
+        Follower(gang.loaded.lead.stage, idle_work=work).serve(RestingReceiver())
+    assert left == []
 
 
 def test_follower_tells_of_what_it_compiles_once_the_leader_says_that_all_is_warm() -> None:

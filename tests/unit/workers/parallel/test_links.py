@@ -68,3 +68,44 @@ def test_what_is_seen_meanwhile_ends_the_wait() -> None:
     _, ends = pairs(1)
     with pytest.raises(RankLost, match="rank 2 did not come"):
         SocketReceiver(ends[1]).receive(look)
+
+
+def test_who_waits_for_a_plan_works_meanwhile_until_it_comes() -> None:
+    """What is not done by then waits for the next rest."""
+    sender, ends = pairs(1)
+    left = [1, 2, 3, 4]
+
+    def work() -> bool:
+        if left.pop() == 2:
+            sender.send(b"at last")
+        return True
+
+    assert SocketReceiver(ends[1]).receive(idle_work=work) == b"at last"
+    assert left == [1]
+
+
+def test_plan_that_has_come_is_taken_before_anything_else_is_done() -> None:
+    sender, ends = pairs(1)
+    sender.send(b"first")
+    done: list[str] = []
+
+    def work() -> bool:
+        done.append("work")
+        return False
+
+    assert SocketReceiver(ends[1]).receive(idle_work=work) == b"first"
+    assert done == []
+
+
+def test_who_waits_for_a_plan_looks_about_between_two_pieces_of_work() -> None:
+    sender, ends = pairs(1)
+    done: list[str] = []
+
+    def work() -> bool:
+        done.append("work")
+        if len(done) == 6:
+            sender.send(b"at last")
+        return len(done) < 4
+
+    SocketReceiver(ends[1]).receive(lambda: done.append("look"), work)
+    assert done == ["look", "work"] * 3
