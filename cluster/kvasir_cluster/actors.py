@@ -10,6 +10,7 @@ import ray
 from ray.exceptions import RayError
 
 from kvasir_cluster.hosts import own_address
+from kvasir_cluster.logs import open_log
 from kvasir_cluster.spec import BuildRank, Rendezvous, RunningRank
 from kvasir_protocol.config import ReplicaConfig
 from kvasir_protocol.errors import CheckpointError, ConfigError, KvasirError, OutOfMemory, PlacementError, RankLost
@@ -78,6 +79,7 @@ class RankActor:
     """
 
     def __init__(self, config: ReplicaConfig, secret: bytes, rank: int, build: BuildRank, leader_name: str) -> None:
+        open_log()
         self._config = config
         self._secret = secret
         self._rank_index = rank

@@ -19,6 +19,7 @@ from kvasir_cluster.desired_store import DesiredStore
 from kvasir_cluster.drain import Drain
 from kvasir_cluster.gang import Gang, GangSpec, end_gangs, find_groups, read_nodes, remove_group
 from kvasir_cluster.hosts import list_hosts
+from kvasir_cluster.logs import open_log
 from kvasir_cluster.placement import check_fits
 from kvasir_cluster.plan import (
     STOPPING,
@@ -71,7 +72,7 @@ class Controller:
     """Runs inside a Ray actor; one thread decides, another serves the view."""
 
     def __init__(self, spec: ControllerSpec) -> None:
-        logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+        open_log()
         self._spec = spec
         self._store = DesiredStore(spec.name)
         self._desired = Desired(config=spec.wish, resolved=spec.config, view_port=spec.view_port)

@@ -6,6 +6,7 @@ REPLICA.streams  how many requests it holds                                  REP
 A name without generation, such as decode-0, stands for every generation of the slot; `RANK:` may stand before it.
 """
 
+import logging
 import os
 from pathlib import Path
 
@@ -50,6 +51,7 @@ class FakeReplica:
         (self._orders / f"{self._name}.pid").write_text(str(os.getpid()))
         if self._order("crash") is not None:
             os._exit(3)
+        logging.getLogger(__name__).info("%s has started", self._name)
         self._segment.touch()
 
     @property

@@ -2,11 +2,13 @@ import os
 import signal
 import time
 import uuid
+from pathlib import Path
 
 import psutil
 import pytest
 import ray
 from fake_replica import build_fake
+from ray._private import worker
 
 from kvasir_cluster.gang import Gang, GangSpec, find_groups
 from kvasir_cluster.spec import Timings
@@ -76,6 +78,13 @@ def test_gang_is_ready_when_every_rank_is_and_is_reached_at_its_leader(create, s
     leader = pids(tmp_path)["0"]
     assert gang.address is not None
     assert gang.address.endpoint.endswith(f"/{leader}")
+
+
+def test_log_of_a_rank_has_more_than_warnings(create, settle, wait_for):
+    settle(create())
+    logs = Path(worker._global_node.get_logs_dir_path())
+    said = f"INFO fake_replica: 1:{DECODE} has started"
+    wait_for(lambda: any(said in file.read_text() for file in logs.glob("worker-*.err")), "line in the log")
 
 
 def test_one_rank_that_refuses_fails_the_gang_with_its_own_words(create, settle, tmp_path):
