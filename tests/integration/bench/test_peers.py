@@ -126,7 +126,7 @@ def test_an_answer_that_takes_too_long_is_cut_and_said_to_be(
     )
     compare(tmp_path, "--peers", "mute", f"--also=mute={program} {{port}}", "--limit-s", "0.1", "--rounds", "1")
     output = capsys.readouterr().out
-    assert rows_of(output, "mute")[0] == "| mute | -* | -* |"
+    assert rows_of(output, "mute")[0] == "| mute | 0* | 0* |"
     assert "- mute: 0 failed requests, 2 cells cut" in output
 
 
