@@ -33,7 +33,7 @@ from kvasir_protocol.view import ReplicaInfo, Role, StartPhase
 from kvasir_workers.kv.event_log import KvEventLog
 from kvasir_workers.kv.event_server import EventSockets, KvEventServer
 from kvasir_workers.kv.offload.open_tiers import OpenTiers, open_tiers
-from kvasir_workers.kv.page_mapping import mapping_of
+from kvasir_workers.kv.page_mapping import map_for, mapping_of
 from kvasir_workers.kv.page_memory import SUFFIX, remove_abandoned_segments
 from kvasir_workers.kv.transfer.page_intake import listen_for_pages
 from kvasir_workers.kv.transfer.page_parts import PartedPages, whole_cut
@@ -55,6 +55,9 @@ from kvasir_workers.replica_server import Binding, ReplicaServer
 
 _CANARY_TOKENS = 2
 """One token by prefill and one by decode: both paths of the model have run before anybody is served."""
+
+_MAPPING_S = 2.0
+"""Of its start, at most, for memory that the first requests would stop at: 5 GiB. The rest waits until it rests."""
 
 
 class Replica:
@@ -175,15 +178,16 @@ class Replica:
         self._grammars = grammar_compiler(Path(self._config.model.path), loaded.limits)
         # The scales of an int8 cache's tokens lie beside the pages.
         hands_over = (self._gang is None or bool(loaded.parts)) and loaded.pages.dtype != torch.int8
-        idle_work = mapping_of(loaded.own_segment)
+        self._mapping = mapping_of(loaded.own_segment)
         self._server = ReplicaServer(
-            binding, self.info, engine, pages, self._grammars, hands_over=hands_over, idle_work=idle_work
+            binding, self.info, engine, pages, self._grammars, hands_over=hands_over, idle_work=self._mapping
         )
 
     def start(self) -> None:
         """Send a canary through the model, then serve."""
         with self._phase("test answer"):
             _run_canary(self._loaded, self._config)
+        map_for(_MAPPING_S, self._mapping)
         self._pusher.start()
         if self._events is not None:
             self._events.server.start()

@@ -2,6 +2,7 @@
 
 import ctypes
 import mmap
+import time
 from collections.abc import Callable, Iterator
 
 from torch import Tensor
@@ -47,6 +48,13 @@ class PageMapping:
 def mapping_of(segment: SharedSegment | None) -> IdleWork:
     """Maps all of it while there is nothing else to do; without one the pages are this process's own, and mapped."""
     return PageMapping(segment.tensor).go_on if segment is not None else nothing_to_do
+
+
+def map_for(seconds: float, mapping: IdleWork, clock: Callable[[], float] = time.monotonic) -> None:
+    """Map for so long, or until all is mapped."""
+    give_up_at = clock() + seconds
+    while clock() < give_up_at and mapping():
+        pass
 
 
 def _spans(pages: Tensor) -> Iterator[tuple[int, int]]:

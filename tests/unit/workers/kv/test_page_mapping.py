@@ -6,9 +6,10 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from kvasir_workers.kv.page_mapping import PageMapping, mapping_of
+from kvasir_workers.kv.page_mapping import PageMapping, map_for, mapping_of
 from kvasir_workers.kv.page_memory import SharedSegment
 from tests.mapped_segments import mapped_bytes
+from tests.unit.workers.fakes import Clock
 
 NAME = f"kvasir-test-mapping-{os.getpid()}"
 
@@ -80,3 +81,15 @@ def test_segment_is_mapped_at_rest(segment: SharedSegment) -> None:
 
 def test_nothing_is_to_be_done_where_pages_are_private() -> None:
     assert not mapping_of(None)()
+
+
+@pytest.mark.parametrize(("seconds", "num_mapped"), [(0.0, 0), (3.5, 4), (60.0, 10)])
+def test_as_much_is_mapped_as_there_is_time_for(seconds: float, num_mapped: int) -> None:
+    clock, left = Clock(), iter(range(10))
+
+    def map_one() -> bool:
+        clock.now += 1.0
+        return next(left, None) is not None
+
+    map_for(seconds, map_one, clock)
+    assert next(left, 10) == num_mapped
