@@ -13,7 +13,7 @@ from serving import END_S, KVASIR, Serving, SharedServing, is_alive
 
 ANSWERED = "Norse"
 
-PARTS = ("weights", "warm-up", "test answer")
+PARTS = ("weights", "warm-up", "test answer", "memory of pages")
 
 
 @pytest.fixture(scope="module")

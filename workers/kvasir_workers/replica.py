@@ -56,8 +56,8 @@ from kvasir_workers.replica_server import Binding, ReplicaServer
 _CANARY_TOKENS = 2
 """One token by prefill and one by decode: both paths of the model have run before anybody is served."""
 
-_MAPPING_S = 2.0
-"""Of its start, at most, for memory that the first requests would stop at: 5 GiB. The rest waits until it rests."""
+_MAPPING_S = 5.0
+"""Of its start, at most, for memory that the first requests would stop at. The rest waits until it rests."""
 
 
 class Replica:
@@ -187,7 +187,8 @@ class Replica:
         """Send a canary through the model, then serve."""
         with self._phase("test answer"):
             _run_canary(self._loaded, self._config)
-        map_for(_MAPPING_S, self._mapping)
+        with self._phase("memory of pages"):
+            map_for(_MAPPING_S, self._mapping, torch.get_num_threads())
         self._pusher.start()
         if self._events is not None:
             self._events.server.start()

@@ -294,7 +294,10 @@ class Scheduler:
                     return entries
             samples = num_new == num_pending and sequence.request.pooling is None
             entries.append(ScheduledSequence(sequence, start, num_new, samples))
-            budget.take(num_new, len(self._running) - index)
+            if num_new > 1:
+                budget.take(num_new, len(self._running) - index)
+            else:  # nearly everyone's share: a call for each would count
+                budget.left -= 1
         return entries
 
     def _chunk_tokens(self) -> int:

@@ -67,7 +67,7 @@ def test_parts_of_a_start_are_told_in_their_order(checkpoint: Path) -> None:
     assert [phase.name for phase in replica.start_phases] == ["weights", "warm-up"]
     replica.start()
     replica.stop()
-    assert [phase.name for phase in replica.start_phases] == ["weights", "warm-up", "test answer"]
+    assert [phase.name for phase in replica.start_phases] == ["weights", "warm-up", "test answer", "memory of pages"]
     assert all(phase.seconds >= 0 for phase in replica.start_phases)
 
 

@@ -2,8 +2,10 @@
 
 import ctypes
 import mmap
+import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 from torch import Tensor
 
@@ -21,7 +23,7 @@ Populate = Callable[[int, int], bool]
 
 
 class PageMapping:
-    """Maps a segment piece by piece, the pages that are taken first before the others.
+    """Maps a segment piece by piece, the pages that are taken first before the others. Any threads may go on.
 
     Memory of a segment is set aside when it is made, but reached by this process only where it was before. Who writes
     to 4 KiB for the first time stops for the system: 15 us each within a pass of the model, in which the other threads
@@ -33,14 +35,17 @@ class PageMapping:
         """pages: [L, 2, N, P, K, D], contiguous; populate: in place of the system's."""
         self._populate = populate or _populate
         self._spans = _spans(pages)
+        self._lock = threading.Lock()
 
     def go_on(self) -> bool:
         """Map a little more; False if there is nothing left to do, or if the system can't."""
-        span = next(self._spans, None)
+        with self._lock:
+            span = next(self._spans, None)
         if span is None:
             return False
         if not self._populate(*span):
-            self._spans = iter(())
+            with self._lock:
+                self._spans = iter(())
             return False
         return True
 
@@ -50,11 +55,19 @@ def mapping_of(segment: SharedSegment | None) -> IdleWork:
     return PageMapping(segment.tensor).go_on if segment is not None else nothing_to_do
 
 
-def map_for(seconds: float, mapping: IdleWork, clock: Callable[[], float] = time.monotonic) -> None:
-    """Map for so long, or until all is mapped."""
+def map_for(
+    seconds: float, mapping: IdleWork, num_threads: int, clock: Callable[[], float] = time.monotonic
+) -> None:
+    """Map for so long, or until all is mapped; so many threads at once."""
     give_up_at = clock() + seconds
-    while clock() < give_up_at and mapping():
-        pass
+
+    def go_on() -> None:
+        while clock() < give_up_at and mapping():
+            pass
+
+    with ThreadPoolExecutor(num_threads) as pool:
+        for ended in [pool.submit(go_on) for _ in range(num_threads)]:
+            ended.result()
 
 
 def _spans(pages: Tensor) -> Iterator[tuple[int, int]]:

@@ -91,5 +91,17 @@ def test_as_much_is_mapped_as_there_is_time_for(seconds: float, num_mapped: int)
         clock.now += 1.0
         return next(left, None) is not None
 
-    map_for(seconds, map_one, clock)
+    map_for(seconds, map_one, 1, clock)
     assert next(left, 10) == num_mapped
+
+
+def test_threads_share_the_work() -> None:
+    pages = torch.zeros(SHAPE)
+    mapped: list[int] = []
+
+    def populate(address: int, num_bytes: int) -> bool:
+        mapped.extend(range(address, address + num_bytes, PAGE_BYTES))
+        return True
+
+    map_for(60.0, PageMapping(pages, populate).go_on, 3)
+    assert sorted(mapped) == list(range(pages.data_ptr(), pages.data_ptr() + pages.nbytes, PAGE_BYTES))
