@@ -45,6 +45,7 @@ from kvasir_protocol.request import GenerationRequest, SamplingParams
 from kvasir_protocol.sockets import bind_server, load_secret, start_gatekeeper
 from kvasir_protocol.wire import decode, encode
 from kvasir_workers.kv.page_memory import PageShape, SharedSegment
+from kvasir_workers.kv.transfer.departures import Departure
 from kvasir_workers.kv.transfer.group_intake import GroupIntake
 from kvasir_workers.kv.transfer.importer import PageImporter
 from kvasir_workers.kv.transfer.page_content import layout_dtype, layout_page_bytes
@@ -204,10 +205,10 @@ class Source:
         """From the offer to the news that all are there."""
         other.send(num_pages)
         ticket, reader_began_s = other.recv()
-        sequence = TokenSequence(REQUEST, ticket)
+        departure = Departure(REQUEST.request_id, ticket)
         started_at, cpu_s = time.perf_counter(), time.process_time()
-        self.pushers[transport].export(sequence, 0, self.order[:num_pages])
-        self.pushers[transport].finish(sequence, (1,))
+        self.pushers[transport].export(departure, 0, self.order[:num_pages])
+        self.pushers[transport].finish(departure, (1,))
         news, reader_ended_s = other.recv()
         if news != "there":
             raise RuntimeError(f"a hand-over of {num_pages} pages over {transport} failed")

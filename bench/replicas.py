@@ -16,7 +16,18 @@ import zmq
 from kvasir_protocol.config import ReplicaConfig
 from kvasir_protocol.events import ReplicaStats, TokenOutput
 from kvasir_protocol.ids import RequestId
-from kvasir_protocol.messages import Message, Ping, Rejected, Reserve, Reserved, ReserveRefused, Stats, Submit, Tokens
+from kvasir_protocol.messages import (
+    HandOver,
+    Message,
+    Ping,
+    Rejected,
+    Reserve,
+    Reserved,
+    ReserveRefused,
+    Stats,
+    Submit,
+    Tokens,
+)
 from kvasir_protocol.request import GenerationRequest
 from kvasir_protocol.sockets import connect_client, load_or_create_secret
 from kvasir_protocol.wire import decode, encode
@@ -74,7 +85,8 @@ def hand_over(
 ) -> tuple[list[float], list[float]]:
     """When each token came: of the prefill side, and of the decode side."""
     decode_side.send(Reserve(request=request, deadline_s=HANDOVER_S))
-    prefill.send(Submit(request=request, ticket=decode_side.expect(Reserved).ticket))
+    prefill.send(Submit(request=request, ticket_within_s=HANDOVER_S))
+    prefill.send(HandOver(request_id=request.request_id, ticket=decode_side.expect(Reserved).ticket))
     first = [now for now, output in prefill.outputs(request.request_id) if output.token_ids]
     rest = [now for now, output in decode_side.outputs(request.request_id) if output.token_ids]
     return first, rest

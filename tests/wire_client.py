@@ -11,6 +11,8 @@ import zmq
 from kvasir_protocol.events import TokenOutput
 from kvasir_protocol.ids import RequestId
 from kvasir_protocol.messages import (
+    HandOver,
+    HandoverTicket,
     Message,
     Ping,
     PushGranted,
@@ -140,11 +142,17 @@ def token_ids(outputs: list[TokenOutput]) -> list[int]:
     return [token_id for output in outputs for token_id in output.token_ids]
 
 
+def submit_to_leave(prefill: WireClient, request: GenerationRequest, ticket: HandoverTicket) -> None:
+    """Have the prompt computed, and its pages brought to where the ticket says."""
+    prefill.send(Submit(request=request, ticket_within_s=10.0))
+    prefill.send(HandOver(request_id=request.request_id, ticket=ticket))
+
+
 def hand_over(
     request: GenerationRequest, prefill: WireClient, decode_side: WireClient, deadline_s: float = 10.0
 ) -> tuple[list[TokenOutput], list[TokenOutput]]:
     """Generate on two replicas: what the prefill side gave, and what the decode side gave."""
     decode_side.send(Reserve(request=request, deadline_s=deadline_s))
     reserved = decode_side.expect(Reserved, lambda m: m.request_id == request.request_id)
-    prefill.send(Submit(request=request, ticket=reserved.ticket))
+    submit_to_leave(prefill, request, reserved.ticket)
     return prefill.outputs_of(request.request_id), decode_side.outputs_of(request.request_id)

@@ -1,6 +1,6 @@
 """Every message of the data plane. Each is one msgpack map on the wire (`wire.py`).
 
-router  -> replica    Hello  Ping  Submit  Reserve  Abort
+router  -> replica    Hello  Ping  Submit  Reserve  HandOver  Abort
 replica -> router     Welcome  Stats  Tokens  Rejected  Reserved  ReserveRefused  HandoverFailed
 prefill -> decode     BeginPush  PushPages  Commit  Quiet
 decode  -> prefill    PushGranted  PushRefused  CancelPush
@@ -113,10 +113,23 @@ class Stats:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Submit:
-    """Generate. With a ticket: compute the prompt and the first token, then hand the pages over."""
+    """Generate. With ticket_within_s: only compute the prompt and the first token; the pages leave for another replica,
+    which HandOver names within so many seconds, at any time before the end or after it."""
 
     request: GenerationRequest
-    ticket: HandoverTicket | None = None
+    ticket_within_s: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.ticket_within_s is not None:
+            _check_deadline(self.ticket_within_s)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HandOver:
+    """Where the pages of a request go that was submitted with ticket_within_s."""
+
+    request_id: RequestId
+    ticket: HandoverTicket
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -327,6 +340,7 @@ Message = (
     | Ping
     | Stats
     | Submit
+    | HandOver
     | Reserve
     | Abort
     | Tokens

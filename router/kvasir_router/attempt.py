@@ -1,5 +1,6 @@
 """One try to serve a request along one route, over the links, until it ends or something is lost."""
 
+import asyncio
 from collections import deque
 from collections.abc import AsyncGenerator
 from contextlib import ExitStack, aclosing
@@ -8,7 +9,7 @@ from dataclasses import replace
 from kvasir_protocol.errors import InvalidRequest, KvasirError
 from kvasir_protocol.events import ReplicaStats, TokenOutput
 from kvasir_protocol.ids import ReplicaId
-from kvasir_protocol.messages import Abort, HandoverFailed, HandoverTicket, Rejected, Reserve, Reserved, Submit
+from kvasir_protocol.messages import Abort, HandOver, HandoverFailed, Rejected, Reserve, Reserved, Submit
 from kvasir_protocol.messages import ReserveRefused as Refused
 from kvasir_protocol.request import GenerationRequest
 from kvasir_router.links import Arrival, Arrivals, LinkLost, ReplicaLink
@@ -44,6 +45,13 @@ def _has_stalled(before: ReplicaStats | None, after: ReplicaStats | None) -> boo
     return after.engine.num_steps <= (before.engine.num_steps if before else 0)
 
 
+def _as_seen_from_decode(trouble: KvasirError, prefill: ReplicaLink) -> KvasirError:
+    """The decode replica can do without the prefill replica."""
+    if isinstance(trouble, ReplicaLost | ReplicaRefused) and trouble.replica_id == prefill.replica_id:
+        return HandoverBroken(f"prefill failed: {trouble}")
+    return trouble
+
+
 class Attempt:
     """Yields a request's outputs in order, each token once. Close it whatever happened.
 
@@ -58,6 +66,7 @@ class Attempt:
         self._mailbox: Arrivals = Mailbox()
         self._holders: dict[ReplicaId, tuple[ReplicaLink, ExitStack]] = {}
         self._prefilling = ExitStack()
+        self._has_ticket = False
         self._next_index = len(request.emitted_token_ids)
         # Decode's first tokens come by another connection and may overtake the last of prefill's.
         self._early: deque[Arrival] = deque()
@@ -72,18 +81,19 @@ class Attempt:
                 yield output
 
     async def separate(self, prefill: ReplicaLink, decode: ReplicaLink) -> AsyncGenerator[TokenOutput, None]:
-        """reserve at decode -> prefill and push -> decode. Raises HandoverBroken until decode has its pages."""
-        # In line from now on: of a burst, each is routed before the first has its reservation.
+        """prefill, meanwhile reserve at decode -> push -> decode. Raises HandoverBroken until decode has its pages."""
         self._expect_prefill(prefill)
         self._prefilling.enter_context(self._inflight.awaited(decode.replica_id))
-        ticket = await self._reserve(decode)
+        self._involve(decode)
+        decode.send(Reserve(request=self._request, deadline_s=self._patience.handover_s))
         self._involve(prefill)
-        prefill.send(Submit(request=self._request, ticket=ticket))
+        prefill.send(Submit(request=self._request, ticket_within_s=self._patience.handover_s))
         async with aclosing(self._prefilled(prefill, decode)) as outputs:
             async for output in outputs:
                 yield output
                 if output.finish_reason is not None:
                     return
+        await self._direct(prefill, decode)
         async with aclosing(self._follow(decode, prefill)) as outputs:
             async for output in outputs:
                 yield output
@@ -112,20 +122,29 @@ class Attempt:
         if abort:
             replica.send(Abort(request_id=self._request.request_id))
 
-    async def _reserve(self, decode: ReplicaLink) -> HandoverTicket:
-        self._involve(decode)
-        decode.send(Reserve(request=self._request, deadline_s=self._patience.handover_s))
+    async def _direct(self, prefill: ReplicaLink, decode: ReplicaLink) -> None:
+        """Return once prefill knows where the pages go."""
+        waited_s = self._patience.reservation_s
         try:
-            _, arrival = await self._mailbox.get(self._patience.reservation_s)
+            async with asyncio.timeout(waited_s):
+                while not self._has_ticket:
+                    replica_id, arrival = await self._mailbox.get(waited_s)
+                    if isinstance(arrival, TokenOutput) or self._is_about_ticket(arrival, prefill, decode):
+                        continue  # a token that was said twice
+                    raise _as_seen_from_decode(self._trouble(replica_id, arrival), prefill)
         except TimeoutError:
-            waited = self._patience.reservation_s
-            raise HandoverBroken(f"{decode.replica_id} reserved no pages within {waited:g} s") from None
+            raise HandoverBroken(f"{decode.replica_id} reserved no pages within {waited_s:g} s") from None
+
+    def _is_about_ticket(self, arrival: Arrival, prefill: ReplicaLink, decode: ReplicaLink) -> bool:
+        """Take the ticket to prefill, if it is one. Raises HandoverBroken if there will be none."""
         match arrival:
-            case Reserved():
-                return arrival.ticket
+            case Reserved() if not self._has_ticket:
+                self._has_ticket = True
+                prefill.send(HandOver(request_id=self._request.request_id, ticket=arrival.ticket))
+                return True
             case Refused():
                 raise HandoverBroken(f"{decode.replica_id} refused to reserve pages: {arrival.reason}")
-        raise self._trouble(decode.replica_id, arrival)
+        return False
 
     async def _prefilled(self, prefill: ReplicaLink, decode: ReplicaLink) -> AsyncGenerator[TokenOutput, None]:
         """Prefill's outputs until it has handed over or the answer has ended."""
@@ -134,9 +153,7 @@ class Attempt:
             try:
                 output = await self._prefill_output(prefill, decode)
             except (ReplicaLost, ReplicaRefused) as trouble:
-                if trouble.replica_id != prefill.replica_id:
-                    raise
-                raise HandoverBroken(f"prefill failed: {trouble}") from trouble
+                raise _as_seen_from_decode(trouble, prefill) from trouble
             if output.finish_reason is not None:
                 is_prefilling = False
             if output.finish_reason == "handed_over":
@@ -149,6 +166,8 @@ class Attempt:
     async def _prefill_output(self, prefill: ReplicaLink, decode: ReplicaLink) -> TokenOutput:
         while True:
             replica_id, arrival = await self._next(prefill)
+            if self._is_about_ticket(arrival, prefill, decode):
+                continue
             if not isinstance(arrival, TokenOutput):
                 raise self._trouble(replica_id, arrival)
             if replica_id == decode.replica_id:

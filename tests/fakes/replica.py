@@ -21,6 +21,7 @@ from kvasir_protocol.events import EngineCounters, HandoverCounters, ReplicaStat
 from kvasir_protocol.ids import Generation, PageIndex, ReplicaId, RequestId
 from kvasir_protocol.messages import (
     Abort,
+    HandOver,
     HandoverFailed,
     HandoverTicket,
     Hello,
@@ -69,6 +70,10 @@ class Faults:
     resumed: asyncio.Event = field(default_factory=asyncio.Event)
 
 
+Ticket = asyncio.Future[HandoverTicket]
+"""Where pages go, as soon as the router has said it."""
+
+
 class FakeReplica:
     """received: every message so far, oldest first. held: request ids for which it has a sequence or reserved pages.
 
@@ -104,6 +109,7 @@ class FakeReplica:
         self._routers: set[bytes] = set()
         self._reservations: dict[RequestId, tuple[bytes, GenerationRequest]] = {}
         self._running: dict[RequestId, asyncio.Task[None]] = {}
+        self._tickets: dict[RequestId, Ticket] = {}
         self._changed = asyncio.Condition()
         self._starting_or_stopping = asyncio.Lock()
         self._socket: Any = None
@@ -187,6 +193,9 @@ class FakeReplica:
                 await self._reserve(peer, message.request)
             case Submit():
                 await self._submit(peer, message)
+            case HandOver():
+                if (asked := self._tickets.get(message.request_id)) is not None and not asked.done():
+                    asked.set_result(message.ticket)
             case Abort():
                 self._drop(message.request_id)
             case _:
@@ -208,16 +217,19 @@ class FakeReplica:
             await self._send(peer, replace(self.faults.rejection, request_id=request.request_id))
             return
         self.held.add(request.request_id)
-        work = self._generate(peer, request, message.ticket)
+        if message.ticket_within_s is not None:
+            self._tickets[request.request_id] = asyncio.get_running_loop().create_future()
+        work = self._generate(peer, request, self._tickets.get(request.request_id))
         self._running[request.request_id] = asyncio.create_task(work)
 
     def _drop(self, request_id: RequestId) -> None:
         self.held.discard(request_id)
         self._reservations.pop(request_id, None)
+        self._tickets.pop(request_id, None)
         if (task := self._running.pop(request_id, None)) is not None:
             task.cancel()
 
-    async def _generate(self, peer: bytes, request: GenerationRequest, ticket: HandoverTicket | None) -> None:
+    async def _generate(self, peer: bytes, request: GenerationRequest, ticket: Ticket | None) -> None:
         for index in range(len(request.emitted_token_ids), request.max_tokens):
             if index == self.faults.die_at:
                 await self.stop()
@@ -237,6 +249,7 @@ class FakeReplica:
                 break
             await asyncio.sleep(0)
         self.held.discard(request.request_id)
+        self._tickets.pop(request.request_id, None)
         self._running.pop(request.request_id, None)
         await self._notify()
 
@@ -245,18 +258,17 @@ class FakeReplica:
             await self._send(peer, Tokens(outputs=(output,)))
         await self._notify()
 
-    async def _hand_over(
-        self, peer: bytes, request: GenerationRequest, output: TokenOutput, ticket: HandoverTicket
-    ) -> None:
+    async def _hand_over(self, peer: bytes, request: GenerationRequest, output: TokenOutput, ticket: Ticket) -> None:
         """One replica calls the other: between fakes no pages travel."""
-        decode = next(peer for peer in self.peers if peer.endpoint == ticket.endpoint)
         emitted = (*request.emitted_token_ids, *output.token_ids)
-        if self.faults.hands_over_late:
-            await decode.commit(request.request_id, emitted)
-            await decode.until(lambda replica: request.request_id not in replica.held)
-        await self._say(peer, replace(output, finish_reason="handed_over"))
         if not self.faults.hands_over_late:
-            await decode.commit(request.request_id, emitted)
+            await self._say(peer, replace(output, finish_reason="handed_over"))
+        endpoint = (await ticket).endpoint
+        decode = next(peer for peer in self.peers if peer.endpoint == endpoint)
+        await decode.commit(request.request_id, emitted)
+        if self.faults.hands_over_late:
+            await decode.until(lambda replica: request.request_id not in replica.held)
+            await self._say(peer, replace(output, finish_reason="handed_over"))
 
     async def commit(self, request_id: RequestId, emitted: tuple[int, ...]) -> None:
         reservation = self._reservations.pop(request_id, None)

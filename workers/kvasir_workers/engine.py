@@ -12,7 +12,6 @@ from kvasir_protocol.config import EngineConfig
 from kvasir_protocol.errors import InvalidRequest, ServiceUnavailable
 from kvasir_protocol.events import EngineCounters, TokenOutput
 from kvasir_protocol.ids import PageIndex, RequestId
-from kvasir_protocol.messages import HandoverTicket
 from kvasir_protocol.request import FinishReason, GenerationRequest
 from kvasir_workers.answer_failure import AnswerFailure, failure_of
 from kvasir_workers.grammar.state import Grammar
@@ -91,17 +90,15 @@ class Engine:
 
     # Requests
 
-    def add(
-        self, request: GenerationRequest, ticket: HandoverTicket | None = None, grammar: Grammar | None = None
-    ) -> None:
-        """Queue a request; with a ticket its pages leave after the first token.
+    def add(self, request: GenerationRequest, grammar: Grammar | None = None, *, is_prefill_only: bool = False) -> None:
+        """Queue a request. is_prefill_only: it ends with its first token, and its pages leave for another replica.
 
         grammar: the compiled form of its structured_outputs. Raises InvalidRequest, or ServiceUnavailable if the line
         is full. A stream that goes on from another replica is always taken: it was accepted before, and has had its
         first token in time.
         """
         self._check(request)
-        sequence = Sequence(request, ticket, grammar_state(request, grammar), self._end_token_ids(request))
+        sequence = Sequence(request, is_prefill_only, grammar_state(request, grammar), self._end_token_ids(request))
         sequence.arrived_at = self._clock()
         if not request.emitted_token_ids:
             self._check_line(sequence)
@@ -235,7 +232,7 @@ class Engine:
             # A logit that is NaN or infinity: neither the token nor the pages behind it hold numbers.
             if not self._scheduler.land(entry, is_sound=token is None or token.logit < inf):
                 continue
-            if sequence.ticket is not None:
+            if sequence.is_prefill_only:
                 self._exports.offer(sequence)
             if token is not None:
                 outputs.append(self._append(sequence, token))
@@ -309,7 +306,7 @@ class Engine:
             return "stop"
         if sequence.num_generated >= sequence.max_tokens:
             return "length"
-        return "handed_over" if sequence.ticket is not None else None
+        return "handed_over" if sequence.is_prefill_only else None
 
     def _finish(self, sequence: Sequence, reason: FinishReason) -> None:
         if reason == "handed_over":
@@ -337,7 +334,7 @@ class Engine:
         if there is no room now, or only room that those in line wait for.
         """
         self._check(request)
-        sequence = Sequence(request, None, grammar_state(request, grammar), self._end_token_ids(request))
+        sequence = Sequence(request, False, grammar_state(request, grammar), self._end_token_ids(request))
         sequence.prompt_reader = None  # the prefill side computes the prompt, and so reads it
         if self.num_running + self.num_waiting + len(self._reserved) >= self._max_num_seqs:
             raise ServiceUnavailable(f"all {self._max_num_seqs} places for running sequences are taken")

@@ -1,6 +1,6 @@
 """Short prompts do not wait for long ones where nothing but prompts is computed. Values in, values out.
 
-Only prompts whose pages leave for another replica (those with a ticket): beside streams of its own, an engine would
+Only prompts whose pages leave for another replica: beside streams of its own, an engine would
 make these wait more often.
 """
 
@@ -13,11 +13,11 @@ from kvasir_workers.sequence import Sequence
 def overtakers(running: Collection[Sequence], waiting: Iterable[Sequence], step_tokens: int) -> list[Sequence]:
     """Those in line that fit into a step together and have less to compute than a prompt that was begun and would
     take most of it; the shortest first."""
-    begun = [_left(sequence) for sequence in running if sequence.ticket is not None]
+    begun = [_left(sequence) for sequence in running if sequence.is_prefill_only]
     longest = max(begun, default=0)
     if longest <= step_tokens // 2:
         return []
-    shorter = [sequence for sequence in waiting if sequence.ticket is not None and _left(sequence) < longest]
+    shorter = [sequence for sequence in waiting if sequence.is_prefill_only and _left(sequence) < longest]
     # Each that runs gets a token, whatever else the step does.
     return _first_that_fit(sorted(shorter, key=_left), step_tokens - len(running))
 

@@ -25,7 +25,7 @@ from kvasir_protocol.config import ReplicaConfig
 from kvasir_protocol.config_tree import build
 from kvasir_protocol.errors import KvasirError
 from kvasir_protocol.events import ReplicaStats
-from kvasir_protocol.ids import RequestId
+from kvasir_protocol.ids import PageIndex, RequestId
 from kvasir_protocol.messages import PageSegment
 from kvasir_protocol.request import GenerationRequest, SamplingParams
 from kvasir_protocol.sockets import bind_publisher, bind_server, load_or_create_secret, start_gatekeeper
@@ -35,6 +35,7 @@ from kvasir_workers.kv.event_server import EventSockets, KvEventServer
 from kvasir_workers.kv.offload.open_tiers import OpenTiers, open_tiers
 from kvasir_workers.kv.page_mapping import map_for, mapping_of
 from kvasir_workers.kv.page_memory import SUFFIX, remove_abandoned_segments
+from kvasir_workers.kv.transfer.departures import Departures
 from kvasir_workers.kv.transfer.page_intake import listen_for_pages
 from kvasir_workers.kv.transfer.page_parts import PartedPages, whole_cut
 from kvasir_workers.kv.transfer.pusher import PagePusher
@@ -172,16 +173,27 @@ class Replica:
             is_sealed=self._config.handover.encrypt,
             host=self._config.host,
             held_file=self.held_file,
-            release=lambda pages: self._server.loop.post(lambda engine: engine.release_exported(pages)),
+            release=self._release_exported,
         )
-        engine = build_engine(loaded, self._config.engine, self._pusher, self._watcher, self._tiers)
+        departures = Departures(self._pusher, self._release_exported, time.monotonic)
+        engine = build_engine(loaded, self._config.engine, departures, self._watcher, self._tiers)
         self._grammars = grammar_compiler(Path(self._config.model.path), loaded.limits)
         # The scales of an int8 cache's tokens lie beside the pages.
         hands_over = (self._gang is None or bool(loaded.parts)) and loaded.pages.dtype != torch.int8
         self._mapping = mapping_of(loaded.own_segment)
         self._server = ReplicaServer(
-            binding, self.info, engine, pages, self._grammars, hands_over=hands_over, idle_work=self._mapping
+            binding,
+            self.info,
+            engine,
+            pages,
+            departures,
+            self._grammars,
+            hands_over=hands_over,
+            idle_work=self._mapping,
         )
+
+    def _release_exported(self, pages: list[PageIndex]) -> None:
+        self._server.loop.post(lambda engine: engine.release_exported(pages))
 
     def start(self) -> None:
         """Send a canary through the model, then serve."""

@@ -1,7 +1,6 @@
 """A replica's data plane: one thread, one socket, all messages of routers and of other replicas."""
 
 import logging
-import resource
 import socket as os_socket
 import time
 from collections import defaultdict
@@ -9,7 +8,6 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 import zmq
 
@@ -20,6 +18,7 @@ from kvasir_protocol.messages import (
     Abort,
     BeginPush,
     Commit,
+    HandOver,
     HandoverFailed,
     HandoverTicket,
     Hello,
@@ -44,11 +43,13 @@ from kvasir_workers.engine_loop import EngineLoop
 from kvasir_workers.grammar.compiler import GrammarCompiler, grammar_in
 from kvasir_workers.grammar.state import Grammar
 from kvasir_workers.idle_work import IdleWork, nothing_to_do
+from kvasir_workers.kv.transfer.departures import Departures
 from kvasir_workers.kv.transfer.group_intake import GroupIntake
 from kvasir_workers.kv.transfer.importer import PageImporter
 from kvasir_workers.kv.transfer.page_intake import PageIntake
 from kvasir_workers.kv.transfer.page_parts import PartedPages
 from kvasir_workers.kv.transfer.reservation import Peer
+from kvasir_workers.resident_memory import resident_bytes
 from kvasir_workers.sequence import Sequence
 from kvasir_workers.socket_thread import Rounds, SocketThread
 from kvasir_workers.token_frames import frames_of, too_large_error
@@ -100,15 +101,17 @@ class ReplicaServer:
         info: ReplicaInfo,
         engine: Engine,
         pages: PartedPages,
+        departures: Departures,
         grammars: GrammarCompiler | None = None,
         *,
         hands_over: bool = True,
         idle_work: IdleWork = nothing_to_do,
     ) -> None:
-        """grammars: without it, structured requests are refused. hands_over: pages may come and leave. idle_work: as in
-        EngineLoop."""
+        """departures: the engine's. grammars: without it, structured requests are refused. hands_over: pages may come
+        and leave. idle_work: as in EngineLoop."""
         self._grammars = grammars
         self._hands_over = hands_over
+        self._departures = departures
         self._socket = binding.socket
         self._endpoint, self._segments = binding.endpoint, binding.segments
         self._info = info
@@ -178,6 +181,7 @@ class ReplicaServer:
     def _tick(self) -> None:
         self._importer.tick()
         self._intake.tick()
+        self._departures.tick()
 
     def _close_sockets(self) -> None:
         self._socket.close()
@@ -200,14 +204,18 @@ class ReplicaServer:
                 self._send(peer, Welcome(info=self._info))
             case Ping():
                 self._send(peer, Stats(stats=self.stats()))
-            case Submit(request=request, ticket=HandoverTicket()) if not self._hands_over:
+            case Submit(request=request) if message.ticket_within_s is not None and not self._hands_over:
                 self._send(peer, _rejection(request.request_id, ServiceUnavailable(_NO_HANDOVER)))
             case Reserve(request=request) if not self._hands_over:
                 # No rejection: the router is to submit the request here, not to look for somebody else.
                 self._send(peer, ReserveRefused(request_id=request.request_id, reason=_NO_HANDOVER))
-            case Submit(request=request, ticket=ticket):
+            case Submit(request=request, ticket_within_s=ticket_within_s):
                 if self._open_stream(peer, request):
-                    self._admit(peer, request, partial(self._add, peer, request, ticket))
+                    if ticket_within_s is not None:
+                        self._departures.expect(request.request_id, ticket_within_s)
+                    self._admit(peer, request, partial(self._add, peer, request, ticket_within_s is not None))
+            case HandOver(request_id=request_id, ticket=ticket):
+                self._departures.direct(request_id, ticket)
             case Reserve(request=request, deadline_s=deadline_s):
                 if self._open_stream(peer, request):
                     self._admit(peer, request, partial(self._reserve, peer, request, deadline_s))
@@ -291,6 +299,7 @@ class ReplicaServer:
 
     def _abort(self, peer: Peer, request_id: RequestId) -> None:
         if self._streams.get(request_id) != peer:
+            self._departures.abandon(request_id)
             return
         del self._streams[request_id]
         if not self._importer.abort(request_id):
@@ -327,12 +336,12 @@ class ReplicaServer:
         self,
         peer: Peer,
         request: GenerationRequest,
-        ticket: HandoverTicket | None,
+        is_prefill_only: bool,
         grammar: Grammar | None,
         engine: Engine,
     ) -> None:
         try:
-            engine.add(request, ticket, grammar)
+            engine.add(request, grammar, is_prefill_only=is_prefill_only)
         except (InvalidRequest, ServiceUnavailable) as error:
             self._thread.post(partial(self._close_and_reject, peer, request.request_id, error))
 
@@ -380,14 +389,3 @@ def _error_of(output: TokenOutput) -> InvalidRequest | ServiceUnavailable:
     if output.error_field is not None:
         return InvalidRequest(output.error, output.error_field)
     return ServiceUnavailable(output.error)
-
-
-def resident_bytes(statm: Path = Path("/proc/self/statm")) -> int:
-    """Physical memory that this process has now, as the system tells it in statm.
-
-    0 if it does not, as while this process may open no more files: nothing ends for want of a figure.
-    """
-    try:
-        return int(statm.read_text().split()[1]) * resource.getpagesize()
-    except OSError:
-        return 0

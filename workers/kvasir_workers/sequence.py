@@ -6,7 +6,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kvasir_protocol.ids import PageHash, PageIndex, RequestId
-from kvasir_protocol.messages import HandoverTicket
 from kvasir_protocol.page_hash import child_hash, root_hash
 from kvasir_protocol.request import GenerationRequest
 from kvasir_workers.grammar.state import GrammarState
@@ -31,7 +30,7 @@ class Sequence:
     no step reads them. awaited_page: another sequence computes it, this one waits for it.
     restored_from: where the pages that come after pages, and count as computed, lie until the next step brings them.
     disk_wait: pages of it were read from disk while it stood in line; once in its life.
-    ticket: the pages go to another replica when the prompt is computed; num_exported_pages have been offered to it.
+    is_prefill_only: its pages go to another replica when the prompt is computed; num_exported_pages were offered to it.
     prompt_reader: sees the prompt's hidden states. arrival_index orders by arrival; arrived_at, started_at: by the
     engine's clock, in seconds; give_up_at: by the same, when a first token is of no use any more.
     end_token_ids: those that end the answer from min_tokens on.
@@ -39,7 +38,7 @@ class Sequence:
     """
 
     request: GenerationRequest
-    ticket: HandoverTicket | None = None
+    is_prefill_only: bool = False
     grammar: GrammarState | None = None
     end_token_ids: frozenset[int] = frozenset()
     request_id: RequestId = field(init=False)
@@ -75,8 +74,6 @@ class Sequence:
         self.token_ids = [*self.request.prompt_token_ids, *self.request.emitted_token_ids]
         self.num_prompt_tokens = len(self.request.prompt_token_ids)
         self.prompt_reader = prompt_reader(self.request)
-        if self.ticket is not None:
-            self.num_exported_pages = self.ticket.first_page
 
     def page_row(self) -> NDArray[np.int64]:
         """The pages as an array, valid until they change: a step copies it into its page tables."""
@@ -113,7 +110,7 @@ class Sequence:
     @property
     def is_ending(self) -> bool:
         """The token that is coming is surely its last."""
-        return self.num_coming > 0 and (self.ticket is not None or self.num_generated + 1 >= self.max_tokens)
+        return self.num_coming > 0 and (self.is_prefill_only or self.num_generated + 1 >= self.max_tokens)
 
     @property
     def num_generated(self) -> int:
@@ -122,7 +119,7 @@ class Sequence:
     @property
     def num_final_tokens(self) -> int:
         """At most so many tokens need keys and values before it ends: the last token never does."""
-        if self.ticket is not None or self.request.pooling is not None:
+        if self.is_prefill_only or self.request.pooling is not None:
             return self.num_tokens
         return self.num_prompt_tokens + self.max_tokens - 1
 

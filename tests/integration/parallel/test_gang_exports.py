@@ -10,7 +10,7 @@ from kvasir_workers.load import build_engine
 from kvasir_workers.parallel.mesh import GangShape
 from kvasir_workers.sequence import Sequence as TokenSequence
 from tests.gangs import DEMO_MODEL, ThreadGang, gang_config
-from tests.unit.workers.fakes import make_request, make_ticket
+from tests.unit.workers.fakes import make_request
 
 NUM_TOKENS, CHUNK, PAGE_SIZE = 22, 8, 4
 
@@ -46,7 +46,7 @@ def test_pages_leave_chunk_by_chunk_when_all_ranks_have_computed_them(tp: int, p
         exporter = Exporter(gang)
         engine = build_engine(gang.loaded, config, exporter)
         sampling = SamplingParams(max_tokens=4, seed=0, temperature=0, ignore_eos=True)
-        engine.add(make_request("r", range(5, 5 + NUM_TOKENS), sampling=sampling), make_ticket(6))
+        engine.add(make_request("r", range(5, 5 + NUM_TOKENS), sampling=sampling), is_prefill_only=True)
         while engine.has_work:
             engine.step()
     assert exporter.has_finished

@@ -11,6 +11,7 @@ from kvasir_protocol.messages import (
     Abort,
     BeginPush,
     CancelPush,
+    HandOver,
     HandoverFailed,
     HandoverTicket,
     PushGranted,
@@ -24,7 +25,7 @@ from kvasir_protocol.messages import (
 from kvasir_protocol.request import GenerationRequest, SamplingParams
 from kvasir_workers.replica import Replica
 from tests.integration.workers.conftest import SECRET, StartReplica
-from tests.wire_client import WireClient, clients, hand_over, token_ids
+from tests.wire_client import WireClient, clients, hand_over, submit_to_leave, token_ids
 
 PROMPT = tuple((7 * i + 3) % 256 for i in range(41))
 NUM_PAGES = 11
@@ -116,7 +117,7 @@ def test_many_handed_over_requests_at_once_give_the_tokens_of_one_at_a_time(
         decode.send(Reserve(request=item, deadline_s=10))
     for item in requests:
         reserved = decode.expect(Reserved, lambda m, name=item.request_id: m.request_id == name)
-        prefill.send(Submit(request=item, ticket=reserved.ticket))
+        submit_to_leave(prefill, item, reserved.ticket)
     for item, tokens in zip(requests, expected, strict=True):
         assert token_ids(prefill.outputs_of(item.request_id)) + token_ids(decode.outputs_of(item.request_id)) == tokens
 
@@ -156,7 +157,7 @@ def test_answer_that_ends_with_its_first_token_needs_no_decode_replica(
     prefill, decode = connect(start_replica("prefill", transport)), connect(start_replica("decode", transport))
     item = request("one", max_tokens=1)
     decode.send(Reserve(request=item, deadline_s=10))
-    prefill.send(Submit(request=item, ticket=decode.expect(Reserved).ticket))
+    submit_to_leave(prefill, item, decode.expect(Reserved).ticket)
     outputs = prefill.outputs_of(item.request_id)
     decode.send(Abort(request_id=item.request_id))
     assert [output.finish_reason for output in outputs] == ["length"]
@@ -172,7 +173,7 @@ def test_reservation_of_an_answer_that_ended_at_prefill_lasts_until_its_deadline
     prefill, decode = connect(start_replica("prefill", transport)), connect(start_replica("decode", transport))
     item = request("one", max_tokens=1)
     decode.send(Reserve(request=item, deadline_s=0.5))
-    prefill.send(Submit(request=item, ticket=decode.expect(Reserved).ticket))
+    submit_to_leave(prefill, item, decode.expect(Reserved).ticket)
     prefill.outputs_of(item.request_id)
     assert decode.expect(HandoverFailed).reason == "no pages for 0.5 s"
     assert_no_pages_used(decode)
@@ -207,7 +208,7 @@ def test_pages_of_another_layout_are_refused_with_a_reason(
     prefill, decode = connect(start_replica("prefill", **setting)), connect(start_replica("decode"))
     item = request("odd")
     decode.send(Reserve(request=item, deadline_s=10))
-    prefill.send(Submit(request=item, ticket=decode.expect(Reserved).ticket))
+    submit_to_leave(prefill, item, decode.expect(Reserved).ticket)
     assert told in decode.expect(HandoverFailed).reason
     assert token_ids(prefill.outputs_of(item.request_id))
     assert_no_pages_used(decode)
@@ -261,11 +262,36 @@ def test_push_into_a_reservation_that_is_gone_is_refused(start_replica: StartRep
     assert "no such reservation" in writer.expect(PushRefused).reason
 
 
+def test_pages_may_be_set_aside_when_the_prompt_is_computed(start_replica: StartReplica, connect: Connect) -> None:
+    mixed, prefill, decode = (connect(start_replica(role)) for role in ("mixed", "prefill", "decode"))
+    expected, item = mixed.generate(request("m")), request("h")
+    prefill.send(Submit(request=item, ticket_within_s=10))
+    first = prefill.outputs_of(item.request_id)
+    decode.send(Reserve(request=item, deadline_s=10))
+    prefill.send(HandOver(request_id=item.request_id, ticket=decode.expect(Reserved).ticket))
+    assert token_ids(first) + token_ids(decode.outputs_of(item.request_id)) == expected
+    assert decode.stats().stats.engine.computed_prompt_tokens == 0
+    assert_no_pages_used(prefill)
+
+
+@pytest.mark.parametrize("is_aborted", [True, False])
+def test_pages_that_nobody_names_a_place_for_are_given_back(
+    start_replica: StartReplica, connect: Connect, is_aborted: bool
+) -> None:
+    prefill = connect(start_replica("prefill"))
+    item = request("lost")
+    prefill.send(Submit(request=item, ticket_within_s=100 if is_aborted else 0.1))
+    assert prefill.outputs_of(item.request_id)[-1].finish_reason == "handed_over"
+    if is_aborted:
+        prefill.send(Abort(request_id=item.request_id))
+    assert_no_pages_used(prefill)
+
+
 def test_aborted_prefill_gives_its_pages_back(start_replica: StartReplica, connect: Connect) -> None:
     prefill, decode = connect(start_replica("prefill")), connect(start_replica("decode"))
     item = request("gone", prompt=tuple(i % 256 for i in range(300)))
     decode.send(Reserve(request=item, deadline_s=10))
-    prefill.send(Submit(request=item, ticket=decode.expect(Reserved).ticket))
+    submit_to_leave(prefill, item, decode.expect(Reserved).ticket)
     prefill.send(Abort(request_id=item.request_id))
     decode.send(Abort(request_id=item.request_id))
     assert_no_pages_used(prefill)

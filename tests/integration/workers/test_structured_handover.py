@@ -10,7 +10,7 @@ from kvasir_protocol.messages import Abort, Rejected, Reserve, Reserved, Submit
 from kvasir_protocol.request import GenerationRequest, SamplingParams
 from kvasir_protocol.structured import structured_output
 from tests.integration.workers.conftest import SECRET, StartReplica
-from tests.wire_client import WireClient, clients, hand_over, token_ids
+from tests.wire_client import WireClient, clients, hand_over, submit_to_leave, token_ids
 
 DEMO_MODEL = demo_model_path()
 PROMPT = tuple((7 * i + 3) % 256 for i in range(41))
@@ -53,7 +53,7 @@ def test_answer_that_is_complete_with_its_first_token_is_not_handed_over(connect
     item = request("h", {"choice": ["a"]})
     decode.send(Reserve(request=item, deadline_s=5))
     ticket = decode.expect(Reserved).ticket
-    prefill.send(Submit(request=item, ticket=ticket))
+    submit_to_leave(prefill, item, ticket)
     assert prefill.outputs_of(item.request_id)[-1].finish_reason == "stop"
 
 

@@ -7,7 +7,7 @@ from typing import Any, Literal, NewType, TypeVar, Union, get_args, get_origin, 
 
 from hypothesis import strategies as st
 
-from kvasir_protocol.messages import MAX_DEADLINE_S, HandoverTicket, Message, Reserve
+from kvasir_protocol.messages import MAX_DEADLINE_S, HandoverTicket, Message, Reserve, Submit
 from kvasir_protocol.request import MAX_LOGPROBS, MAX_SEED, SamplingParams, TokenBias
 
 T = TypeVar("T")
@@ -55,6 +55,7 @@ def sampling_params(draw: st.DrawFn) -> SamplingParams:
 _FIELD_OVERRIDES: dict[type, dict[str, st.SearchStrategy[Any]]] = {
     HandoverTicket: {"deadline_s": deadlines, "first_page": st.integers(0, 2**31), "page_indices": page_indices},
     Reserve: {"deadline_s": deadlines},
+    Submit: {"ticket_within_s": st.none() | deadlines},
 }
 
 _SCALARS: dict[type, st.SearchStrategy[Any]] = {

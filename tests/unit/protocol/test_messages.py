@@ -7,7 +7,7 @@ import pytest
 
 from kvasir_protocol.errors import InvalidRequest
 from kvasir_protocol.ids import Generation, PageIndex, RequestId
-from kvasir_protocol.messages import MAX_DEADLINE_S, HandoverTicket, Reserve
+from kvasir_protocol.messages import MAX_DEADLINE_S, HandoverTicket, Reserve, Submit
 from kvasir_protocol.request import GenerationRequest, SamplingParams
 
 REQUEST = GenerationRequest(request_id=RequestId("r"), prompt_token_ids=(1,), sampling=SamplingParams())
@@ -26,6 +26,12 @@ NEVER = [math.nan, math.inf, -1.0, 0.0, MAX_DEADLINE_S * 1.01]
 def test_reservation_has_a_deadline_that_comes(deadline_s: float) -> None:
     with pytest.raises(InvalidRequest, match="deadline"):
         Reserve(request=REQUEST, deadline_s=deadline_s)
+
+
+@pytest.mark.parametrize("deadline_s", NEVER)
+def test_ticket_is_awaited_until_a_time_that_comes(deadline_s: float) -> None:
+    with pytest.raises(InvalidRequest, match="deadline"):
+        Submit(request=REQUEST, ticket_within_s=deadline_s)
 
 
 @pytest.mark.parametrize("deadline_s", NEVER)

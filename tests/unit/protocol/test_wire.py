@@ -135,8 +135,8 @@ def test_missing_field_is_refused_by_name(kind: type, data: st.DataObject) -> No
 
 def test_fields_with_a_default_may_be_left_out_and_are() -> None:
     body = body_of(Submit(request=REQUEST))
-    assert "ticket" not in body and "priority" not in body["request"]
-    assert decode(pack(body | {"ticket": None})) == decode(pack(body)) == Submit(request=REQUEST)
+    assert "ticket_within_s" not in body and "priority" not in body["request"]
+    assert decode(pack(body | {"ticket_within_s": None})) == decode(pack(body)) == Submit(request=REQUEST)
 
 
 def test_token_of_a_stream_travels_in_few_bytes() -> None:

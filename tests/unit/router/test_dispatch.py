@@ -6,7 +6,7 @@ import pytest
 
 from kvasir_protocol.errors import InvalidRequest, ServiceUnavailable, StreamLost
 from kvasir_protocol.ids import RequestId
-from kvasir_protocol.messages import Abort, Ping, Rejected, Reserve, Submit
+from kvasir_protocol.messages import Abort, HandOver, Ping, Rejected, Reserve, Submit
 from kvasir_protocol.metrics import HANDOVER_FALLBACKS, STREAMS_REPLAYED
 from kvasir_protocol.view import Role
 from tests.fakes.replica import DEADLINE_S, FakeReplica
@@ -71,7 +71,9 @@ async def test_first_token_comes_from_prefill_and_the_rest_from_decode(
     async with dispatching(prefill, decode) as running:
         assert await answer(running) == ANSWER
         (reserve,), (submit,) = decode.got(Reserve), prefill.got(Submit)
-        assert submit.ticket is not None
+        (handover,) = prefill.got(HandOver)
+        assert (handover.request_id, handover.ticket.endpoint) == (submit.request.request_id, decode.endpoint)
+        assert submit.ticket_within_s == QUICK.handover_s
         assert reserve.request == submit.request
         assert reserve.deadline_s == QUICK.handover_s
         assert decode.got(Submit) == []
@@ -111,9 +113,11 @@ async def test_decode_that_reserves_nothing_prefills_itself(
         decode.faults.ignores_reserve = True
     async with dispatching(prefill, decode) as running:
         assert await answer(running) == ANSWER
-        assert [submit.ticket for submit in decode.got(Submit)] == [None]
-        assert prefill.got(Submit) == []
+        assert [submit.ticket_within_s for submit in decode.got(Submit)] == [None]
+        assert prefill.got(HandOver) == []
         assert running.count(HANDOVER_FALLBACKS) == 1
+        await prefill.until(lambda replica: len(replica.got(Abort)) == 1)
+        await all_let_go(prefill, decode)
 
 
 async def test_lost_pages_make_decode_prefill_what_the_client_has(prefill: FakeReplica, decode: FakeReplica) -> None:
@@ -169,7 +173,7 @@ async def test_prefill_serves_whole_streams_when_the_last_decode_is_lost(
     decode.faults.die_at = 5
     async with dispatching(prefill, decode) as running:
         assert await answer(running) == ANSWER
-        assert prefill.got(Submit)[-1].ticket is None
+        assert prefill.got(Submit)[-1].ticket_within_s is None
         assert prefill.got(Submit)[-1].request.emitted_token_ids == ANSWER[:5]
 
 

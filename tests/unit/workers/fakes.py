@@ -15,6 +15,7 @@ from kvasir_protocol.request import FinishReason, GenerationRequest, SamplingPar
 from kvasir_workers.kv.manager import KvManager, PageCopy
 from kvasir_workers.kv.offload.moves import Moves
 from kvasir_workers.kv.page_pool import PageState
+from kvasir_workers.kv.transfer.departures import Departure
 from kvasir_workers.runner.batch import BatchBuilder, StepBatch
 from kvasir_workers.runner.grammar_mask import GrammarMasks
 from kvasir_workers.runner.sampler import SampledToken
@@ -203,6 +204,22 @@ class RecordingExporter:
 
     def cancel(self, sequence: Sequence) -> None:
         self.cancelled.append(sequence.request_id)
+
+
+@dataclass
+class RecordingPush:
+    """What left, word by word: pages from the first on, the tokens said before, or that nothing more comes."""
+
+    told: list[tuple[Departure, tuple[object, ...]]] = field(default_factory=list)
+
+    def export(self, departure: Departure, first_page: int, pages: Many[PageIndex]) -> None:
+        self.told.append((departure, ("pages", first_page, *pages)))
+
+    def finish(self, departure: Departure, emitted_token_ids: tuple[int, ...]) -> None:
+        self.told.append((departure, ("end", *emitted_token_ids)))
+
+    def cancel(self, departure: Departure) -> None:
+        self.told.append((departure, ("cancelled",)))
 
 
 @dataclass

@@ -11,7 +11,6 @@ from tests.unit.workers.fakes import (
     VOCAB_SIZE,
     expected_answer,
     make_request,
-    make_ticket,
 )
 
 # At the door
@@ -224,25 +223,25 @@ def test_counters_add_up() -> None:
 def test_handed_over_request_ends_after_its_first_token() -> None:
     house = House()
     request = make_request("r", range(10), sampling=greedy())
-    house.engine.add(request, make_ticket(3))
+    house.engine.add(request, is_prefill_only=True)
     house.drain()
     token = expected_answer(request)[0][0]
     assert (house.tokens("r"), house.outputs["r"][-1].finish_reason) == ([token], "handed_over")
     assert house.exporter.finished == {"r": (token,)}
 
 
-def test_every_missing_page_is_exported_once_with_its_content() -> None:
+def test_every_page_is_exported_once_with_its_content() -> None:
     house = House(budget=5, max_num_seqs=1)
-    house.engine.add(make_request("r", range(10), sampling=greedy()), make_ticket(2, first_page=1))
+    house.engine.add(make_request("r", range(10), sampling=greedy()), is_prefill_only=True)
     house.drain()
     exported = house.exporter.exported
-    assert [item.first_page + i for item in exported for i in range(len(item.pages))] == [1, 2]
-    assert house.runner.read([page for item in exported for page in item.pages], 6) == [4, 5, 6, 7, 8, 9]
+    assert [item.first_page + i for item in exported for i in range(len(item.pages))] == [0, 1, 2]
+    assert house.runner.read([page for item in exported for page in item.pages], 10) == list(range(10))
 
 
 def test_exported_pages_are_pinned_until_they_are_given_back() -> None:
     house = House()
-    house.engine.add(make_request("r", range(10), sampling=greedy()), make_ticket(3))
+    house.engine.add(make_request("r", range(10), sampling=greedy()), is_prefill_only=True)
     house.drain()
     held = house.engine.num_used_pages
     for item in house.exporter.exported:
@@ -253,14 +252,14 @@ def test_exported_pages_are_pinned_until_they_are_given_back() -> None:
 
 def test_pages_are_exported_as_chunks_complete() -> None:
     house = House(budget=5, max_num_seqs=1)
-    house.engine.add(make_request("r", range(10), sampling=greedy()), make_ticket(3))
+    house.engine.add(make_request("r", range(10), sampling=greedy()), is_prefill_only=True)
     house.step()
     assert [(item.first_page, len(item.pages)) for item in house.exporter.exported] == [(0, 1)]
 
 
 def test_answer_that_ends_at_once_is_cancelled_and_not_handed_over() -> None:
     house = House()
-    house.engine.add(make_request("r", range(10), sampling=greedy(max_tokens=1)), make_ticket(3))
+    house.engine.add(make_request("r", range(10), sampling=greedy(max_tokens=1)), is_prefill_only=True)
     house.drain()
     assert (house.exporter.cancelled, house.exporter.finished) == (["r"], {})
     assert house.outputs["r"][-1].finish_reason == "length"
@@ -268,7 +267,7 @@ def test_answer_that_ends_at_once_is_cancelled_and_not_handed_over() -> None:
 
 def test_aborted_hand_over_is_cancelled() -> None:
     house = House(budget=5, max_num_seqs=1)
-    house.engine.add(make_request("r", range(10), sampling=greedy()), make_ticket(3))
+    house.engine.add(make_request("r", range(10), sampling=greedy()), is_prefill_only=True)
     house.step()
     house.engine.abort(RequestId("r"))
     house.engine.audit()

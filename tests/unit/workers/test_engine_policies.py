@@ -6,7 +6,7 @@ from kvasir_protocol.errors import InvalidRequest, ServiceUnavailable
 from kvasir_protocol.request import GenerationRequest
 from kvasir_workers.scheduling_policy import MAX_OVERTAKERS
 from tests.unit.workers.engine_house import PAGE_SIZE, House, greedy
-from tests.unit.workers.fakes import expected_answer, make_request, make_ticket
+from tests.unit.workers.fakes import expected_answer, make_request
 
 
 def request(name: str, num_tokens: int = 4, *, max_tokens: int = 6, **changes: object) -> GenerationRequest:
@@ -175,7 +175,7 @@ def test_no_evict_counts_promised_sequences() -> None:
 def test_no_evict_asks_little_of_a_sequence_that_leaves_after_its_first_token() -> None:
     house = House(num_pages=4, admission_policy="no-evict")
     for name in ("a", "b"):
-        house.engine.add(request(name, 8, max_tokens=8), make_ticket(2))
+        house.engine.add(request(name, 8, max_tokens=8), is_prefill_only=True)
     assert list(planned(house)) == ["a", "b"]
 
 
@@ -308,7 +308,7 @@ def test_stream_from_elsewhere_has_had_its_first_token_in_time() -> None:
 def test_hand_over_of_an_overdue_request_is_cancelled() -> None:
     house = House(max_num_seqs=1)
     add(house, request("a"))
-    house.engine.add(request("hurried", deadline_s=1.0), make_ticket(1))
+    house.engine.add(request("hurried", deadline_s=1.0), is_prefill_only=True)
     house.clock.now = 1.0
     house.step()
     assert house.exporter.cancelled == ["hurried"]

@@ -8,7 +8,7 @@ from kvasir_protocol.request import GenerationRequest
 from kvasir_workers.kv.manager import Reuse
 from tests.unit.workers.engine_house import PAGE_SIZE, House, greedy
 from tests.unit.workers.fake_tiers import FakeTiers
-from tests.unit.workers.fakes import expected_answer, make_request, make_ticket
+from tests.unit.workers.fakes import expected_answer, make_request
 
 PROMPT = [1, 2, 3, 4] * 4 + [5]
 OTHER = [9, 8, 7, 6] * 5
@@ -140,7 +140,7 @@ def test_pages_that_leave_for_another_replica_may_have_been_restored() -> None:
     house, _ = house_of()
     house.answer(ask("first"))
     house.answer(ask("other", OTHER))
-    house.engine.add(ask("again"), make_ticket(5))
+    house.engine.add(ask("again"), is_prefill_only=True)
     house.drain()
     pages = [page for item in house.exporter.exported for page in item.pages]
     assert house.runner.read(pages, len(PROMPT)) == PROMPT

@@ -10,7 +10,6 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from kvasir_protocol.errors import ServiceUnavailable
 from kvasir_protocol.ids import RequestId
-from kvasir_protocol.messages import HandoverTicket
 from kvasir_protocol.request import GenerationRequest
 from kvasir_workers.kv.manager import Reuse
 from kvasir_workers.sequence import Sequence
@@ -21,7 +20,6 @@ from tests.unit.workers.fakes import (
     ExportedPages,
     expected_answer,
     make_request,
-    make_ticket,
 )
 
 policies = st.fixed_dictionaries(
@@ -150,9 +148,9 @@ class Traffic(RuleBasedStateMachine):
         if (request := self.make(draw)) is not None and self.try_add(request):
             self.expect(request)
 
-    def try_add(self, request: GenerationRequest, ticket: HandoverTicket | None = None) -> bool:
+    def try_add(self, request: GenerationRequest, *, is_prefill_only: bool = False) -> bool:
         try:
-            self.house.engine.add(request, ticket)
+            self.house.engine.add(request, is_prefill_only=is_prefill_only)
         except ServiceUnavailable:
             self.house.engine.audit()
             assert not request.emitted_token_ids, "a stream that was accepted before is refused"
@@ -161,12 +159,7 @@ class Traffic(RuleBasedStateMachine):
 
     @rule(draw=st.randoms(use_true_random=False))
     def add_for_hand_over(self, draw: random.Random) -> None:
-        if (request := self.make(draw)) is None:
-            return
-        size = self.house.kv.page_size
-        num_tokens = len(request.prompt_token_ids) + len(request.emitted_token_ids)
-        first_page = draw.randint(0, (num_tokens - 1) // size)
-        if self.try_add(request, make_ticket(-(-num_tokens // size) - first_page, first_page)):
+        if (request := self.make(draw)) is not None and self.try_add(request, is_prefill_only=True):
             self.expect(request, num_here=1)
 
     @rule(seconds=st.floats(0, 3))

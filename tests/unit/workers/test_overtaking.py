@@ -2,13 +2,13 @@
 
 from kvasir_workers.overtaking import overtakers
 from kvasir_workers.sequence import Sequence
-from tests.unit.workers.fakes import make_request, make_ticket
+from tests.unit.workers.fakes import make_request
 
 STEP_TOKENS = 16
 
 
-def sequence(name: str, num_tokens: int, *, num_computed: int = 0, has_ticket: bool = True) -> Sequence:
-    made = Sequence(make_request(name, range(num_tokens)), make_ticket(1) if has_ticket else None)
+def sequence(name: str, num_tokens: int, *, num_computed: int = 0, is_leaving: bool = True) -> Sequence:
+    made = Sequence(make_request(name, range(num_tokens)), is_leaving)
     made.num_computed = num_computed
     return made
 
@@ -23,10 +23,10 @@ def test_shortest_go_first_as_far_as_a_step_takes_them() -> None:
 
 
 def test_streams_that_run_beside_it_take_a_token_each() -> None:
-    begun, own = sequence("long", 40), [sequence(f"own {i}", 9, num_computed=8, has_ticket=False) for i in range(3)]
+    begun, own = sequence("long", 40), [sequence(f"own {i}", 9, num_computed=8, is_leaving=False) for i in range(3)]
     waiting = [sequence("a", 12)]
     assert names([begun, *own], waiting) == ["a"]
-    assert names([begun, *own, sequence("one more", 9, num_computed=8, has_ticket=False)], waiting) == []
+    assert names([begun, *own, sequence("one more", 9, num_computed=8, is_leaving=False)], waiting) == []
 
 
 def test_what_is_left_of_a_prompt_counts() -> None:
@@ -40,5 +40,5 @@ def test_nobody_overtakes_what_leaves_half_a_step_to_others() -> None:
 
 
 def test_streams_that_run_here_are_neither_overtaken_nor_do_they_overtake() -> None:
-    assert names([sequence("own", 40, has_ticket=False)], [sequence("a", 2)]) == []
-    assert names([sequence("long", 40)], [sequence("own", 2, has_ticket=False)]) == []
+    assert names([sequence("own", 40, is_leaving=False)], [sequence("a", 2)]) == []
+    assert names([sequence("long", 40)], [sequence("own", 2, is_leaving=False)]) == []

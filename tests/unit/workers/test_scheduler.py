@@ -9,7 +9,7 @@ from kvasir_workers.kv.manager import KvManager
 from kvasir_workers.scheduler import Scheduler
 from kvasir_workers.sequence import Sequence
 from kvasir_workers.step_plan import StepPlan
-from tests.unit.workers.fakes import make_request, make_ticket
+from tests.unit.workers.fakes import make_request
 
 PAGE_SIZE = 4
 
@@ -46,7 +46,7 @@ class Bench:
         self.num_made += 1
         start = 100 * self.num_made if first_token is None else first_token
         request = make_request(f"s{self.num_made}", range(start, start + num_tokens), max_tokens=1)
-        sequence = Sequence(request, make_ticket(num_pages=-(-num_tokens // PAGE_SIZE)))
+        sequence = Sequence(request, is_prefill_only=True)
         self.scheduler.enqueue(sequence)
         return sequence
 

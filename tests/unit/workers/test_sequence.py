@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from kvasir_protocol.page_hash import page_hashes
 from kvasir_workers.sequence import Sequence
-from tests.unit.workers.fakes import make_request, make_ticket
+from tests.unit.workers.fakes import make_request
 
 
 def test_replayed_tokens_count_as_generated() -> None:
@@ -23,10 +23,6 @@ def test_names_grow_with_the_tokens() -> None:
     sequence.token_ids += [4, 5]
     assert sequence.hashes_up_to(6, 2) == page_hashes(range(6), 2)
     assert sequence.hashes_up_to(4, 2) == before
-
-
-def test_pages_that_the_other_side_holds_are_not_offered() -> None:
-    assert Sequence(make_request("r", range(9)), make_ticket(1, first_page=2)).num_exported_pages == 2
 
 
 def test_a_prompt_that_is_only_embedded_needs_pages_for_all_its_tokens() -> None:

@@ -26,7 +26,7 @@ class PageExporter(Protocol):
 
 
 class PageExports:
-    """What of a sequence with a ticket was offered, and which pages stay pinned for it. None as exporter: nothing."""
+    """What of sequences that leave was offered, and which pages stay pinned for that. None as exporter: nothing."""
 
     def __init__(self, kv: KvManager, exporter: PageExporter | None) -> None:
         self._kv = kv
@@ -46,14 +46,14 @@ class PageExports:
 
     def finish(self, sequence: TokenSequence) -> None:
         """The prompt is computed and the first token said: the other replica goes on."""
-        assert self._exporter is not None, f"{sequence.request_id} has a ticket, but nothing exports pages"
+        assert self._exporter is not None, f"{sequence.request_id} is to leave, but nothing exports pages"
         self._kv.publish_last(sequence)
         self.offer(sequence)
         self._exporter.finish(sequence, (sequence.token_ids[-1],))
 
     def cancel(self, sequence: TokenSequence) -> None:
-        """It ended here; nothing happens if it has no ticket."""
-        if sequence.ticket is not None and self._exporter is not None:
+        """It ended here; nothing happens if it was to stay anyway."""
+        if sequence.is_prefill_only and self._exporter is not None:
             self._exporter.cancel(sequence)
 
     def release(self, pages: Sequence[PageIndex]) -> None:

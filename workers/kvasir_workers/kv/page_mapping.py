@@ -55,9 +55,7 @@ def mapping_of(segment: SharedSegment | None) -> IdleWork:
     return PageMapping(segment.tensor).go_on if segment is not None else nothing_to_do
 
 
-def map_for(
-    seconds: float, mapping: IdleWork, num_threads: int, clock: Callable[[], float] = time.monotonic
-) -> None:
+def map_for(seconds: float, mapping: IdleWork, num_threads: int, clock: Callable[[], float] = time.monotonic) -> None:
     """Map for so long, or until all is mapped; so many threads at once."""
     give_up_at = clock() + seconds
 

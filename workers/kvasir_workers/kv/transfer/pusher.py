@@ -1,6 +1,6 @@
 """The prefill side of a hand-over: a thread of its own, so that the engine never waits for a transfer.
 
-export ... export finish        (from the engine, page after page as each chunk completes)
+export ... export finish        (from the engine by way of Departures, page after page as each chunk completes)
   |
   +-> BeginPush --PushGranted--> PushPages ... PushPages, Commit --> done
                 --PushRefused--> done        (the other side has told the router)
@@ -16,12 +16,11 @@ from collections.abc import Sequence as Many
 
 from kvasir_protocol.errors import RankLost
 from kvasir_protocol.events import HandoverCounters
-from kvasir_protocol.ids import PageIndex, RequestId
+from kvasir_protocol.ids import PageIndex
 from kvasir_protocol.messages import (
     BeginPush,
     CancelPush,
     Commit,
-    HandoverTicket,
     Message,
     PageLayout,
     PushGranted,
@@ -31,6 +30,7 @@ from kvasir_protocol.messages import (
 )
 from kvasir_protocol.wire import encode
 from kvasir_workers.kv.transfer.connections import Connections
+from kvasir_workers.kv.transfer.departures import Departure
 from kvasir_workers.kv.transfer.group_line import GroupLine, PairGroups
 from kvasir_workers.kv.transfer.page_content import layout_page_bytes
 from kvasir_workers.kv.transfer.page_stream import PageLine
@@ -38,7 +38,6 @@ from kvasir_workers.kv.transfer.process_identity import own_start
 from kvasir_workers.kv.transfer.push import Push, PushKey, PushTotals, Way, key_of
 from kvasir_workers.kv.transfer.sealing import KEY_BYTES, PageSeal, proof_of, sealed_blocks, sealed_size
 from kvasir_workers.kv.transfer.writers import ContentWriter, SharedMemoryWriter, WriterFactory
-from kvasir_workers.sequence import Sequence
 from kvasir_workers.socket_thread import Rounds, SocketThread
 
 _log = logging.getLogger(__name__)
@@ -48,7 +47,7 @@ _POLL_MS = 200
 
 
 class PagePusher:
-    """Implements the engine's PageExporter. release gives pages back to the engine (from this thread).
+    """Implements PagePush. release gives pages back to the engine (from this thread).
 
     is_sealed: contents that go over TCP must be. host: its own address, for process groups. held_file: as in BeginPush.
     """
@@ -105,24 +104,24 @@ class PagePusher:
             exposed_s=self._totals.exposed_s,
         )
 
-    # PageExporter: called by the engine's thread
+    # PagePush: any thread may call
 
-    def export(self, sequence: Sequence, first_page: int, pages: Many[PageIndex]) -> None:
-        ticket, request_id, batch = _ticket_of(sequence), sequence.request_id, list(pages)
-        self._thread.post(lambda: self._add_batch(ticket, request_id, first_page, batch))
+    def export(self, departure: Departure, first_page: int, pages: Many[PageIndex]) -> None:
+        batch = list(pages)
+        self._thread.post(lambda: self._add_batch(departure, first_page, batch))
 
-    def finish(self, sequence: Sequence, emitted_token_ids: tuple[int, ...]) -> None:
-        key = key_of(_ticket_of(sequence))
+    def finish(self, departure: Departure, emitted_token_ids: tuple[int, ...]) -> None:
+        key = key_of(departure.ticket)
         self._thread.post(lambda: self._set_finished(key, emitted_token_ids))
 
-    def cancel(self, sequence: Sequence) -> None:
+    def cancel(self, departure: Departure) -> None:
         """The router hears of this end from the engine.
 
         If the other side told it as well, a failure could overtake an answer that ends with its first token, and the
         prompt would be computed again. So Quiet waits until the other side asks: once the router, or else the
         deadline, ends the reservation.
         """
-        key = key_of(_ticket_of(sequence))
+        key = key_of(departure.ticket)
         self._thread.post(lambda: self._forget(key))
 
     # The thread
@@ -172,12 +171,11 @@ class PagePusher:
         line = PageLine(message.page_endpoint, push.ticket.generation, proof_of(message.page_key))
         return Way(line, PageSeal(message.page_key) if message.is_sealed else None)
 
-    def _add_batch(
-        self, ticket: HandoverTicket, request_id: RequestId, first_page: int, pages: list[PageIndex]
-    ) -> None:
+    def _add_batch(self, departure: Departure, first_page: int, pages: list[PageIndex]) -> None:
+        ticket = departure.ticket
         push = self._pushes.get(key_of(ticket))
         if push is None and first_page == ticket.first_page:
-            push = self._begin(ticket, request_id)
+            push = self._begin(departure)
         if push is None:
             # It ended before its last page. Asking once more could take a late answer to the first question for one
             # to the second, and write into pages that belong to somebody else by now.
@@ -193,14 +191,15 @@ class PagePusher:
         else:
             self._postpone(push)
 
-    def _begin(self, ticket: HandoverTicket, request_id: RequestId) -> Push:
+    def _begin(self, departure: Departure) -> Push:
+        ticket = departure.ticket
         writer = self._writers.writer_for(ticket)
-        push = Push(ticket, request_id, writer, deadline=self._clock() + ticket.deadline_s)
+        push = Push(ticket, departure.request_id, writer, deadline=self._clock() + ticket.deadline_s)
         self._pushes[key_of(ticket)] = push
         self._peers.send(
             ticket.endpoint,
             BeginPush(
-                request_id=request_id,
+                request_id=departure.request_id,
                 generation=ticket.generation,
                 layout=self._layout,
                 process_id=os.getpid(),
@@ -354,8 +353,3 @@ class PagePusher:
             unsent = way.pages_on_line + unsent
         if unsent:
             self._release(unsent)
-
-
-def _ticket_of(sequence: Sequence) -> HandoverTicket:
-    assert sequence.ticket is not None, f"{sequence.request_id} has no ticket"
-    return sequence.ticket

@@ -14,7 +14,7 @@ import zmq
 from zmq.utils.monitor import recv_monitor_message
 
 from kvasir_protocol.errors import RankLost
-from kvasir_protocol.ids import Generation, PageIndex
+from kvasir_protocol.ids import Generation, PageIndex, RequestId
 from kvasir_protocol.messages import (
     BeginPush,
     CancelPush,
@@ -30,6 +30,7 @@ from kvasir_protocol.messages import (
 from kvasir_protocol.sockets import bind_server, start_gatekeeper
 from kvasir_protocol.wire import decode, encode
 from kvasir_workers.kv.page_memory import SHARED_MEMORY, SharedSegment
+from kvasir_workers.kv.transfer.departures import Departure
 from kvasir_workers.kv.transfer.page_content import layout_page_bytes, pack_pages
 from kvasir_workers.kv.transfer.page_intake import listen_for_pages
 from kvasir_workers.kv.transfer.page_parts import PartedPages
@@ -40,8 +41,7 @@ from kvasir_workers.kv.transfer.pusher import PagePusher
 from kvasir_workers.kv.transfer.sealing import KEY_BYTES, Opening, PageSeal, proof_of
 from kvasir_workers.kv.transfer.writers import WriterFactory
 from kvasir_workers.parallel.torch_groups import host_store
-from kvasir_workers.sequence import Sequence
-from tests.unit.workers.fakes import Clock, make_request, make_ticket
+from tests.unit.workers.fakes import Clock, make_ticket
 from tests.unit.workers.kv.transfer.layouts import make_layout, page_shape, random_pages, whole_segment
 
 SECRET = b"s" * 32
@@ -208,27 +208,27 @@ def prefill() -> Iterator[PrefillSide]:
     side.close()
 
 
-def sequence_for(decode_side: DecodeSide, num_pages: int = 3, **changes: object) -> Sequence:
-    """A prompt whose page i goes to page i + 4 there."""
+def departure_to(decode_side: DecodeSide, num_pages: int = 3, **changes: object) -> Departure:
+    """Of a prompt whose page i goes to page i + 4 there."""
     fields: dict[str, object] = {"page_indices": tuple(PageIndex(i + 4) for i in range(num_pages))}
     ticket: HandoverTicket = make_ticket(num_pages, endpoint=decode_side.endpoint, **{**fields, **changes})
-    return Sequence(make_request("r", range(4 * num_pages)), ticket)
+    return Departure(RequestId("r"), ticket)
 
 
 def pages(*indices: int) -> list[PageIndex]:
     return [PageIndex(index) for index in indices]
 
 
-def begun(prefill: PrefillSide, decode_side: DecodeSide, **changes: object) -> Sequence:
+def begun(prefill: PrefillSide, decode_side: DecodeSide, **changes: object) -> Departure:
     """A hand-over whose first two pages were offered and whose BeginPush has arrived."""
-    sequence = sequence_for(decode_side, **changes)
-    prefill.pusher.export(sequence, 0, pages(7, 0))
+    departure = departure_to(decode_side, **changes)
+    prefill.pusher.export(departure, 0, pages(7, 0))
     decode_side.expect(BeginPush)
-    return sequence
+    return departure
 
 
 def test_first_page_announces_the_push(prefill: PrefillSide, decode_side: DecodeSide) -> None:
-    prefill.pusher.export(sequence_for(decode_side), 0, pages(7))
+    prefill.pusher.export(departure_to(decode_side), 0, pages(7))
     message = decode_side.expect(BeginPush)
     assert (message.request_id, message.generation, message.layout) == ("r", 1, make_layout())
     assert (message.process_id, message.held_file, message.uses_shared_memory) == (os.getpid(), "own.pages", False)
@@ -253,26 +253,26 @@ def test_sent_pages_are_given_back(prefill: PrefillSide, decode_side: DecodeSide
 
 
 def test_later_pages_go_to_their_own_places(prefill: PrefillSide, decode_side: DecodeSide) -> None:
-    sequence = begun(prefill, decode_side)
+    departure = begun(prefill, decode_side)
     decode_side.grants()
     decode_side.expect_pages()
-    prefill.pusher.export(sequence, 2, pages(3))
+    prefill.pusher.export(departure, 2, pages(3))
     assert decode_side.expect_pages()[0] == (6,)
 
 
 def test_pages_that_the_other_side_holds_are_counted_off(prefill: PrefillSide, decode_side: DecodeSide) -> None:
-    sequence = sequence_for(decode_side, first_page=2)
-    prefill.pusher.export(sequence, 2, pages(7))
-    prefill.pusher.export(sequence, 3, pages(1))
+    departure = departure_to(decode_side, first_page=2)
+    prefill.pusher.export(departure, 2, pages(7))
+    prefill.pusher.export(departure, 3, pages(1))
     decode_side.expect(BeginPush)
     decode_side.grants()
     assert decode_side.expect_pages()[0] == (4, 5)
 
 
 def test_finished_hand_over_is_committed_after_its_pages(prefill: PrefillSide, decode_side: DecodeSide) -> None:
-    sequence = begun(prefill, decode_side)
-    prefill.pusher.export(sequence, 2, pages(3))
-    prefill.pusher.finish(sequence, (9,))
+    departure = begun(prefill, decode_side)
+    prefill.pusher.export(departure, 2, pages(3))
+    prefill.pusher.finish(departure, (9,))
     decode_side.grants()
     assert decode_side.expect_pages()[0] == (4, 5, 6)
     commit = decode_side.expect(Commit)
@@ -291,11 +291,11 @@ def test_committed_push_is_counted_with_its_bytes(prefill: PrefillSide, decode_s
 
 
 def test_pages_sent_before_the_prompt_ends_count_as_hidden(prefill: PrefillSide, decode_side: DecodeSide) -> None:
-    sequence = begun(prefill, decode_side)
+    departure = begun(prefill, decode_side)
     decode_side.grants()
     decode_side.expect_pages()
-    prefill.pusher.finish(sequence, (9,))
-    prefill.pusher.export(sequence, 2, pages(3))
+    prefill.pusher.finish(departure, (9,))
+    prefill.pusher.export(departure, 2, pages(3))
     decode_side.expect(Commit)
     prefill.pusher.stop()
     assert prefill.pusher.counters().hidden_bytes == 2 * PAGE_BYTES
@@ -315,12 +315,12 @@ MANY = 32 * 2**20 // PAGE_BYTES
 """More pages than the system keeps for a connection that nobody reads."""
 
 
-def large(prefill: PrefillSide, decode_side: DecodeSide) -> Sequence:
+def large(prefill: PrefillSide, decode_side: DecodeSide) -> Departure:
     """The memory has 8 pages, which are sent again and again."""
-    sequence = sequence_for(decode_side, MANY)
-    prefill.pusher.export(sequence, 0, [PageIndex(i % 8) for i in range(MANY)])
+    departure = departure_to(decode_side, MANY)
+    prefill.pusher.export(departure, 0, [PageIndex(i % 8) for i in range(MANY)])
     decode_side.expect(BeginPush)
-    return sequence
+    return departure
 
 
 def test_contents_that_are_read_make_room_for_all_the_rest(prefill: PrefillSide, decode_side: DecodeSide) -> None:
@@ -347,8 +347,8 @@ def test_pushes_take_turns(prefill: PrefillSide, decode_side: DecodeSide) -> Non
     """Also where nothing has to be waited for, as in shared memory."""
     segment = SharedSegment.create(NAME, page_shape(MANY + 4), torch.float32)
     try:
-        first = sequence_for(decode_side, MANY, segments=whole_segment(NAME))
-        second = sequence_for(decode_side, generation=Generation(2), segments=whole_segment(NAME))
+        first = departure_to(decode_side, MANY, segments=whole_segment(NAME))
+        second = departure_to(decode_side, generation=Generation(2), segments=whole_segment(NAME))
         prefill.pusher.export(first, 0, [PageIndex(i % 8) for i in range(MANY)])
         prefill.pusher.finish(first, (9,))
         decode_side.expect(BeginPush)
@@ -396,11 +396,11 @@ def test_connection_that_breaks_ends_the_push_and_gives_its_pages_back(
 
 
 def test_second_grant_of_a_push_changes_nothing(prefill: PrefillSide, decode_side: DecodeSide) -> None:
-    sequence = begun(prefill, decode_side)
+    departure = begun(prefill, decode_side)
     decode_side.grants()
     decode_side.expect_pages()
     decode_side.says(PushGranted(generation=Generation(1), page_endpoint=decode_side.page_endpoint, page_key=b"x" * 16))
-    prefill.pusher.export(sequence, 2, pages(3))
+    prefill.pusher.export(departure, 2, pages(3))
     assert decode_side.expect_pages()[0] == (6,)
 
 
@@ -415,7 +415,7 @@ def test_pages_go_in_the_clear_only_if_both_sides_agree(prefill: PrefillSide, de
 def test_writer_that_needs_no_seal_says_so_and_sends_its_pages_as_they_are(decode_side: DecodeSide) -> None:
     side = PrefillSide(is_sealed=False)
     try:
-        side.pusher.export(sequence_for(decode_side), 0, pages(7, 0))
+        side.pusher.export(departure_to(decode_side), 0, pages(7, 0))
         assert not decode_side.expect(BeginPush).is_sealed
         decode_side.grants(is_sealed=False)
         assert decode_side.expect_pages() == ((4, 5), bytes(pack_pages(PAGES, pages(7, 0))))
@@ -438,7 +438,7 @@ def test_grant_that_can_not_be_used_ends_the_push(
 def test_pages_on_this_host_are_written_straight(prefill: PrefillSide, decode_side: DecodeSide) -> None:
     segment = SharedSegment.create(NAME, page_shape(8), torch.float32)
     try:
-        prefill.pusher.export(sequence_for(decode_side, segments=whole_segment(NAME)), 0, pages(7, 0))
+        prefill.pusher.export(departure_to(decode_side, segments=whole_segment(NAME)), 0, pages(7, 0))
         assert decode_side.expect(BeginPush).uses_shared_memory
         assert not segment.tensor.any()
         decode_side.says(PushGranted(generation=Generation(1)))
@@ -494,11 +494,11 @@ def test_end_that_the_engine_chose_gives_pages_back_and_is_told_by_nobody_else(
 def test_decode_side_that_asks_after_such_an_end_is_told_quiet(
     prefill: PrefillSide, decode_side: DecodeSide, begins_to_write: bool
 ) -> None:
-    sequence = begun(prefill, decode_side)
+    departure = begun(prefill, decode_side)
     if begins_to_write:
         decode_side.grants()
         decode_side.expect_pages()
-    prefill.pusher.cancel(sequence)
+    prefill.pusher.cancel(departure)
     assert prefill.expect_released() == [7, 0]
     decode_side.says(CancelPush(generation=Generation(1)))
     assert decode_side.expect(Quiet).generation == 1
@@ -521,16 +521,16 @@ def test_grant_after_such_an_end_opens_no_door(prefill: PrefillSide, decode_side
 def test_end_from_both_sides_gives_pages_back_once(
     prefill: PrefillSide, decode_side: DecodeSide, answer: Message, is_told: bool, engine_is_first: bool
 ) -> None:
-    sequence = begun(prefill, decode_side)
+    departure = begun(prefill, decode_side)
     if engine_is_first:
-        prefill.pusher.cancel(sequence)
+        prefill.pusher.cancel(departure)
         assert prefill.expect_released() == [7, 0]
     decode_side.says(answer)
     if is_told:
         decode_side.expect(Quiet)
     if not engine_is_first:
         assert prefill.expect_released() == [7, 0]
-        prefill.pusher.cancel(sequence)
+        prefill.pusher.cancel(departure)
     assert decode_side.hears_nothing()
     assert prefill.released.empty()
 
@@ -549,19 +549,19 @@ def test_silent_side_costs_its_pages_until_the_deadline_and_no_longer(
 
 def test_side_that_is_not_there_costs_nothing_after_the_deadline(prefill: PrefillSide, decode_side: DecodeSide) -> None:
     ticket = make_ticket(1, endpoint="tcp://127.0.0.1:9")
-    prefill.pusher.export(Sequence(make_request("r", range(4)), ticket), 0, pages(2))
+    prefill.pusher.export(Departure(RequestId("r"), ticket), 0, pages(2))
     begun(prefill, decode_side)  # what was asked for before has been done, too
     prefill.clock.now = 5.0
     assert prefill.expect_released() == [2]
 
 
 def test_each_batch_moves_the_deadline(prefill: PrefillSide, decode_side: DecodeSide) -> None:
-    sequence = begun(prefill, decode_side)
+    departure = begun(prefill, decode_side)
     decode_side.grants()
     decode_side.expect_pages()
     prefill.expect_released()
     prefill.clock.now = 4.0
-    prefill.pusher.export(sequence, 2, pages(3))
+    prefill.pusher.export(departure, 2, pages(3))
     decode_side.expect_pages()
     prefill.expect_released()  # the pusher, too, knows that they went
     prefill.clock.now = 8.9
@@ -572,31 +572,31 @@ def test_each_batch_moves_the_deadline(prefill: PrefillSide, decode_side: Decode
 
 def test_pages_of_a_push_that_was_refused_come_back_too(prefill: PrefillSide, decode_side: DecodeSide) -> None:
     """The engine still computes chunks: they cost no page, and nobody is asked for them."""
-    sequence = begun(prefill, decode_side)
+    departure = begun(prefill, decode_side)
     decode_side.says(PushRefused(generation=Generation(1), reason="gone"))
     prefill.expect_released()
-    prefill.pusher.export(sequence, 2, pages(3))
-    prefill.pusher.finish(sequence, (9,))
+    prefill.pusher.export(departure, 2, pages(3))
+    prefill.pusher.finish(departure, (9,))
     assert prefill.expect_released() == [3]
     assert decode_side.hears_nothing()
 
 
 def test_late_grant_of_a_push_that_has_ended_opens_no_door(prefill: PrefillSide, decode_side: DecodeSide) -> None:
     """The pages that it grants were given back when the writer said Quiet."""
-    sequence = begun(prefill, decode_side)
+    departure = begun(prefill, decode_side)
     prefill.clock.now = 3.0
-    prefill.pusher.export(sequence_for(decode_side, generation=Generation(2)), 0, pages(1))  # keeps the connection
+    prefill.pusher.export(departure_to(decode_side, generation=Generation(2)), 0, pages(1))  # keeps the connection
     decode_side.expect(BeginPush)
     prefill.clock.now = 6.0
     decode_side.expect(Quiet)
-    prefill.pusher.export(sequence, 2, pages(3))
+    prefill.pusher.export(departure, 2, pages(3))
     decode_side.says(PushGranted(generation=Generation(1), page_endpoint=decode_side.page_endpoint, page_key=KEY))
     assert decode_side.hears_nothing()
     assert not decode_side.is_visited()
 
 
 def test_ticket_with_no_address_harms_no_other_push(prefill: PrefillSide, decode_side: DecodeSide) -> None:
-    lost = Sequence(make_request("lost", range(4)), make_ticket(1, endpoint="nowhere"))
+    lost = Departure(RequestId("lost"), make_ticket(1, endpoint="nowhere"))
     prefill.pusher.export(lost, 0, pages(1))
     begun(prefill, decode_side)
     decode_side.grants()
@@ -642,7 +642,7 @@ def test_every_word_keeps_the_connection_open(prefill: PrefillSide, decode_side:
 
 def test_two_pushes_do_not_meet(prefill: PrefillSide, decode_side: DecodeSide) -> None:
     begun(prefill, decode_side)
-    other = sequence_for(decode_side, generation=Generation(2))
+    other = departure_to(decode_side, generation=Generation(2))
     prefill.pusher.export(other, 0, pages(1))
     decode_side.expect(BeginPush)
     decode_side.grants(2)
@@ -679,7 +679,7 @@ def test_dead_thread_is_seen(decode_side: DecodeSide) -> None:
     )
     pusher.start()
     assert pusher.is_alive
-    pusher.export(sequence_for(decode_side), 0, pages(1))
+    pusher.export(departure_to(decode_side), 0, pages(1))
     decode_side.expect(BeginPush)
     decode_side.says(PushRefused(generation=Generation(1), reason="no"))
     pusher._thread._thread.join(DEADLINE_MS / 1000)
@@ -716,7 +716,7 @@ def test_contents_go_through_the_group_where_the_other_side_waits(
         rank=DECODE_SIDE, host="127.0.0.1", deadline_s=10.0, device=torch.device("cpu"), post=lambda work: work()
     )
     reader = PairGroup(place, seat, lambda reason: None)
-    grouped.pusher.export(sequence_for(decode_side), 0, pages(7, 0))
+    grouped.pusher.export(departure_to(decode_side), 0, pages(7, 0))
     begin = decode_side.expect(BeginPush)
     assert (begin.uses_process_group, begin.uses_shared_memory) == (True, False)
     decode_side.says(PushGranted(generation=Generation(1), meeting=place.to_text()))
