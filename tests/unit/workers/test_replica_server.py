@@ -90,11 +90,10 @@ class FakeReplica:
 
 @pytest.fixture
 def replica() -> Iterator[FakeReplica]:
-    made = FakeReplica()
-    yield made
-    assert made.server.is_alive
-    assert made.server.loop.failure() is None
-    made.close()
+    with closing(FakeReplica()) as made:
+        yield made
+        assert made.server.is_alive
+        assert made.server.loop.failure() is None
 
 
 Connect = Callable[[], WireClient]
@@ -148,18 +147,15 @@ def test_request_that_cannot_be_is_rejected_and_harms_nobody(
 
 
 def test_full_line_is_answered_at_once_with_the_numbers() -> None:
-    replica = FakeReplica(max_waiting_tokens=1)
-    client = WireClient(replica.endpoint, SECRET)
-    client.send(Reserve(request=request("promised", num_tokens=40), deadline_s=5))
-    client.expect(Reserved)
-    client.send(Submit(request=request("waits")))
-    client.send(Submit(request=request("refused")))
-    rejected = client.expect(Rejected)
-    assert (rejected.request_id, rejected.is_invalid) == ("refused", False)
-    assert "10 tokens wait here already and the request has 10; at most 1 may wait" in rejected.message
-    assert client.stats().stats.engine.refused_requests == 1
-    client.close()
-    replica.close()
+    with closing(FakeReplica(max_waiting_tokens=1)) as replica, closing(WireClient(replica.endpoint, SECRET)) as client:
+        client.send(Reserve(request=request("promised", num_tokens=40), deadline_s=5))
+        client.expect(Reserved)
+        client.send(Submit(request=request("waits")))
+        client.send(Submit(request=request("refused")))
+        rejected = client.expect(Rejected)
+        assert (rejected.request_id, rejected.is_invalid) == ("refused", False)
+        assert "10 tokens wait here already and the request has 10; at most 1 may wait" in rejected.message
+        assert client.stats().stats.engine.refused_requests == 1
 
 
 def test_overdue_request_is_rejected_as_nobodys_mistake(replica: FakeReplica, connect: Connect) -> None:
@@ -327,10 +323,10 @@ def test_message_for_no_reservation_harms_nobody(connect: Connect) -> None:
 def test_tokens_of_a_router_that_is_gone_are_for_nobody_and_its_requests_end(
     replica: FakeReplica, connect: Connect
 ) -> None:
-    gone = WireClient(replica.endpoint, SECRET)
-    gone.send(Submit(request=make_request("r", [1], sampling=SamplingParams(max_tokens=40, seed=0, ignore_eos=True))))
-    gone.stats()
-    gone.close()
+    sampling = SamplingParams(max_tokens=40, seed=0, ignore_eos=True)
+    with closing(WireClient(replica.endpoint, SECRET)) as gone:
+        gone.send(Submit(request=make_request("r", [1], sampling=sampling)))
+        gone.stats()
     client = connect()
     assert_still_serving(client)
     while client.stats().stats.num_running:
@@ -339,12 +335,11 @@ def test_tokens_of_a_router_that_is_gone_are_for_nobody_and_its_requests_end(
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_dead_thread_is_seen() -> None:
-    replica = FakeReplica()
+    with closing(FakeReplica()) as replica:
 
-    def post_what_fails(engine: Engine) -> None:
-        replica.server._thread.post(lambda: 1 / 0 and None)
+        def post_what_fails(engine: Engine) -> None:
+            replica.server._thread.post(lambda: 1 / 0 and None)
 
-    replica.server.loop.post(post_what_fails)
-    replica.server._thread._thread.join(10)
-    assert not replica.server.is_alive
-    replica.close()
+        replica.server.loop.post(post_what_fails)
+        replica.server._thread._thread.join(10)
+        assert not replica.server.is_alive
