@@ -1,7 +1,7 @@
-"""Short prompts do not wait for long ones where nothing but prompts is computed. Values in, values out.
+"""Short prompts do not wait for a long one, if the pages of all leave for another replica. Values in, values out.
 
-Only prompts whose pages leave for another replica: beside streams of its own, an engine would
-make these wait more often.
+Prompts of streams that stay here call for no brief step, neither short nor long: it would be one more that streams wait
+for. Where there are both kinds, those that stay get a token each of the others' brief step, and those in line wait.
 """
 
 from collections.abc import Collection, Iterable

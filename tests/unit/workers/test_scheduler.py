@@ -245,6 +245,15 @@ def test_prompts_of_an_engines_own_streams_are_computed_in_turn() -> None:
     assert [bench.step() for _ in range(3)] == [{"s1": 16}, {"s1": 16}, {"s1": 8, "s2": 3}]
 
 
+def test_prompts_of_both_kinds_share_a_brief_step_in_which_those_that_stay_get_a_token_or_wait() -> None:
+    bench = Bench(budget=16, chunk=8)
+    bench.enqueue(30)
+    bench.enqueue_for_another(40)
+    bench.enqueue(2)
+    bench.enqueue_for_another(3)
+    assert [bench.step() for _ in range(3)] == [{"s1": 8, "s2": 8}, {"s1": 1, "s2": 1, "s4": 3}, {"s1": 8, "s2": 8}]
+
+
 def test_last_running_sequence_is_preempted() -> None:
     bench, first, second = squeezed()
     assert bench.plan() == {first.request_id: 1}
