@@ -182,6 +182,10 @@ class ReplicaLink:
             except WireError as error:
                 self.num_bad_frames += 1
                 logger.warning("%s: message dropped: %s", self.replica_id, error)
+            except Exception:
+                # Our mistake. Streams that miss what it said find a gap or silence, and go on elsewhere.
+                self.num_bad_frames += 1
+                logger.exception("%s: message dropped", self.replica_id)
 
     def _deliver(self, message: Message) -> None:
         match message:

@@ -1,9 +1,11 @@
 import asyncio
+from dataclasses import replace
 
 import pytest
 
+from kvasir_protocol.ids import ReplicaId, RequestId
 from kvasir_protocol.messages import Hello, Ping, Submit
-from kvasir_router.links import MAX_UNANSWERED_PINGS, Arrivals, LinkLost
+from kvasir_router.links import MAX_UNANSWERED_PINGS, Arrival, Arrivals, LinkLost
 from kvasir_router.mailbox import Mailbox
 from tests.fakes.replica import DEADLINE_S, FakeReplica
 from tests.fakes.requests import make_request
@@ -129,6 +131,38 @@ async def test_bad_frames_are_counted_and_harm_nothing(replica: FakeReplica, fra
             while not link.num_bad_frames:
                 await asyncio.sleep(0.005)
         assert link.is_up
+
+
+class BrokenMailbox(Mailbox[tuple[ReplicaId, Arrival]]):
+    """Takes nothing but the word that a link is lost."""
+
+    def put(self, item: tuple[ReplicaId, Arrival]) -> None:
+        if not isinstance(item[1], LinkLost):
+            raise RuntimeError("broken")
+        super().put(item)
+
+
+async def test_message_that_cannot_be_delivered_is_told_with_its_trace_and_harms_nothing_else(
+    replica: FakeReplica, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with listening([replica]), running_fleet() as fleet:
+        fleet.apply(view_of(replica))
+        await until_live(fleet, 1)
+        link = fleet.link(replica.replica_id)
+        broken, sound = (
+            replace(make_request(max_tokens=1), request_id=RequestId(name)) for name in ("broken", "sound")
+        )
+        mailbox: Arrivals = Mailbox()
+        link.attach(broken.request_id, BrokenMailbox())
+        link.attach(sound.request_id, mailbox)
+        for request in (broken, sound):
+            link.send(Submit(request=request))
+        _, output = await mailbox.get(DEADLINE_S)
+        assert output.token_ids == (100,)  # type: ignore[union-attr]
+        assert link.is_up
+        assert link.num_bad_frames == 1
+    (record,) = [record for record in caplog.records if record.exc_info]
+    assert record.getMessage() == f"{replica.replica_id}: message dropped"
 
 
 async def test_router_with_another_secret_is_not_let_in(replica: FakeReplica, caplog: pytest.LogCaptureFixture) -> None:
