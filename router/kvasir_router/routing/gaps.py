@@ -6,7 +6,6 @@ from itertools import accumulate, zip_longest
 
 from kvasir_protocol.events import StepTimes
 from kvasir_protocol.step_lengths import BOUNDS_S, NUM_BUCKETS
-from kvasir_router.routing.fading import fading
 
 _USUAL = 0.99
 
@@ -15,26 +14,46 @@ _LEAST_STEPS = 100
 
 
 class GapMeter:
-    """usual_gap_s: after what time at most 99 of 100 steps without prompts have followed the step before; None while
-    too few were seen. share_long: of the steps with prompts, how many took longer; all while nothing is usual."""
+    """Counts of both kinds of steps by their length; older ones count less."""
 
     def __init__(self) -> None:
         self._prefill, self._decode = [0.0] * NUM_BUCKETS, [0.0] * NUM_BUCKETS
-        self.usual_gap_s: float | None = None
-        self.share_long = 1.0
+        self._num_decodes = 0.0
+        # Of what was noted. All fades alike: what it says of lengths stays until something new is counted.
+        self._left = 1.0
+        self._usual_gap_s, self._share_long = math.inf, 1.0
 
-    def note(self, now: StepTimes, before: StepTimes, elapsed_s: float) -> None:
-        """Totals, and those of so many seconds before."""
-        left = fading(elapsed_s)
-        self._prefill = _added(self._prefill, left, now.prefill_gaps, before.prefill_gaps)
-        self._decode = _added(self._decode, left, now.decode_gaps, before.decode_gaps)
-        num_decodes, num_prefills = sum(self._decode), sum(self._prefill)
-        if num_decodes < _LEAST_STEPS:
-            self.usual_gap_s, self.share_long = None, 1.0
-            return
-        usual = next(bucket for bucket, sofar in enumerate(accumulate(self._decode)) if sofar >= _USUAL * num_decodes)
-        self.usual_gap_s = BOUNDS_S[usual] if usual < len(BOUNDS_S) else math.inf
-        self.share_long = sum(self._prefill[usual + 1 :]) / num_prefills if num_prefills else 1.0
+    @property
+    def usual_gap_s(self) -> float | None:
+        """After what time at most 99 of 100 steps without prompts have followed the step before; None while too few
+        were seen, or too long ago."""
+        return self._usual_gap_s if self._knows_enough else None
+
+    @property
+    def share_long(self) -> float:
+        """Of the steps with prompts, how many took longer; all while nothing is usual."""
+        return self._share_long if self._knows_enough else 1.0
+
+    @property
+    def _knows_enough(self) -> bool:
+        return self._left * self._num_decodes >= _LEAST_STEPS
+
+    def fade(self, factor: float) -> None:
+        self._left *= factor
+
+    def note(self, now: StepTimes, before: StepTimes) -> None:
+        """Totals, and those before."""
+        self._prefill = _added(self._prefill, self._left, now.prefill_gaps, before.prefill_gaps)
+        self._decode = _added(self._decode, self._left, now.decode_gaps, before.decode_gaps)
+        self._left, self._num_decodes = 1.0, sum(self._decode)
+        usual = self._usual_bucket()
+        self._usual_gap_s = BOUNDS_S[usual] if usual < len(BOUNDS_S) else math.inf
+        num_prefills = sum(self._prefill)
+        self._share_long = sum(self._prefill[usual + 1 :]) / num_prefills if num_prefills else 1.0
+
+    def _usual_bucket(self) -> int:
+        least = _USUAL * self._num_decodes
+        return next(bucket for bucket, sofar in enumerate(accumulate(self._decode)) if sofar >= least)
 
 
 def _added(counts: Sequence[float], left: float, now: Sequence[int], before: Sequence[int]) -> list[float]:

@@ -77,7 +77,7 @@ class RateMeter:
         if num_decodes := now.decode_steps - before.decode_steps:
             num_streams = (now.decode_tokens - before.decode_tokens) / num_decodes
             self._decode.add(num_streams, (now.decode_s - before.decode_s) / num_decodes, num_decodes)
-        self._gaps.note(now, before, elapsed_s)
+        self._gaps.note(now, before)
         pushed, pushed_before = stats.handover, last.handover
         self._push.add(pushed.push_s - pushed_before.push_s, pushed.pushed_tokens - pushed_before.pushed_tokens)
         num_requests = pushed.pushed_requests - pushed_before.pushed_requests
@@ -102,5 +102,5 @@ class RateMeter:
         factor = fading(now - self._faded_at)
         self._faded_at = now
         prefills = self._prefill, self._prefill_steps, self._prefill_step
-        for measured in (*prefills, self._decode, self._push, self._handover):
+        for measured in (*prefills, self._decode, self._gaps, self._push, self._handover):
             measured.fade(factor)

@@ -164,6 +164,20 @@ def test_step_with_prompts_takes_what_such_steps_took(house: House) -> None:
     assert house.meter.rates().prefill_step_s == pytest.approx(0.05)
 
 
+def test_what_is_usual_is_forgotten_in_time_though_nothing_is_told(house: House) -> None:
+    house.tell(prefill_steps=1, decode_steps=150, decode_s=0.3)
+    assert house.meter.rates().usual_gap_s == BOUNDS_S[0]
+    house.now += HALF_LIFE_S
+    assert house.meter.rates().usual_gap_s is None
+
+
+def test_new_process_after_a_long_silence_finds_nothing_usual(house: House) -> None:
+    house.tell(decode_steps=150, decode_s=0.3)
+    house.now += HALF_LIFE_S
+    house.note(dict.fromkeys(house.totals, 0))
+    assert house.meter.rates().usual_gap_s is None
+
+
 def test_newer_counts_more_than_older(house: House) -> None:
     house.tell(tokens=100, prefill_s=0.1)
     house.now += HALF_LIFE_S
