@@ -52,8 +52,9 @@ def bench_offline(options: argparse.Namespace) -> int:
 
 def _check_sizes(options: argparse.Namespace) -> None:
     for name in SIZES:
-        if getattr(options, name, 1) < 1:
-            raise ConfigError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(options, name)}")
+        size = getattr(options, name, None)
+        if size is not None and size < 1:
+            raise ConfigError(f"--{name.replace('_', '-')} must be at least 1, got {size}")
     if not 0 <= getattr(options, "random_range_ratio", 0) < 1 or getattr(options, "num_iters_warmup", 0) < 0:
         raise ConfigError("--random-range-ratio must be in [0, 1), --num-iters-warmup at least 0")
 

@@ -6,6 +6,8 @@ import math
 from pathlib import Path
 from typing import Any
 
+from kvasir.cli.options import STEP_TOKENS_HELP
+
 DATASETS = ("random", "prefix_repetition", "multi-turn", "sharegpt", "mooncake")
 
 
@@ -117,7 +119,7 @@ def _offline(parser: argparse.ArgumentParser, input_len: int) -> None:
     add("--dtype", choices=("auto", "float32", "bfloat16", "float16"), default="auto")
     add("--device", choices=("auto", "cpu", "cuda"), default="auto")
     add("--max-num-seqs", type=int, default=256, metavar="N", help="(%(default)s)")
-    add("--max-num-batched-tokens", type=int, default=2048, metavar="N", help="(%(default)s)")
+    add("--max-num-batched-tokens", type=int, metavar="N", help=STEP_TOKENS_HELP)
     add("--enable-prefix-caching", action=argparse.BooleanOptionalAction, default=True)
     add("--num-threads", type=int, metavar="N", help="of torch on the CPU")
     add("--output-json", type=Path, metavar="FILE", help="write the figures as JSON")

@@ -27,6 +27,8 @@ from kvasir_protocol.wire import to_plain
 DEMO_MODEL = {"path": str(demo_model_path()), "served_name": ""}
 """The lowest defaults: the embedded model, which `settle_model` gives its name."""
 
+STEP_TOKENS_HELP = "tokens of a step (default: 2048; on CPUs up to 1024, fewer the larger the model)"
+
 
 def add_serve_options(parser: argparse.ArgumentParser) -> None:
     """Flags whose default is None leave the configuration as the file or the built-in default has it."""
@@ -75,7 +77,7 @@ def _engine(group: argparse._ArgumentGroup) -> None:
         "--max-num-batched-tokens",
         type=int,
         metavar="N",
-        help="tokens of a step (default: 2048; on CPUs up to 1024, fewer the larger the model)",
+        help=STEP_TOKENS_HELP,
     )
     add("--scheduling-policy", choices=get_args(SchedulingPolicyName), help="who is next (default: fcfs)")
     add("--kv-cache-dtype", choices=get_args(KvCacheDType), help="of keys and values (default: as the model computes)")

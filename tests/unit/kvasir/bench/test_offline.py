@@ -1,6 +1,8 @@
 import json
 from itertools import count
 
+import pytest
+
 from kvasir import LLM
 from kvasir.bench.offline import measure_latency, measure_throughput
 from kvasir.bench.workloads import Turn
@@ -33,9 +35,20 @@ def test_commands_write_vllms_keys(tmp_path, capsys):
     assert set(latency["percentiles"]) == {"10", "25", "50", "75", "90", "99"}
 
 
+@pytest.mark.parametrize("bench", [["throughput", "--num-prompts", "2"], ["latency", "--num-iters", "1"]])
+def test_steps_are_a_servers_unless_their_size_is_said(bench, capsys):
+    """A server's steps have a token for each sequence that may run; a size that was said must do so itself."""
+    small = ["--input-len", "4", "--output-len", "2", "--num-threads", "1", "--max-num-seqs", "3000"]
+    assert main(["bench", *bench, *small]) == 0
+    assert main(["bench", *bench, *small, "--max-num-batched-tokens", "2048"]) == 1
+    assert "max_num_batched_tokens (2048) must be at least" in capsys.readouterr().err
+
+
 def test_sizes_and_models_that_cannot_be_are_refused(capsys):
     assert main(["bench", "throughput", "--num-prompts", "0"]) == 1
     assert "--num-prompts must be at least 1" in capsys.readouterr().err
+    assert main(["bench", "throughput", "--max-num-batched-tokens", "0"]) == 1
+    assert "--max-num-batched-tokens must be at least 1" in capsys.readouterr().err
     assert main(["bench", "latency", "--model", "/nowhere"]) == 1
     assert "no model folder /nowhere" in capsys.readouterr().err
     assert main(["bench", "startup", "--num-iters", "0"]) == 1
