@@ -16,19 +16,18 @@ from kvasir_cluster.pools import num_replicas, resolve
 from kvasir_protocol.config import ClusterConfig, ModelConfig
 from kvasir_workers.engine_directory.manifest import settle
 from kvasir_workers.kv.manager import pages_for
-from kvasir_workers.memory import Footprint, free_memory, page_bytes, plan_memory, seen_bytes, step_bytes
+from kvasir_workers.memory import free_memory, plan_memory
 from kvasir_workers.model.decoder import Decoder
-from kvasir_workers.model.loader import load_spec, weight_bytes
+from kvasir_workers.model.loader import load_spec
 from kvasir_workers.model.spec import DecoderSpec
 from kvasir_workers.parallel.mesh import GangShape
 from kvasir_workers.replica_server import resident_bytes
 from kvasir_workers.resolve import (
-    planned_graph_bytes,
+    planned_footprint,
     resolve_cache_dtype,
     resolve_device,
     resolve_dtype,
     resolve_quantization,
-    resolve_step_tokens,
 )
 from kvasir_workers.roofline import DeviceRates, ModelWork, decode_s, measure_rates, prefill_s
 
@@ -121,7 +120,7 @@ def plan_model(config: ClusterConfig) -> ModelPlan:
     device, spec = resolve_device(config.engine), load_spec(Path(config.model.path))
     dtype = resolve_dtype(config.model, spec)
     quantization = resolve_quantization(config.model, spec, device)
-    replica = plan_replica(config, spec, device, dtype)
+    replica = plan_replica(config, spec, device)
     work = ModelWork.of(spec, dtype, quantization, resolve_cache_dtype(config.engine, dtype))
     weights = f"weights in {quantization.name}, " if quantization is not None else ""
     return ModelPlan(
@@ -132,27 +131,20 @@ def plan_model(config: ClusterConfig) -> ModelPlan:
     )
 
 
-def plan_replica(config: ClusterConfig, spec: DecoderSpec, device: torch.device, dtype: torch.dtype) -> ReplicaPlan:
+def plan_replica(config: ClusterConfig, spec: DecoderSpec, device: torch.device) -> ReplicaPlan:
     """What each replica takes. Raises OutOfMemory with the numbers if it does not fit."""
-    engine, path = replace(config.engine, device="cuda" if device.type == "cuda" else "cpu"), Path(config.model.path)
-    engine = replace(engine, max_num_batched_tokens=resolve_step_tokens(engine, spec, dtype, device).most)
-    footprint = Footprint(
-        weight_bytes=weight_bytes(path, dtype, resolve_quantization(config.model, spec, device)),
-        page_bytes=page_bytes(spec, engine.page_size, resolve_cache_dtype(engine, dtype)),
-        max_positions=spec.max_position_embeddings,
-        graph_bytes=planned_graph_bytes(config.model, engine, spec, device),
-        seen_bytes=seen_bytes(spec, engine, device),
-    )
+    engine = config.engine
+    footprint = planned_footprint(config.model, engine, spec, device)
     plan = plan_memory(footprint, engine, config.model.max_model_len, free_memory(device))
     return ReplicaPlan(
         weight_bytes=footprint.weight_bytes,
         num_pages=plan.num_pages,
         page_bytes=footprint.page_bytes,
         host_cache_bytes=engine.host_cache_bytes,
-        step_bytes=step_bytes(spec, dtype, engine),
+        step_bytes=footprint.step_bytes,
         graph_bytes=footprint.graph_bytes,
         seen_bytes=footprint.seen_bytes,
-        process_bytes=process_bytes(spec, dtype),
+        process_bytes=process_bytes(spec, resolve_dtype(config.model, spec)),
         ray_bytes=RAY_BYTES,
         max_sequence_tokens=plan.max_sequence_tokens,
         page_size=engine.page_size,

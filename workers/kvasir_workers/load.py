@@ -23,21 +23,13 @@ from kvasir_workers.kv.offload.open_tiers import OpenTiers
 from kvasir_workers.kv.offload.page_mover import PageMover
 from kvasir_workers.kv.page_memory import PageShape, SharedSegment
 from kvasir_workers.kv.prefix_tree import PageWatcher
-from kvasir_workers.memory import (
-    Footprint,
-    MemoryPlan,
-    check_host_cache,
-    free_memory,
-    page_bytes,
-    plan_memory,
-    seen_bytes,
-)
+from kvasir_workers.memory import MemoryPlan, check_host_cache, free_memory, plan_memory
 from kvasir_workers.model.cache_scales import read_cache_scales, token_scales
 from kvasir_workers.model.checkpoint import read_eos_token_ids
 from kvasir_workers.model.decoder import Decoder
 from kvasir_workers.model.fingerprint import fingerprint
 from kvasir_workers.model.fusion import fuse
-from kvasir_workers.model.loader import load_decoder, load_spec, weight_bytes
+from kvasir_workers.model.loader import load_decoder, load_spec
 from kvasir_workers.model.spec import DecoderSpec
 from kvasir_workers.parallel.collectives import Meeting
 from kvasir_workers.parallel.gang_runner import GangRunner
@@ -49,7 +41,7 @@ from kvasir_workers.parallel.pipeline import Stage
 from kvasir_workers.parallel.shard import cut_model
 from kvasir_workers.request_check import EngineLimits
 from kvasir_workers.resolve import (
-    planned_graph_bytes,
+    planned_footprint,
     resolve_cache_dtype,
     resolve_device,
     resolve_dtype,
@@ -158,18 +150,12 @@ def load_model(model: ModelConfig, engine: EngineConfig, segment_wish: SegmentWi
     model = settle(model, GangShape())
     spec = load_spec(directory)
     device = resolve_device(engine)
-    dtype = resolve_dtype(model, spec)
-    quantization, cache_dtype = resolve_quantization(model, spec, device), resolve_cache_dtype(engine, dtype)
-    footprint = Footprint(
-        weight_bytes=weight_bytes(directory, dtype, quantization),
-        page_bytes=page_bytes(spec, engine.page_size, cache_dtype),
-        max_positions=spec.max_position_embeddings,
-        graph_bytes=planned_graph_bytes(model, engine, spec, device),
-        seen_bytes=seen_bytes(spec, engine, device),
-    )
+    footprint = planned_footprint(model, engine, spec, device)
     plan = plan_memory(footprint, engine, model.max_model_len, free_memory(device))
     if device.type == "cuda":
         check_host_cache(engine, free_memory(torch.device("cpu")))
+    dtype, quantization = resolve_dtype(model, spec), resolve_quantization(model, spec, device)
+    cache_dtype = resolve_cache_dtype(engine, dtype)
     layout = page_layout(spec, engine.page_size, cache_dtype, fingerprint(directory, quantization))
     limits = _limits(directory, spec, plan)
     bring_kernels(directory, device)

@@ -1,6 +1,6 @@
 """How many pages a replica gets, decided before anything is loaded."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -16,7 +16,7 @@ DEFAULT_FULL_SEQUENCES = 16
 """Room, unless told otherwise, for this many sequences of full length, or for what a quarter of the memory holds."""
 
 DEFAULT_MEMORY_SHARE = {"cpu": 0.25, "cuda": 0.85}
-"""Share of the memory left beside the weights that pages may take: a CPU's is everybody's, a GPU's is ours."""
+"""Share that pages may take of what weights and a full step leave: a CPU's is everybody's, a GPU's is ours."""
 
 
 _GRAPH_BYTES = 10 * 2**20
@@ -35,15 +35,20 @@ class MemoryPlan:
 class Footprint:
     """What a model takes: its weights once, page_bytes for each page; max_positions is its longest context.
 
-    graph_bytes: of the graphs of its decode steps, if there are any. seen_bytes: of the table of what sequences with
-    penalties have seen, where the device keeps one.
+    step_bytes: of the tensors of a full step. graph_bytes: of the graphs of its decode steps, if there are any.
+    seen_bytes: of the table of what sequences with penalties have seen, where the device keeps one.
     """
 
     weight_bytes: int
     page_bytes: int
     max_positions: int
+    step_bytes: int = 0
     graph_bytes: int = 0
     seen_bytes: int = 0
+
+    @property
+    def bytes_beside_pages(self) -> int:
+        return self.weight_bytes + self.step_bytes + self.graph_bytes + self.seen_bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,13 +63,13 @@ def page_bytes(spec: DecoderSpec, page_size: int, dtype: torch.dtype) -> int:
     return 2 * spec.num_layers * page_size * spec.num_kv_heads * head_bytes
 
 
-def step_bytes(spec: DecoderSpec, dtype: torch.dtype, config: EngineConfig) -> int:
-    """Bytes that a full step's tensors take at once: the widest layer's, and the logits of all sequences twice."""
+def step_bytes(spec: DecoderSpec, dtype: torch.dtype, num_tokens: int, num_sequences: int) -> int:
+    """Bytes that the tensors of so large a step take at once: the widest layer's, and twice the logits of all."""
     num_heads = spec.num_heads + 2 * spec.num_kv_heads
     attention = num_heads * spec.head_dim + spec.num_heads * spec.head_dim
     row = 3 * spec.hidden_size + max(attention, 3 * spec.intermediate_size)
-    logits = 2 * config.max_num_seqs * spec.vocab_size * torch.float32.itemsize
-    return config.step_tokens * row * dtype.itemsize + logits
+    logits = 2 * num_sequences * spec.vocab_size * torch.float32.itemsize
+    return num_tokens * row * dtype.itemsize + logits
 
 
 def graph_bytes(spec: DecoderSpec, dtype: torch.dtype, config: EngineConfig, max_tokens: int) -> int:
@@ -76,7 +81,7 @@ def graph_bytes(spec: DecoderSpec, dtype: torch.dtype, config: EngineConfig, max
     tables = max_rows * num_pages * (torch.int64.itemsize + torch.int32.itemsize)
     # In the model's dtype, in float32, and where they are kept.
     logits = max_rows * spec.vocab_size * (dtype.itemsize + 2 * torch.float32.itemsize)
-    step = step_bytes(spec, dtype, replace(config, max_num_batched_tokens=max_rows))
+    step = step_bytes(spec, dtype, max_rows, max_rows)
     return len(graph_sizes(max_rows)) * _GRAPH_BYTES + tables + logits + step
 
 
@@ -112,7 +117,7 @@ def _cgroup_available_bytes() -> int:
 
 
 def plan_memory(footprint: Footprint, config: EngineConfig, max_model_len: int | None, free: FreeMemory) -> MemoryPlan:
-    """Divide the free memory between weights, graphs, the table of seen tokens and pages.
+    """Divide the free memory between weights, a full step, graphs, the table of seen tokens and pages.
 
     Raises OutOfMemory with the numbers if they don't fit, ConfigError if max_model_len is beyond the model.
     """
@@ -121,7 +126,7 @@ def plan_memory(footprint: Footprint, config: EngineConfig, max_model_len: int |
     longest_pages = pages_for(longest, config.page_size)
     # A GPU's pages lie elsewhere than its host tier.
     host_bytes = config.host_cache_bytes if free.device_type == "cpu" else 0
-    room = free.num_bytes - footprint.weight_bytes - footprint.graph_bytes - footprint.seen_bytes - host_bytes
+    room = free.num_bytes - footprint.bytes_beside_pages - host_bytes
     if config.kv_cache_bytes is None:
         budget = int(max(0, room) * DEFAULT_MEMORY_SHARE[free.device_type])
         num_pages = min(budget // footprint.page_bytes, longest_pages * DEFAULT_FULL_SEQUENCES)
@@ -132,10 +137,11 @@ def plan_memory(footprint: Footprint, config: EngineConfig, max_model_len: int |
     if num_pages < least_pages or num_pages * footprint.page_bytes > room:
         raise OutOfMemory(
             f"weights of {_mib(footprint.weight_bytes)}{_and('a host cache', host_bytes)}"
-            f"{_and('graphs', footprint.graph_bytes)}{_and('a table for penalties', footprint.seen_bytes)} and "
+            f"{_and('tensors of a full step', footprint.step_bytes)}{_and('graphs', footprint.graph_bytes)}"
+            f"{_and('a table for penalties', footprint.seen_bytes)} and "
             f"{max(num_pages, least_pages)} pages of {_mib(footprint.page_bytes)} each do not fit: "
             f"{_mib(free.num_bytes)} are free, of which pages may take {_mib(budget)}; lower "
-            "max_model_len, set another KV cache size, use a smaller dtype, or free memory"
+            "max_model_len or max_num_batched_tokens, set another KV cache size, use a smaller dtype, or free memory"
         )
     return MemoryPlan(num_pages=num_pages, max_sequence_tokens=min(longest, num_pages * config.page_size))
 

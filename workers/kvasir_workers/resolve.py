@@ -10,7 +10,8 @@ from kvasir_kernels.paged_cache import MAX_GPU_HEAD_DIM
 from kvasir_kernels.user_kernels import is_any_replaced
 from kvasir_protocol.config import EngineConfig, ModelConfig
 from kvasir_protocol.errors import ConfigError
-from kvasir_workers.memory import graph_bytes
+from kvasir_workers.memory import Footprint, graph_bytes, page_bytes, seen_bytes, step_bytes
+from kvasir_workers.model.loader import weight_bytes
 from kvasir_workers.model.spec import DecoderSpec
 from kvasir_workers.model.stored_quantization import stored_quantization
 from kvasir_workers.quantization.scheme import QuantizationSpec, find_scheme
@@ -98,6 +99,20 @@ def _affordable_tokens(num_products: int, seconds: float) -> int:
     """Tokens that a core computes in so many seconds, down to a power of two. num_products: of one token."""
     affordable = int(seconds * _CPU_PRODUCTS_PER_S) // num_products
     return (1 << affordable.bit_length()) // 2
+
+
+def planned_footprint(model: ModelConfig, engine: EngineConfig, spec: DecoderSpec, device: torch.device) -> Footprint:
+    """What a replica of one rank will take. Raises ConfigError or CheckpointError, as what it resolves does."""
+    dtype = resolve_dtype(model, spec)
+    num_step_tokens = resolve_step_tokens(engine, spec, dtype, device).most
+    return Footprint(
+        weight_bytes=weight_bytes(Path(model.path), dtype, resolve_quantization(model, spec, device)),
+        page_bytes=page_bytes(spec, engine.page_size, resolve_cache_dtype(engine, dtype)),
+        max_positions=spec.max_position_embeddings,
+        step_bytes=step_bytes(spec, dtype, num_step_tokens, engine.max_num_seqs),
+        graph_bytes=planned_graph_bytes(model, engine, spec, device),
+        seen_bytes=seen_bytes(spec, engine, device),
+    )
 
 
 def planned_graph_bytes(model: ModelConfig, config: EngineConfig, spec: DecoderSpec, device: torch.device) -> int:

@@ -82,6 +82,12 @@ def test_pages_that_do_not_fit_are_refused_before_any_segment_is_made(checkpoint
     assert not (SHARED_MEMORY / NAME).exists()
 
 
+def test_steps_that_do_not_fit_are_refused(checkpoint: Path) -> None:
+    endless = EngineConfig(device="cpu", page_size=4, max_num_batched_tokens=2**60)
+    with pytest.raises(OutOfMemory, match="tensors of a full step"):
+        load_model(model(checkpoint), endless)
+
+
 def test_bad_end_tokens_are_refused_and_leave_no_segment(copy: Path) -> None:
     edit_json(copy / "generation_config.json", eos_token_id="the end")
     with pytest.raises(CheckpointError, match="eos_token_id"):

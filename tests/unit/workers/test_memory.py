@@ -115,6 +115,15 @@ def test_free_memory_of_this_host_is_known() -> None:
     assert 0 < free.num_bytes < 2**60
 
 
+@pytest.mark.parametrize(("device_type", "num_pages"), [("cpu", 5), ("cuda", 17)])
+def test_a_full_step_takes_its_part_of_the_room(device_type: str, num_pages: int) -> None:
+    footprint = Footprint(weight_bytes=10 * MIB, page_bytes=MIB, max_positions=160, step_bytes=20 * MIB)
+    free = FreeMemory(device_type=device_type, num_bytes=50 * MIB)
+    assert plan_memory(footprint, EngineConfig(page_size=16), None, free).num_pages == num_pages
+    with pytest.raises(OutOfMemory, match=r"weights of 10\.0 MiB, tensors of a full step of 45\.0 MiB and 1 pages"):
+        plan_memory(replace(footprint, step_bytes=45 * MIB), EngineConfig(page_size=16), None, free)
+
+
 def test_graphs_take_their_part_of_the_room() -> None:
     footprint = Footprint(weight_bytes=10 * MIB, page_bytes=MIB, max_positions=160, graph_bytes=20 * MIB)
     config, free = EngineConfig(page_size=16), FreeMemory(device_type="cuda", num_bytes=50 * MIB)

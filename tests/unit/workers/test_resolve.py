@@ -5,8 +5,11 @@ from dataclasses import replace
 import torch
 
 from bench.cpu_path import read_shape
-from kvasir_protocol.config import EngineConfig
-from kvasir_workers.resolve import StepTokens, resolve_step_tokens
+from kvasir.demo import demo_model_path
+from kvasir_protocol.config import EngineConfig, ModelConfig
+from kvasir_workers.memory import step_bytes
+from kvasir_workers.model.loader import load_spec
+from kvasir_workers.resolve import StepTokens, planned_footprint, resolve_step_tokens
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 SMALL, LARGE = read_shape("demo"), read_shape("qwen3-0.6b")
@@ -44,6 +47,14 @@ def test_what_was_set_stands():
 
 def test_a_gpu_takes_as_many_for_every_model():
     assert step_tokens(device=CUDA) == step_tokens(LARGE, CUDA) == StepTokens(2048)
+
+
+def test_memory_is_planned_for_as_many_tokens_as_a_step_takes():
+    model = ModelConfig(path=str(demo_model_path()), served_name="m")
+    spec, config = load_spec(demo_model_path()), EngineConfig(max_num_seqs=32)
+    planned = {device: planned_footprint(model, config, spec, device).step_bytes for device in (CPU, CUDA)}
+    assert planned[CPU] == step_bytes(spec, torch.float32, 1024 + 128, 32)
+    assert planned[CUDA] == step_bytes(spec, torch.float32, 2048, 32)
 
 
 def test_a_model_without_layers_has_a_step_too():

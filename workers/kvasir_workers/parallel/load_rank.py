@@ -12,12 +12,12 @@ from kvasir_protocol.errors import ConfigError
 from kvasir_workers.engine_directory.kernels import bring_kernels
 from kvasir_workers.engine_directory.manifest import settle
 from kvasir_workers.kv.page_memory import SUFFIX, PageShape, SharedSegment
-from kvasir_workers.memory import Footprint, MemoryPlan, free_memory, page_bytes, plan_memory, seen_bytes
+from kvasir_workers.memory import Footprint, MemoryPlan, free_memory, page_bytes, plan_memory, seen_bytes, step_bytes
 from kvasir_workers.model.cache_scales import read_cache_scales, token_scales
 from kvasir_workers.model.decoder import Decoder
 from kvasir_workers.model.loader import load_spec
 from kvasir_workers.parallel.collectives import Collectives, Meeting
-from kvasir_workers.parallel.mesh import RankPlace
+from kvasir_workers.parallel.mesh import LEADER, RankPlace
 from kvasir_workers.parallel.pipeline import Stage
 from kvasir_workers.parallel.shard import ModelShard, cut_model
 from kvasir_workers.parallel.slices import load_shard, shard_bytes
@@ -29,6 +29,7 @@ from kvasir_workers.resolve import (
     resolve_device,
     resolve_dtype,
     resolve_quantization,
+    resolve_step_tokens,
 )
 
 _WITHOUT_SEGMENT = "its pages pass through a socket, or, of a child of its leader, are not handed over"
@@ -120,14 +121,25 @@ def _footprint(
     cache_dtype = resolve_cache_dtype(engine, dtype)
     pages = [page_bytes(each.local, engine.page_size, cache_dtype) for each in shards]
     positions = shard.whole.max_position_embeddings
+    steps = _step_bytes(shards, dtype, device, engine)
     if device.type == "cpu":
         weights = sum(shard_bytes(directory, dtype, each, quantization) for each in shards)
-        return Footprint(weight_bytes=weights, page_bytes=sum(pages), max_positions=positions), engine
+        whole = Footprint(weight_bytes=weights, page_bytes=sum(pages), max_positions=positions, step_bytes=sum(steps))
+        return whole, engine
     own = pages[shard.place.rank]
     if engine.kv_cache_bytes is not None:
         engine = replace(engine, kv_cache_bytes=engine.kv_cache_bytes * own // sum(pages))
     weights = shard_bytes(directory, dtype, shard, quantization)
-    return Footprint(weight_bytes=weights, page_bytes=own, max_positions=positions), engine
+    step = steps[shard.place.rank]
+    return Footprint(weight_bytes=weights, page_bytes=own, max_positions=positions, step_bytes=step), engine
+
+
+def _step_bytes(shards: list[ModelShard], dtype: torch.dtype, device: torch.device, engine: EngineConfig) -> list[int]:
+    """Of the tensors of a full step, for each rank. Its leader says how many tokens that has, and has all logits."""
+    num_tokens = resolve_step_tokens(engine, shards[LEADER].local, dtype, device).most
+    specs = [shard.local for shard in shards]
+    specs[LEADER] = replace(specs[LEADER], vocab_size=shards[LEADER].whole.vocab_size)
+    return [step_bytes(spec, dtype, num_tokens, engine.max_num_seqs) for spec in specs]
 
 
 def load_rank(plan: RankPlan, meeting: Meeting, segment_name: str = "") -> LoadedRank:

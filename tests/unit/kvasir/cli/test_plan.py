@@ -22,7 +22,7 @@ RATES = DeviceRates(bytes_per_s=1e9, flops_per_s=1e9)
 
 def planned(*flags: str) -> ReplicaPlan:
     config = make_config(build_parser().parse_args(["plan", "--device", "cpu", *flags]), default_is_mixed=False)
-    return plan_replica(config, load_spec(demo_model_path()), CPU, torch.float32)
+    return plan_replica(config, load_spec(demo_model_path()), CPU)
 
 
 def test_weights_and_pages_are_those_that_loading_makes() -> None:

@@ -55,6 +55,12 @@ def test_rank_without_room_is_refused_with_the_numbers() -> None:
         )
 
 
+def test_steps_that_do_not_fit_are_refused() -> None:
+    engine = dataclasses.replace(ENGINE, max_num_batched_tokens=2**60)
+    with pytest.raises(OutOfMemory, match="tensors of a full step"):
+        plan_rank(MODEL, engine, RankPlace(GangShape(tensor_parallel_size=2), 1))
+
+
 def test_integers_are_refused() -> None:
     model = dataclasses.replace(MODEL, quantization="int8")
     with pytest.raises(ConfigError, match="quantization int8 is not supported with several ranks"):
