@@ -4,12 +4,16 @@ torch exports these without types, some of them under names of its own; nobody e
 """
 
 from datetime import timedelta
+from pathlib import Path
 from socket import socket
 from typing import Any, Protocol
 
 import torch
 import torch.distributed
 from torch import Tensor
+
+from kvasir_protocol.errors import RankLost
+from kvasir_workers.parallel.mesh import LEADER
 
 _torch: Any = torch.distributed
 
@@ -52,7 +56,10 @@ def memory_store() -> Store:
 
 
 def file_store(path: str, num_ranks: int) -> Store:
-    """For processes of one host; nothing listens."""
+    """For processes of one host; nothing listens. Raises RankLost if its folder, which is the leader's, is gone."""
+    folder = Path(path).parent
+    if not folder.is_dir():  # torch would look for it for five minutes
+        raise RankLost(f"{folder} is gone, and with it the leader of the ranks that were to meet there", (LEADER,))
     store: Store = _torch.FileStore(path, num_ranks)
     return store
 
