@@ -280,7 +280,7 @@ def test_pages_that_nobody_names_a_place_for_are_given_back(
 ) -> None:
     prefill = connect(start_replica("prefill"))
     item = request("lost")
-    prefill.send(Submit(request=item, ticket_within_s=100 if is_aborted else 0.1))
+    prefill.send(Submit(request=item, ticket_within_s=30.0 if is_aborted else 0.1))
     assert prefill.outputs_of(item.request_id)[-1].finish_reason == "handed_over"
     if is_aborted:
         prefill.send(Abort(request_id=item.request_id))
