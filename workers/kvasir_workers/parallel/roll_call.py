@@ -73,8 +73,8 @@ class RollCall:
         """Those who have not signed by then, or when it is abandoned."""
         shape = self._place.shape
         missing = [RankPlace(shape, rank) for rank in range(shape.num_ranks) if rank != self._place.rank]
-        if not missing:
-            return ()
+        if not missing or abandoned() is not None:  # the store of an abandoned gang may take minutes to say it is gone
+            return tuple(missing)
         give_up_at = self._clock() + patience_s
         self._store.set(f"{name}/{self._place.rank}", "here")
         while True:

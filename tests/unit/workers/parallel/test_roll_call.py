@@ -92,5 +92,15 @@ def test_muster_is_left_as_soon_as_it_is_in_vain() -> None:
     assert world.now < 3.1
 
 
+def test_list_of_a_gang_that_is_abandoned_is_not_asked_for() -> None:
+    class GoneStore:
+        def set(self, key: str, value: str) -> None:
+            raise AssertionError("torch's would look for its file for minutes")
+
+    roll_call = RollCall(GoneStore(), RankPlace(SHAPE, 3), 8.0)  # type: ignore[arg-type]
+    with pytest.raises(RankLost, match="the leader is gone; rank 0"):
+        roll_call.muster("loaded", 100.0, lambda: "the leader is gone")
+
+
 def test_gang_of_one_waits_for_nobody() -> None:
     RollCall(memory_store(), RankPlace(GangShape(), 0), 8.0).muster("met", 0.0)
