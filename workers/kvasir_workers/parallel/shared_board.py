@@ -31,7 +31,7 @@ BUFFER_BYTES = 2**20
 _HEAD_BYTES = 256
 RANK_BYTES = _HEAD_BYTES + 2 * BUFFER_BYTES
 _LOOK_S = 0.2
-"""How often those who wait look whether the other is still alive."""
+"""How often those who wait look whether the other is still alive, which takes longer than a small sum."""
 
 _NUM_NUMBERS = 2**32
 _LOOKS = 50
@@ -60,20 +60,31 @@ class _Seat:
         self.read = ctypes.c_uint32.from_buffer(words, 128)
         parts = memory[_HEAD_BYTES:]
         self._buffers = parts[:BUFFER_BYTES], parts[BUFFER_BYTES:]
+        self._parts = list(self._buffers)
 
     def sit_down(self) -> None:
         self.head.process_id = os.getpid()
         self.head.process_start = own_start()
 
     def part(self, number: int, like: Tensor) -> Tensor:
-        return self._buffers[number % 2][: like.nbytes].view(like.dtype).view(like.shape)
+        """Of operation `number`. Most are like the ones before, and to make a view takes longer than to add one up."""
+        turn = number % 2
+        part = self._parts[turn]
+        if part.shape != like.shape or part.dtype != like.dtype:
+            with torch.inference_mode(False):  # else it could be written in that mode only
+                part = self._buffers[turn][: like.nbytes].view(like.dtype).view(like.shape)
+            self._parts[turn] = part
+        return part
 
     def is_seen(self) -> bool:
         """Whether its end would be seen from here."""
         return bool(is_running(self.head.process_id, self.head.process_start))
 
-    def is_gone(self) -> bool:
-        return bool(self.head.has_left) or is_running(self.head.process_id, self.head.process_start) is False
+    def has_left(self) -> bool:
+        return bool(self.head.has_left)
+
+    def has_died(self) -> bool:
+        return is_running(self.head.process_id, self.head.process_start) is False
 
 
 class SharedBoard:
@@ -158,11 +169,15 @@ class SharedBoard:
         for _ in range(_LOOKS):
             if _is_reached(word.value, number):
                 return
-        give_up_at = time.monotonic() + self._deadline_s
-        while not _is_reached(value := word.value, number):
-            if seat.is_gone():
+        began_at = time.monotonic()
+        while True:
+            waited_s = time.monotonic() - began_at
+            is_gone = seat.has_left() or (waited_s >= _LOOK_S and seat.has_died())
+            if _is_reached(value := word.value, number):  # looked at last: what it wrote before it left counts
+                return
+            if is_gone:
                 raise RuntimeError(f"tensor rank {seat.rank} has left")
-            if time.monotonic() >= give_up_at:
+            if waited_s >= self._deadline_s:
                 raise RuntimeError(f"tensor rank {seat.rank} did not come")
             wait_while(word, value, min(_LOOK_S, self._deadline_s))
 

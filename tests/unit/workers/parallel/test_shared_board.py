@@ -142,6 +142,32 @@ def test_what_was_said_before_leaving_is_heard() -> None:
     assert on_all_ranks(2, act) == [[0.0, 1.0], []]
 
 
+def test_what_is_like_a_tensor_of_a_step_may_be_said_outside_of_steps() -> None:
+    """Parts are kept: those made in inference mode, where steps are taken, must be of use without it."""
+
+    def act(board: SharedBoard, rank: int) -> list[float]:
+        with torch.inference_mode():
+            steps = [board.collect(torch.full((2,), float(rank))) for _ in range(2)]
+        outside = [board.collect(torch.full((2,), rank + 0.5)) for _ in range(2)]
+        return [part[1].item() for parts in steps + outside for part in parts]
+
+    assert on_all_ranks(2, act) == [[0.0, 1.0] * 2 + [0.5, 1.5] * 2, []]
+
+
+def test_parts_of_other_shapes_and_types_follow_each_other() -> None:
+    """Each as large as the one before, so that only what it is told apart by differs."""
+    alike = [torch.ones(4, 2), torch.ones(2, 4), torch.ones(2, 4, dtype=torch.int32), torch.ones(8)]
+
+    def act(board: SharedBoard, rank: int) -> list[torch.Tensor]:
+        tensors = [tensor.clone() for tensor in alike for _ in range(3)]
+        for tensor in tensors:
+            board.add_up(tensor)
+        return tensors
+
+    for found in on_all_ranks(2, act):
+        assert all(torch.equal(summed, 2 * alike[index // 3]) for index, summed in enumerate(found))
+
+
 def test_memory_has_no_name_once_it_is_shared() -> None:
     store = memory_store()
     with ThreadPoolExecutor(2) as pool:
