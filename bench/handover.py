@@ -208,7 +208,7 @@ class Source:
         departure = Departure(REQUEST.request_id, ticket)
         started_at, cpu_s = time.perf_counter(), time.process_time()
         self.pushers[transport].export(departure, 0, self.order[:num_pages])
-        self.pushers[transport].finish(departure, (1,))
+        self.pushers[transport].finish(departure, (1,), time.monotonic())
         news, reader_ended_s = other.recv()
         if news != "there":
             raise RuntimeError(f"a hand-over of {num_pages} pages over {transport} failed")

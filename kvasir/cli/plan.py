@@ -21,7 +21,7 @@ from kvasir_workers.model.decoder import Decoder
 from kvasir_workers.model.loader import load_spec
 from kvasir_workers.model.spec import DecoderSpec
 from kvasir_workers.parallel.mesh import GangShape
-from kvasir_workers.replica_server import resident_bytes
+from kvasir_workers.resident_memory import resident_bytes
 from kvasir_workers.resolve import (
     planned_footprint,
     resolve_cache_dtype,

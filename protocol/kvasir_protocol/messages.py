@@ -126,7 +126,8 @@ class Submit:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HandOver:
-    """Where the pages of a request go that was submitted with ticket_within_s."""
+    """Where the pages of a request go that was submitted with ticket_within_s. If it comes too late, nothing happens:
+    the decode side's deadline tells."""
 
     request_id: RequestId
     ticket: HandoverTicket

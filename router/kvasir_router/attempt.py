@@ -8,11 +8,11 @@ from dataclasses import replace
 
 from kvasir_protocol.errors import InvalidRequest, KvasirError
 from kvasir_protocol.events import ReplicaStats, TokenOutput
-from kvasir_protocol.ids import ReplicaId
+from kvasir_protocol.ids import ReplicaId, RequestId
 from kvasir_protocol.messages import Abort, HandOver, HandoverFailed, Rejected, Reserve, Reserved, Submit
 from kvasir_protocol.messages import ReserveRefused as Refused
 from kvasir_protocol.request import GenerationRequest
-from kvasir_router.links import Arrival, Arrivals, LinkLost, ReplicaLink
+from kvasir_router.links import Arrival, Arrivals, Inbox, LinkLost, ReplicaLink
 from kvasir_router.mailbox import Mailbox
 from kvasir_router.patience import Patience
 from kvasir_router.routing.load import InflightCounter
@@ -52,6 +52,23 @@ def _as_seen_from_decode(trouble: KvasirError, prefill: ReplicaLink) -> KvasirEr
     return trouble
 
 
+class _TicketCourier:
+    """Takes the decode replica's ticket to the prefill replica when it comes, however slowly the client reads."""
+
+    def __init__(self, mailbox: Arrivals, request_id: RequestId, prefill: ReplicaLink) -> None:
+        self.has_ticket = False
+        self._mailbox = mailbox
+        self._request_id = request_id
+        self._prefill = prefill
+
+    def put(self, item: tuple[ReplicaId, Arrival]) -> None:
+        _, arrival = item
+        if isinstance(arrival, Reserved) and not self.has_ticket:
+            self.has_ticket = True
+            self._prefill.send(HandOver(request_id=self._request_id, ticket=arrival.ticket))
+        self._mailbox.put(item)
+
+
 class Attempt:
     """Yields a request's outputs in order, each token once. Close it whatever happened.
 
@@ -66,7 +83,6 @@ class Attempt:
         self._mailbox: Arrivals = Mailbox()
         self._holders: dict[ReplicaId, tuple[ReplicaLink, ExitStack]] = {}
         self._prefilling = ExitStack()
-        self._has_ticket = False
         self._next_index = len(request.emitted_token_ids)
         # Decode's first tokens come by another connection and may overtake the last of prefill's.
         self._early: deque[Arrival] = deque()
@@ -84,7 +100,8 @@ class Attempt:
         """prefill, meanwhile reserve at decode -> push -> decode. Raises HandoverBroken until decode has its pages."""
         self._expect_prefill(prefill)
         self._prefilling.enter_context(self._inflight.awaited(decode.replica_id))
-        self._involve(decode)
+        courier = _TicketCourier(self._mailbox, self._request.request_id, prefill)
+        self._involve(decode, courier)
         decode.send(Reserve(request=self._request, deadline_s=self._patience.handover_s))
         self._involve(prefill)
         prefill.send(Submit(request=self._request, ticket_within_s=self._patience.handover_s))
@@ -93,7 +110,7 @@ class Attempt:
                 yield output
                 if output.finish_reason is not None:
                     return
-        await self._direct(prefill, decode)
+        await self._reserved(courier, prefill, decode)
         async with aclosing(self._follow(decode, prefill)) as outputs:
             async for output in outputs:
                 yield output
@@ -103,12 +120,13 @@ class Attempt:
         for replica_id in list(self._holders):
             self._let_go(replica_id, abort=True)
 
-    def _involve(self, replica: ReplicaLink) -> None:
-        """From now on the replica may hold something of the request, and counts as loaded by it."""
+    def _involve(self, replica: ReplicaLink, inbox: Inbox | None = None) -> None:
+        """From now on the replica may hold something of the request, and counts as loaded by it. inbox: for what it
+        says, if that goes another way to the mailbox."""
         stack = ExitStack()
         stack.enter_context(self._inflight.counted(replica.replica_id))
         self._holders[replica.replica_id] = (replica, stack)
-        replica.attach(self._request.request_id, self._mailbox)
+        replica.attach(self._request.request_id, inbox or self._mailbox)
 
     def _expect_prefill(self, replica: ReplicaLink) -> None:
         """Until the first token of this attempt the replica has its prompt to compute."""
@@ -122,29 +140,17 @@ class Attempt:
         if abort:
             replica.send(Abort(request_id=self._request.request_id))
 
-    async def _direct(self, prefill: ReplicaLink, decode: ReplicaLink) -> None:
-        """Return once prefill knows where the pages go."""
+    async def _reserved(self, courier: _TicketCourier, prefill: ReplicaLink, decode: ReplicaLink) -> None:
+        """Return once decode has set pages aside."""
         waited_s = self._patience.reservation_s
         try:
-            async with asyncio.timeout(waited_s):
-                while not self._has_ticket:
+            async with asyncio.timeout(waited_s):  # for all of it: a token that is said twice comes to the mailbox, too
+                while not courier.has_ticket:
                     replica_id, arrival = await self._mailbox.get(waited_s)
-                    if isinstance(arrival, TokenOutput) or self._is_about_ticket(arrival, prefill, decode):
-                        continue  # a token that was said twice
-                    raise _as_seen_from_decode(self._trouble(replica_id, arrival), prefill)
+                    if not isinstance(arrival, TokenOutput | Reserved):
+                        raise _as_seen_from_decode(self._trouble(replica_id, arrival), prefill)
         except TimeoutError:
             raise HandoverBroken(f"{decode.replica_id} reserved no pages within {waited_s:g} s") from None
-
-    def _is_about_ticket(self, arrival: Arrival, prefill: ReplicaLink, decode: ReplicaLink) -> bool:
-        """Take the ticket to prefill, if it is one. Raises HandoverBroken if there will be none."""
-        match arrival:
-            case Reserved() if not self._has_ticket:
-                self._has_ticket = True
-                prefill.send(HandOver(request_id=self._request.request_id, ticket=arrival.ticket))
-                return True
-            case Refused():
-                raise HandoverBroken(f"{decode.replica_id} refused to reserve pages: {arrival.reason}")
-        return False
 
     async def _prefilled(self, prefill: ReplicaLink, decode: ReplicaLink) -> AsyncGenerator[TokenOutput, None]:
         """Prefill's outputs until it has handed over or the answer has ended."""
@@ -153,7 +159,7 @@ class Attempt:
             try:
                 output = await self._prefill_output(prefill, decode)
             except (ReplicaLost, ReplicaRefused) as trouble:
-                raise _as_seen_from_decode(trouble, prefill) from trouble
+                raise _as_seen_from_decode(trouble, prefill) from None
             if output.finish_reason is not None:
                 is_prefilling = False
             if output.finish_reason == "handed_over":
@@ -166,8 +172,6 @@ class Attempt:
     async def _prefill_output(self, prefill: ReplicaLink, decode: ReplicaLink) -> TokenOutput:
         while True:
             replica_id, arrival = await self._next(prefill)
-            if self._is_about_ticket(arrival, prefill, decode):
-                continue
             if not isinstance(arrival, TokenOutput):
                 raise self._trouble(replica_id, arrival)
             if replica_id == decode.replica_id:
@@ -230,7 +234,10 @@ class Attempt:
         while True:
             stats = awaited.stats
             try:
-                return await self._mailbox.get(self._patience.silence_s)
+                sender, arrival = await self._mailbox.get(self._patience.silence_s)
+                if not isinstance(arrival, Reserved):  # the courier has seen to it
+                    return sender, arrival
+                continue
             except TimeoutError:
                 silence_s += self._patience.silence_s
             if _has_stalled(stats, awaited.stats) or silence_s >= self._patience.max_silence_s:
@@ -247,6 +254,8 @@ class Attempt:
                 if arrival.is_invalid:
                     return InvalidRequest(arrival.message, arrival.field)
                 return ReplicaRefused(replica_id, arrival.message)
+            case Refused():
+                return HandoverBroken(f"{replica_id} refused to reserve pages: {arrival.reason}")
             case HandoverFailed() if len(self._holders) > 1:
                 self._let_go(replica_id, abort=False)
                 return HandoverBroken(f"{replica_id}: {arrival.reason}")

@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 import zmq
 import zmq.asyncio
@@ -56,6 +56,12 @@ Arrivals = Mailbox[tuple[ReplicaId, Arrival]]
 """What the replicas of one stream say."""
 
 
+class Inbox(Protocol):
+    """Takes what a replica says of one stream."""
+
+    def put(self, item: tuple[ReplicaId, Arrival]) -> None: ...
+
+
 @dataclass(frozen=True, slots=True)
 class LinkSettings:
     """How links reach replicas. sender is the name that this router gives itself."""
@@ -87,7 +93,7 @@ class ReplicaLink:
         self._settings = settings
         self._on_change = on_change
         self._socket: zmq.asyncio.Socket | None = None
-        self._mailboxes: dict[RequestId, Arrivals] = {}
+        self._mailboxes: dict[RequestId, Inbox] = {}
         self._unanswered_pings = 0
         self._task = asyncio.create_task(self._run(), name=f"link to {address.replica_id}")
 
@@ -99,7 +105,7 @@ class ReplicaLink:
     def num_streams(self) -> int:
         return len(self._mailboxes)
 
-    def attach(self, request_id: RequestId, mailbox: Arrivals) -> None:
+    def attach(self, request_id: RequestId, mailbox: Inbox) -> None:
         """Deliver what the replica says of request_id; a LinkLost at once if it is down."""
         if self.is_up:
             self._mailboxes[request_id] = mailbox

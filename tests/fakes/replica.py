@@ -64,6 +64,7 @@ class Faults:
     reserve_refusal: str | None = None
     ignores_hello: bool = False
     ignores_reserve: bool = False
+    reserves_when: asyncio.Event | None = None
     ignores_pings: bool = False
     loses_pages: bool = False
     hands_over_late: bool = False
@@ -190,7 +191,7 @@ class FakeReplica:
                 self.num_steps += self.steps_by_itself
                 await self._send(peer, Stats(stats=self._stats()))
             case Reserve():
-                await self._reserve(peer, message.request)
+                await self._reserve_when_free(peer, message.request)
             case Submit():
                 await self._submit(peer, message)
             case HandOver():
@@ -200,6 +201,18 @@ class FakeReplica:
                 self._drop(message.request_id)
             case _:
                 pass
+
+    async def _reserve_when_free(self, peer: bytes, request: GenerationRequest) -> None:
+        if self.faults.reserves_when is None:
+            await self._reserve(peer, request)
+            return
+        self._running[request.request_id] = asyncio.create_task(self._reserve_later(peer, request))
+
+    async def _reserve_later(self, peer: bytes, request: GenerationRequest) -> None:
+        assert self.faults.reserves_when is not None
+        await self.faults.reserves_when.wait()
+        self._running.pop(request.request_id, None)
+        await self._reserve(peer, request)
 
     async def _reserve(self, peer: bytes, request: GenerationRequest) -> None:
         if self.faults.ignores_reserve:

@@ -60,6 +60,9 @@ _CANARY_TOKENS = 2
 _MAPPING_S = 5.0
 """Of its start, at most, for memory that the first requests would stop at. The rest waits until it rests."""
 
+_MAX_MAPPING_THREADS = 8
+"""They share one address space; two were measured to map twice as much as one."""
+
 
 class Replica:
     """Loads in the constructor, serves from `start` to `stop`. Raises KvasirError if it can't be had.
@@ -200,7 +203,7 @@ class Replica:
         with self._phase("test answer"):
             _run_canary(self._loaded, self._config)
         with self._phase("memory of pages"):
-            map_for(_MAPPING_S, self._mapping, torch.get_num_threads())
+            map_for(_MAPPING_S, self._mapping, min(torch.get_num_threads(), _MAX_MAPPING_THREADS))
         self._pusher.start()
         if self._events is not None:
             self._events.server.start()

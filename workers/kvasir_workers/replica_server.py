@@ -259,7 +259,7 @@ class ReplicaServer:
     # Streams
 
     def _open_stream(self, peer: Peer, request: GenerationRequest) -> bool:
-        if request.request_id in self._streams:
+        if request.request_id in self._streams or self._departures.expects(request.request_id):
             error = InvalidRequest("the request id is in use", "request_id")
             self._send(peer, _rejection(request.request_id, error))
             return False
@@ -285,6 +285,7 @@ class ReplicaServer:
     ) -> None:
         wanted = request.sampling.structured_outputs
         if self._streams.get(request.request_id) != peer or wanted is None:
+            self._departures.forget(request.request_id)
             return  # aborted meanwhile
         try:
             grammar = grammar_in(future, wanted)
@@ -295,11 +296,12 @@ class ReplicaServer:
 
     def _close_and_reject(self, peer: Peer, request_id: RequestId, error: InvalidRequest | ServiceUnavailable) -> None:
         self._streams.pop(request_id, None)
+        self._departures.forget(request_id)
         self._send(peer, _rejection(request_id, error))
 
     def _abort(self, peer: Peer, request_id: RequestId) -> None:
+        self._departures.abandon(request_id)
         if self._streams.get(request_id) != peer:
-            self._departures.abandon(request_id)
             return
         del self._streams[request_id]
         if not self._importer.abort(request_id):

@@ -1,10 +1,12 @@
 import asyncio
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import replace
 
 import pytest
 
 from kvasir_protocol.errors import InvalidRequest, ServiceUnavailable, StreamLost
+from kvasir_protocol.events import TokenOutput
 from kvasir_protocol.ids import RequestId
 from kvasir_protocol.messages import Abort, HandOver, Ping, Rejected, Reserve, Submit
 from kvasir_protocol.metrics import HANDOVER_FALLBACKS, STREAMS_REPLAYED
@@ -118,6 +120,60 @@ async def test_decode_that_reserves_nothing_prefills_itself(
         assert running.count(HANDOVER_FALLBACKS) == 1
         await prefill.until(lambda replica: len(replica.got(Abort)) == 1)
         await all_let_go(prefill, decode)
+
+
+async def begun(stream: AsyncGenerator[TokenOutput, None]) -> list[int]:
+    """The first token, which the prefill replica says before any pages are set aside."""
+    return list((await anext(stream)).token_ids)
+
+
+async def rest_of(stream: AsyncGenerator[TokenOutput, None]) -> list[int]:
+    return [token_id async for output in stream for token_id in output.token_ids]
+
+
+async def test_pages_may_be_set_aside_after_the_first_token(prefill: FakeReplica, decode: FakeReplica) -> None:
+    decode.faults.reserves_when = asyncio.Event()
+    async with dispatching(prefill, decode) as running, asyncio.timeout(DEADLINE_S):
+        stream = running.dispatcher.stream(FULL)
+        first = await begun(stream)
+        assert prefill.got(HandOver) == []
+        decode.faults.reserves_when.set()
+        assert (*first, *await rest_of(stream)) == ANSWER
+        assert running.count(HANDOVER_FALLBACKS) == 0
+
+
+async def test_ticket_does_not_wait_for_the_client(prefill: FakeReplica, decode: FakeReplica) -> None:
+    decode.faults.reserves_when = asyncio.Event()
+    async with dispatching(prefill, decode) as running, asyncio.timeout(DEADLINE_S):
+        stream = running.dispatcher.stream(FULL)
+        first = await begun(stream)
+        decode.faults.reserves_when.set()
+        await prefill.until(lambda replica: bool(replica.got(HandOver)))
+        assert (*first, *await rest_of(stream)) == ANSWER
+
+
+async def test_refusal_after_the_first_token_repeats_nothing(prefill: FakeReplica, decode: FakeReplica) -> None:
+    decode.faults.reserves_when = asyncio.Event()
+    decode.faults.reserve_refusal = "no free pages"
+    async with dispatching(prefill, decode) as running, asyncio.timeout(DEADLINE_S):
+        stream = running.dispatcher.stream(FULL)
+        first = await begun(stream)
+        decode.faults.reserves_when.set()
+        assert (*first, *await rest_of(stream)) == ANSWER
+        assert [submit.request.emitted_token_ids for submit in decode.got(Submit)] == [ANSWER[:1]]
+        await all_let_go(prefill, decode)
+
+
+async def test_prefill_that_is_lost_before_pages_are_set_aside_is_not_waited_for(
+    prefill: FakeReplica, decode: FakeReplica
+) -> None:
+    decode.faults.reserves_when = asyncio.Event()
+    async with dispatching(prefill, decode, patience=replace(QUICK, reservation_s=60.0)) as running:
+        stream = running.dispatcher.stream(FULL)
+        first = await begun(stream)
+        await prefill.stop()
+        assert (*first, *await rest_of(stream)) == ANSWER
+        assert running.count(HANDOVER_FALLBACKS) == 1
 
 
 async def test_lost_pages_make_decode_prefill_what_the_client_has(prefill: FakeReplica, decode: FakeReplica) -> None:
@@ -349,13 +405,13 @@ async def test_prompt_is_in_line_at_who_computes_it_until_the_first_token(prefil
         assert running.fleet.inflight.prefill_line(name) == ()
 
 
-async def test_prompt_is_in_line_at_prefill_while_decode_still_reserves(
+async def test_prompt_is_in_line_at_prefill_and_awaited_by_decode_until_it_is_computed(
     prefill: FakeReplica, decode: FakeReplica
 ) -> None:
-    decode.faults.ignores_reserve = True
-    async with dispatching(prefill, decode, patience=replace(QUICK, reservation_s=60)) as running:
+    prefill.faults.pause_at = 0
+    async with dispatching(prefill, decode) as running:
         stream = asyncio.create_task(answer(running))
-        await decode.until(lambda replica: bool(replica.got(Reserve)))
+        await prefill.until(lambda replica: bool(replica.got(Submit)))
         inflight = running.fleet.inflight
         assert inflight.prefill_line(prefill.replica_id) == (len(FULL.prompt_token_ids),)
         assert inflight.num_awaited(decode.replica_id) == 1

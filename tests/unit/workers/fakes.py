@@ -215,8 +215,8 @@ class RecordingPush:
     def export(self, departure: Departure, first_page: int, pages: Many[PageIndex]) -> None:
         self.told.append((departure, ("pages", first_page, *pages)))
 
-    def finish(self, departure: Departure, emitted_token_ids: tuple[int, ...]) -> None:
-        self.told.append((departure, ("end", *emitted_token_ids)))
+    def finish(self, departure: Departure, emitted_token_ids: tuple[int, ...], finished_at: float) -> None:
+        self.told.append((departure, ("end", *emitted_token_ids, finished_at)))
 
     def cancel(self, departure: Departure) -> None:
         self.told.append((departure, ("cancelled",)))

@@ -10,10 +10,10 @@ from kvasir_workers.sequence import Sequence as TokenSequence
 
 
 class PageExporter(Protocol):
-    """Takes pages that leave for another replica: pinned until they come back through Engine.release_exported."""
+    """Takes pages that may leave for another replica: pinned until they come back through Engine.release_exported."""
 
     def export(self, sequence: TokenSequence, first_page: int, pages: Sequence[PageIndex]) -> None:
-        """Send these READY pages, the sequence's pages from first_page on."""
+        """Send these READY pages, the sequence's pages from first_page on, if it is known where to."""
         ...
 
     def finish(self, sequence: TokenSequence, emitted_token_ids: tuple[int, ...]) -> None:

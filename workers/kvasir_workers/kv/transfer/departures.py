@@ -30,8 +30,9 @@ class PagePush(Protocol):
         """Send these, the request's pages from first_page on, and release them."""
         ...
 
-    def finish(self, departure: Departure, emitted_token_ids: tuple[int, ...]) -> None:
-        """That was all: the other replica goes on after these tokens."""
+    def finish(self, departure: Departure, emitted_token_ids: tuple[int, ...], finished_at: float) -> None:
+        """That was all: the other replica goes on after these tokens. finished_at: when the last was said, by the
+        clock."""
         ...
 
     def cancel(self, departure: Departure) -> None:
@@ -41,8 +42,8 @@ class PagePush(Protocol):
 
 @dataclass(slots=True)
 class _Expected:
-    """pages: those offered that the push has not got, the request's from first_page on. The end is either a finish or
-    has not come."""
+    """pages: those offered that the push has not got, the request's from first_page on. emitted_token_ids, finished_at:
+    of the end, None until it came. is_abandoned: nobody will name a place."""
 
     request_id: RequestId
     deadline: float
@@ -50,12 +51,14 @@ class _Expected:
     first_page: int = 0
     pages: list[PageIndex] = field(default_factory=list)
     emitted_token_ids: tuple[int, ...] | None = None
+    finished_at: float = 0.0
+    is_abandoned: bool = False
 
 
 class Departures:
     """The engine's PageExporter. Whoever receives the router's words tells it of requests and tickets; any thread may.
 
-    release gives pages back to the engine. What nobody names a place for in time stays here.
+    Pages for which nobody names a place in time are given back to the engine by release.
     """
 
     def __init__(self, push: PagePush, release: Callable[[list[PageIndex]], None], clock: Callable[[], float]) -> None:
@@ -65,17 +68,21 @@ class Departures:
         self._lock = threading.Lock()
         self._expected: dict[RequestId, _Expected] = {}
 
-    def expect(self, request_id: RequestId, ticket_within_s: float) -> None:
-        """The request is about to be given to the engine."""
+    def expects(self, request_id: RequestId) -> bool:
+        """From `expect` on, until the engine is done with it and its pages have left or will not."""
         with self._lock:
-            self._drop(request_id)
+            return request_id in self._expected
+
+    def expect(self, request_id: RequestId, ticket_within_s: float) -> None:
+        """The request, which is not expected yet, is about to be given to the engine."""
+        with self._lock:
             self._expected[request_id] = _Expected(request_id, self._clock() + ticket_within_s)
 
     def direct(self, request_id: RequestId, ticket: HandoverTicket) -> None:
         """Where its pages go; too late (or for a second time), nothing happens, and the other side gives up in time."""
         with self._lock:
             expected = self._expected.get(request_id)
-            if expected is not None and expected.ticket is None:
+            if expected is not None and expected.ticket is None and not expected.is_abandoned:
                 expected.ticket = ticket
                 self._pass_on(expected, ticket)
 
@@ -84,21 +91,27 @@ class Departures:
         with self._lock:
             expected = self._expected.get(request_id)
             if expected is not None and expected.ticket is None:
-                self._drop(request_id)
+                self._give_up(expected)
+
+    def forget(self, request_id: RequestId) -> None:
+        """The engine has not taken the request."""
+        with self._lock:
+            self._expected.pop(request_id, None)
 
     def tick(self) -> None:
-        """Let go of what was waited for long enough."""
+        """Give up what was waited for long enough."""
         with self._lock:
             now = self._clock()
-            for request_id in [key for key, expected in self._expected.items() if now >= expected.deadline]:
-                self._drop(request_id)
+            for expected in list(self._expected.values()):
+                if expected.ticket is None and now >= expected.deadline:
+                    self._give_up(expected)
 
     # PageExporter: called by the engine's thread
 
     def export(self, sequence: Sequence, first_page: int, pages: Many[PageIndex]) -> None:
         with self._lock:
             expected = self._expected.get(sequence.request_id)
-            if expected is None:
+            if expected is None or expected.is_abandoned:
                 self._release(list(pages))
                 return
             assert first_page == expected.first_page + len(expected.pages), f"page {first_page} is out of turn"
@@ -109,29 +122,33 @@ class Departures:
     def finish(self, sequence: Sequence, emitted_token_ids: tuple[int, ...]) -> None:
         with self._lock:
             expected = self._expected.get(sequence.request_id)
-            if expected is not None:
-                expected.emitted_token_ids = emitted_token_ids
-                if expected.ticket is not None:
-                    self._pass_on(expected, expected.ticket)
+            if expected is None:
+                return
+            expected.emitted_token_ids, expected.finished_at = emitted_token_ids, self._clock()
+            if expected.ticket is not None:
+                self._pass_on(expected, expected.ticket)
+            elif expected.is_abandoned:
+                del self._expected[sequence.request_id]
 
     def cancel(self, sequence: Sequence) -> None:
         with self._lock:
-            ticket = self._drop(sequence.request_id)
-            if ticket is not None:
-                self._push.cancel(Departure(sequence.request_id, ticket))
+            expected = self._expected.pop(sequence.request_id, None)
+            if expected is not None:
+                self._give_back(expected)
+                if expected.ticket is not None:
+                    self._push.cancel(Departure(sequence.request_id, expected.ticket))
 
     # With the lock held
 
     def _pass_on(self, expected: _Expected, ticket: HandoverTicket) -> None:
         departure = Departure(expected.request_id, ticket)
-        expected.deadline = self._clock() + ticket.deadline_s
         self._keep_known(expected, ticket)
         if expected.pages:
             self._push.export(departure, expected.first_page, expected.pages)
             expected.first_page += len(expected.pages)
             expected.pages = []
         if expected.emitted_token_ids is not None:
-            self._push.finish(departure, expected.emitted_token_ids)
+            self._push.finish(departure, expected.emitted_token_ids, expected.finished_at)
             del self._expected[expected.request_id]
 
     def _keep_known(self, expected: _Expected, ticket: HandoverTicket) -> None:
@@ -142,11 +159,13 @@ class Departures:
         if known:
             self._release(known)
 
-    def _drop(self, request_id: RequestId) -> HandoverTicket | None:
-        """Its ticket, if it had one."""
-        expected = self._expected.pop(request_id, None)
-        if expected is None:
-            return None
+    def _give_up(self, expected: _Expected) -> None:
+        expected.is_abandoned = True
+        self._give_back(expected)
+        if expected.emitted_token_ids is not None:
+            del self._expected[expected.request_id]
+
+    def _give_back(self, expected: _Expected) -> None:
         if expected.pages:
             self._release(expected.pages)
-        return expected.ticket
+            expected.pages = []

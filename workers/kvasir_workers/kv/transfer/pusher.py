@@ -110,9 +110,9 @@ class PagePusher:
         batch = list(pages)
         self._thread.post(lambda: self._add_batch(departure, first_page, batch))
 
-    def finish(self, departure: Departure, emitted_token_ids: tuple[int, ...]) -> None:
+    def finish(self, departure: Departure, emitted_token_ids: tuple[int, ...], finished_at: float) -> None:
         key = key_of(departure.ticket)
-        self._thread.post(lambda: self._set_finished(key, emitted_token_ids))
+        self._thread.post(lambda: self._set_finished(key, emitted_token_ids, finished_at))
 
     def cancel(self, departure: Departure) -> None:
         """The router hears of this end from the engine.
@@ -212,10 +212,10 @@ class PagePusher:
         )
         return push
 
-    def _set_finished(self, key: PushKey, emitted_token_ids: tuple[int, ...]) -> None:
+    def _set_finished(self, key: PushKey, emitted_token_ids: tuple[int, ...], finished_at: float) -> None:
         if push := self._pushes.get(key):
             push.emitted_token_ids = emitted_token_ids
-            push.finished_at = self._clock()
+            push.finished_at = finished_at
             self._postpone(push)
 
     def _postpone(self, push: Push) -> None:

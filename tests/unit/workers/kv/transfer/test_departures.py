@@ -1,5 +1,6 @@
 """Pages leave once it is known where to, whichever is known first."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import pytest
@@ -59,14 +60,14 @@ def test_pages_leave_as_they_come_once_the_ticket_is_there(side: Side) -> None:
     side.offer(0, 7, 5)
     side.offer(2, 6)
     side.finish()
-    assert side.left == [("pages", 0, 7, 5), ("pages", 2, 6), ("end", 9)]
+    assert side.left == [("pages", 0, 7, 5), ("pages", 2, 6), ("end", 9, 0.0)]
 
 
 def test_ticket_may_come_after_the_end(side: Side) -> None:
     side.offer(0, 7, 5, 6)
     side.finish()
     side.direct()
-    assert side.left == [("pages", 0, 7, 5, 6), ("end", 9)]
+    assert side.left == [("pages", 0, 7, 5, 6), ("end", 9, 0.0)]
     assert side.stayed == []
 
 
@@ -117,13 +118,21 @@ def test_pages_that_come_after_that_stay_too(side: Side) -> None:
     assert (side.stayed, side.left) == ([7], [])
 
 
-def test_each_batch_of_pages_is_waited_for_as_long_as_the_ticket_allows(side: Side) -> None:
+def test_with_a_ticket_pages_are_waited_for_until_the_engine_ends(side: Side) -> None:
     side.direct()
-    for page, now in enumerate((4.0, 8.0, 12.0)):
+    for page, now in enumerate((4.0, 80.0, 120.0)):
         side.clock.now = now
         side.departures.tick()
         side.offer(page, page)
     assert len(side.left) == 3
+
+
+def test_end_is_told_with_its_own_time(side: Side) -> None:
+    side.clock.now = 0.5
+    side.finish()
+    side.clock.now = 1.5
+    side.direct()
+    assert side.left == [("end", 9, 0.5)]
 
 
 def test_abandoned_request_gives_its_pages_back_at_once(side: Side) -> None:
@@ -155,9 +164,44 @@ def test_ticket_and_end_of_a_request_that_nobody_expects_harm_nobody(side: Side)
     assert (side.left, side.stayed) == ([], [])
 
 
-def test_request_under_a_name_that_was_used_before_begins_anew(side: Side) -> None:
-    side.offer(0, 7)
-    side.departures.expect(RequestId("r"), ticket_within_s=2.0)
-    side.offer(0, 4)
+def end_with_ticket(side: Side) -> None:
     side.direct()
-    assert (side.stayed, side.left) == ([7], [("pages", 0, 4)])
+    side.finish()
+
+
+def end_before_ticket(side: Side) -> None:
+    side.finish()
+    side.direct()
+
+
+def end_abandoned(side: Side) -> None:
+    side.finish()
+    side.departures.abandon(RequestId("r"))
+
+
+def end_after_being_abandoned(side: Side) -> None:
+    side.departures.abandon(RequestId("r"))
+    side.finish()
+
+
+def cancel_abandoned(side: Side) -> None:
+    side.departures.abandon(RequestId("r"))
+    side.departures.cancel(SEQUENCE)
+
+
+def forget(side: Side) -> None:
+    side.departures.forget(RequestId("r"))
+
+
+@pytest.mark.parametrize(
+    "end", [end_with_ticket, end_before_ticket, end_abandoned, end_after_being_abandoned, cancel_abandoned, forget]
+)
+def test_nothing_is_kept_of_a_request_that_is_over(side: Side, end: Callable[[Side], None]) -> None:
+    assert side.departures.expects(RequestId("r"))
+    end(side)
+    assert not side.departures.expects(RequestId("r"))
+
+
+def test_abandoned_request_is_expected_until_the_engine_is_done_with_it(side: Side) -> None:
+    side.departures.abandon(RequestId("r"))
+    assert side.departures.expects(RequestId("r"))

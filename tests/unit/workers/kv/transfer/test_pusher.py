@@ -272,7 +272,7 @@ def test_pages_that_the_other_side_holds_are_counted_off(prefill: PrefillSide, d
 def test_finished_hand_over_is_committed_after_its_pages(prefill: PrefillSide, decode_side: DecodeSide) -> None:
     departure = begun(prefill, decode_side)
     prefill.pusher.export(departure, 2, pages(3))
-    prefill.pusher.finish(departure, (9,))
+    prefill.pusher.finish(departure, (9,), 0.0)
     decode_side.grants()
     assert decode_side.expect_pages()[0] == (4, 5, 6)
     commit = decode_side.expect(Commit)
@@ -280,7 +280,7 @@ def test_finished_hand_over_is_committed_after_its_pages(prefill: PrefillSide, d
 
 
 def test_committed_push_is_counted_with_its_bytes(prefill: PrefillSide, decode_side: DecodeSide) -> None:
-    prefill.pusher.finish(begun(prefill, decode_side), (9,))
+    prefill.pusher.finish(begun(prefill, decode_side), (9,), 0.0)
     decode_side.grants()
     decode_side.expect_pages()
     decode_side.expect(Commit)
@@ -294,7 +294,7 @@ def test_pages_sent_before_the_prompt_ends_count_as_hidden(prefill: PrefillSide,
     departure = begun(prefill, decode_side)
     decode_side.grants()
     decode_side.expect_pages()
-    prefill.pusher.finish(departure, (9,))
+    prefill.pusher.finish(departure, (9,), 0.0)
     prefill.pusher.export(departure, 2, pages(3))
     decode_side.expect(Commit)
     prefill.pusher.stop()
@@ -302,7 +302,7 @@ def test_pages_sent_before_the_prompt_ends_count_as_hidden(prefill: PrefillSide,
 
 
 def test_time_from_the_last_chunk_to_the_last_page_is_exposed(prefill: PrefillSide, decode_side: DecodeSide) -> None:
-    prefill.pusher.finish(begun(prefill, decode_side), (9,))
+    prefill.pusher.finish(begun(prefill, decode_side), (9,), 0.0)
     assert decode_side.hears_nothing()  # it waits for the grant
     prefill.clock.now = 0.5
     decode_side.grants()
@@ -324,7 +324,7 @@ def large(prefill: PrefillSide, decode_side: DecodeSide) -> Departure:
 
 
 def test_contents_that_are_read_make_room_for_all_the_rest(prefill: PrefillSide, decode_side: DecodeSide) -> None:
-    prefill.pusher.finish(large(prefill, decode_side), (9,))
+    prefill.pusher.finish(large(prefill, decode_side), (9,), 0.0)
     contents = decode_side.grants()
     found: list[int] = []
     while len(found) < MANY:
@@ -335,9 +335,9 @@ def test_contents_that_are_read_make_room_for_all_the_rest(prefill: PrefillSide,
 
 
 def test_push_whose_contents_nobody_reads_holds_up_no_other(prefill: PrefillSide, decode_side: DecodeSide) -> None:
-    prefill.pusher.finish(large(prefill, decode_side), (9,))
+    prefill.pusher.finish(large(prefill, decode_side), (9,), 0.0)
     decode_side.grants()
-    prefill.pusher.finish(begun(prefill, decode_side, generation=Generation(2)), (8,))
+    prefill.pusher.finish(begun(prefill, decode_side, generation=Generation(2)), (8,), 0.0)
     decode_side.grants(2)
     assert decode_side.expect_pages()[0] == (4, 5)
     assert decode_side.expect(Commit).generation == 2
@@ -350,10 +350,10 @@ def test_pushes_take_turns(prefill: PrefillSide, decode_side: DecodeSide) -> Non
         first = departure_to(decode_side, MANY, segments=whole_segment(NAME))
         second = departure_to(decode_side, generation=Generation(2), segments=whole_segment(NAME))
         prefill.pusher.export(first, 0, [PageIndex(i % 8) for i in range(MANY)])
-        prefill.pusher.finish(first, (9,))
+        prefill.pusher.finish(first, (9,), 0.0)
         decode_side.expect(BeginPush)
         prefill.pusher.export(second, 0, pages(7))
-        prefill.pusher.finish(second, (8,))
+        prefill.pusher.finish(second, (8,), 0.0)
         decode_side.expect(BeginPush)
         for generation in (2, 1):
             decode_side.says(PushGranted(generation=Generation(generation)))
@@ -473,7 +473,7 @@ def test_cancel_in_the_middle_of_a_push_is_answered_quiet(prefill: PrefillSide, 
 
 def test_quiet_is_said_even_of_a_push_that_is_done(prefill: PrefillSide, decode_side: DecodeSide) -> None:
     """The cancel crossed the commit: the other side waits for the word all the same."""
-    prefill.pusher.finish(begun(prefill, decode_side), (9,))
+    prefill.pusher.finish(begun(prefill, decode_side), (9,), 0.0)
     decode_side.grants()
     decode_side.expect_pages()
     decode_side.expect(Commit)
@@ -576,7 +576,7 @@ def test_pages_of_a_push_that_was_refused_come_back_too(prefill: PrefillSide, de
     decode_side.says(PushRefused(generation=Generation(1), reason="gone"))
     prefill.expect_released()
     prefill.pusher.export(departure, 2, pages(3))
-    prefill.pusher.finish(departure, (9,))
+    prefill.pusher.finish(departure, (9,), 0.0)
     assert prefill.expect_released() == [3]
     assert decode_side.hears_nothing()
 
@@ -616,7 +616,7 @@ def test_ticket_with_too_few_pages_ends_the_push_and_not_the_pusher(
 
 
 def committed(prefill: PrefillSide, decode_side: DecodeSide) -> None:
-    prefill.pusher.finish(begun(prefill, decode_side), (9,))
+    prefill.pusher.finish(begun(prefill, decode_side), (9,), 0.0)
     decode_side.grants()
     decode_side.expect_pages()
     decode_side.expect(Commit)
