@@ -9,7 +9,7 @@ sparing them. Beyond that, both roads are priced in seconds of delay, the reques
 
 What others wait counts the more, the more of their tokens are held up already: what there is to spend goes to those
 prompts that gain most by it. A step that is no longer than some that come without prompts, too, moves no percentile but
-the median, and counts only where half of the tokens wait for such.
+the median, and counts half as much.
 """
 
 from collections.abc import Sequence
@@ -21,16 +21,16 @@ from kvasir_router.routing.load import ReplicaLoad
 MOST_HELD_UP = 0.01
 """Of the tokens, that may wait for a prompt beside them: the 99th percentile does not see them."""
 
-MOST_BRIEFLY_HELD_UP = 0.5
-"""Of the tokens, that may wait for a prompt for no longer than one in a hundred waits anyway: the median does not see
-them."""
+MOST_BRIEFLY_HELD_UP = 2 * MOST_HELD_UP
+"""Of the tokens, that may wait for a prompt for no longer than one in a hundred waits anyway. No percentile but the
+median sees them; but where streams take most of a replica's time, they lengthen all that comes after."""
 
 MOST_SHARED = MOST_HELD_UP / 2
 """Of the tokens, up to which all replicas share all work. Not nearer to one in a hundred, since the share is estimated:
 just beyond, the 99th percentile of a mixed pool is a step with prompts, two or three times as long."""
 
 DEFAULT_HANDOVER_S = 2e-3
-"""Until it is measured: a reservation, a push and a commit between processes of one host."""
+"""Until it is measured: a push and a commit between processes of one host."""
 
 
 def share_held_up(replicas: Sequence[ReplicaLoad]) -> float | None:

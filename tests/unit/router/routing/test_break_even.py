@@ -6,6 +6,7 @@ from kvasir_protocol.ids import ReplicaId
 from kvasir_protocol.view import Role
 from kvasir_router.routing.break_even import (
     DEFAULT_HANDOVER_S,
+    MOST_BRIEFLY_HELD_UP,
     MOST_HELD_UP,
     delay_at_decode,
     delay_at_prefill,
@@ -88,7 +89,7 @@ def test_prompt_whose_step_is_as_long_as_some_without_is_noticed_by_the_median_a
     rates = ReplicaRates(prefill_steps_per_s=25.0, long_steps_per_s=5.0, decode_step=STEP, usual_gap_s=0.015)
     delay = delay_at_decode(10, replica("decode", rates, num_streams=3), 1000.0, step_s=0.2)
     assert delay.others_s == pytest.approx(0.03)
-    assert delay.weight == pytest.approx(0.1 / 0.5, rel=0.05)
+    assert delay.weight == pytest.approx(0.1 / MOST_BRIEFLY_HELD_UP, rel=0.05)
 
 
 def test_long_prompt_is_noticed_by_what_a_step_takes_of_it() -> None:
